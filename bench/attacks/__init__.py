@@ -1,0 +1,1 @@
+"""Attacks: search, inside the threat model, for an image that the network gets wrong."""

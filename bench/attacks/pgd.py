@@ -1,0 +1,104 @@
+"""Projected gradient ascent inside a ball around each image: the attack of training and of tracking.
+
+Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from bench.protocol import Threat
+
+Objective = Callable[[Tensor], Tensor]
+"""From logits [n, classes] to the scalar that the attack raises: a sum over the batch, so that images do not interact."""
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Within, no parameter of `model` needs a gradient, so none is computed: a third of a convolution's work is saved."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def mode(model: nn.Module, *, train: bool) -> Iterator[None]:
+    """Within, the network is in train mode (batch statistics) or in eval mode; each module's own mode is restored."""
+    switched = [module for module in model.modules() if module.training != train]
+    for module in switched:
+        module.training = train
+    try:
+        yield
+    finally:
+        for module in switched:
+            module.training = not train
+
+
+def project(perturbation: Tensor, threat: Threat) -> Tensor:
+    """Return the nearest point of the ball to each `perturbation`, [n, channels, height, width]."""
+    if threat.norm == "linf":
+        return perturbation.clamp(-threat.eps, threat.eps)
+    return perturbation * (threat.eps / _l2(perturbation)).clamp(max=1)
+
+
+def random_start(images: Tensor, threat: Threat, random: torch.Generator) -> Tensor:
+    """Return `images` plus a random point of the ball, clipped to [0, 1].
+
+    Linf: uniform in the cube. L2: a uniform direction with a uniform radius, as in the released code of Rice et al.
+    (uniform along the radius, not in the volume).
+    """
+    if threat.norm == "linf":
+        noise = torch.empty_like(images).uniform_(-threat.eps, threat.eps, generator=random)
+    else:
+        noise = torch.empty_like(images).normal_(generator=random)
+        radius = torch.rand(len(images), 1, 1, 1, generator=random, device=images.device)
+        noise *= threat.eps * radius / _l2(noise)
+    return (images + noise).clamp_(0, 1)
+
+
+def pgd(
+    model: nn.Module,
+    images: Tensor,
+    objective: Objective,
+    *,
+    threat: Threat,
+    steps: int,
+    step_size: float,
+    start: Tensor | None = None,
+) -> Tensor:
+    """Return the last iterate of gradient ascent on `objective(model(x))` over the ball around `images`.
+
+    Only input gradients are computed if the caller has frozen the parameters (`frozen`). The mode of the network is
+    the caller's.
+
+    Args:
+        images: float, [n, channels, height, width], in [0, 1].
+        objective: what to raise, given the logits.
+        steps: gradient steps.
+        step_size: length of a step: per pixel for Linf (the sign of the gradient), in L2 norm for L2.
+        start: where to begin, inside the ball; `images` if None.
+    """
+    adversarial = images if start is None else start
+    for _ in range(steps):
+        adversarial = adversarial.detach().requires_grad_()
+        with torch.enable_grad():
+            value = objective(model(adversarial))
+        (gradient,) = torch.autograd.grad(value, adversarial)
+        direction = gradient.sign() if threat.norm == "linf" else gradient / _l2(gradient)
+        moved = adversarial.detach().add(direction, alpha=step_size).sub_(images)
+        adversarial = project(moved, threat).add_(images).clamp_(0, 1)
+    return adversarial.detach()
+
+
+def _l2(x: Tensor) -> Tensor:
+    """L2 norm of each image, [n, 1, 1, 1]; never zero, so that it can divide."""
+    return x.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)

@@ -1,0 +1,40 @@
+"""Errors that a user can act on.
+
+Everything that is the user's to mend (a wrong suite, a missing dataset, a folder that cannot be written) raises
+`BenchError` with one sentence; the command line prints that sentence and exits with `exit_code`. Any other
+exception is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class BenchError(Exception):
+    """One clear sentence for the user, who can mend the cause.
+
+    `exit_code` is what the command line returns: 2 for a wrong command, suite or environment, 4 where nothing was
+    measured or nothing is comparable.
+    """
+
+    exit_code = 2
+
+
+class NothingMeasured(BenchError):
+    """There is nothing to show or to compare."""
+
+    exit_code = 4
+
+
+class DamagedFile(BenchError):
+    """A file of a run folder does not match its recorded SHA-256, or cannot be parsed."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the nearest of `known`, or the list of what exists if nothing is near."""
+    known = sorted(known)
+    near = get_close_matches(word, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; known: {', '.join(known)}" if known else ""

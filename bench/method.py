@@ -1,0 +1,151 @@
+"""The Method interface: the only things that one training recipe may change.
+
+The trainer owns the loop. For every batch the step (`bench.training.step`) calls, in this order,
+
+    transform -> perturb -> backward (which calls loss) -> the optimiser -> after_step
+
+and the trainer calls `begin_epoch` and `end_epoch` around them. A subclass overrides the hooks that make it a method
+and inherits the rest, which is plain PGD adversarial training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.attacks.pgd import Objective, mode, pgd, random_start
+from bench.data.batches import Batch, TrainingBatches
+from bench.parameters import MethodInfo, MethodParams
+from bench.protocol import Protocol
+from bench.schedule import Schedule
+from bench.seeding import Randomness
+
+ParamsT = TypeVar("ParamsT", bound=MethodParams)
+
+EpochRecord = Mapping[str, Any]
+"""One line of `epochs.jsonl`: epoch, learning rate, losses and accuracies; see `bench.training.trainer`."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may know of the run it is part of.
+
+    `random(purpose)` is the run's generator for a purpose, on the run's device, renewed every epoch; a method draws from
+    purposes of its own name, never from torch's global state.
+    """
+
+    protocol: Protocol
+    classes: int
+    batches: TrainingBatches
+    random: Randomness
+    device: torch.device
+
+
+class Method(Generic[ParamsT]):
+    """Plain PGD adversarial training, and the hooks by which a recipe departs from it.
+
+    A subclass states `info` and `Params`. The trainer sets `model` (what `build` returned), `optimizer` and the
+    effective `plan` (what `schedule` returned) before it calls `begin_training`.
+    """
+
+    info: ClassVar[MethodInfo]
+    Params: ClassVar[type[MethodParams]] = MethodParams
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    plan: Schedule
+
+    def __init__(self, params: ParamsT, context: Context) -> None:
+        self.params, self.context = params, context
+
+    # --- before training ---------------------------------------------------------------------------------------------
+
+    def build(self, network: nn.Module) -> nn.Module:
+        """Return the network to train, given the protocol's freshly initialised one."""
+        return network
+
+    def schedule(self, protocol_schedule: Schedule) -> Schedule:
+        """Return the learning-rate schedule; its `epochs` is the length of training."""
+        return protocol_schedule
+
+    def begin_training(self) -> None:
+        """Called once, with everything on the device and before any state is loaded; make copies of the model here."""
+
+    # --- every epoch -------------------------------------------------------------------------------------------------
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before the first batch of `epoch` (from 0)."""
+
+    def end_epoch(self, epoch: int) -> None:
+        """Called after the last batch of `epoch`, before the accuracies are measured."""
+
+    def should_stop(self, history: Sequence[EpochRecord]) -> bool:
+        """Return whether to end training after the last epoch of `history`."""
+        return False
+
+    # --- every batch -------------------------------------------------------------------------------------------------
+
+    def transform(self, batch: Batch) -> Batch:
+        """Return the batch to train on; called in train mode, before the attack."""
+        return batch
+
+    def perturb(self, batch: Batch) -> Tensor:
+        """Return adversarial images for `batch`, [n, channels, height, width]; parameters are frozen meanwhile."""
+        labels = batch.labels
+        return self.attack(batch, lambda logits: F.cross_entropy(logits, labels, reduction="sum"))
+
+    def attack(self, batch: Batch, objective: Objective) -> Tensor:
+        """Run the protocol's training attack on `objective`; without one, return the images as they are."""
+        settings, threat = self.context.protocol.training.attack, self.context.protocol.threat
+        if settings.name == "none":
+            return batch.images
+        start = random_start(batch.images, threat, self.context.random("attack")) if settings.random_start else None
+        with mode(self.model, train=settings.batch_norm == "train"):
+            return pgd(
+                self.model, batch.images, objective,
+                threat=threat, steps=settings.steps, step_size=settings.step_size, start=start,
+            )  # fmt: skip
+
+    def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scalar to minimise and the logits on the adversarial images, [n, classes]."""
+        logits = self.model(adversarial)
+        return F.cross_entropy(logits, batch.labels), logits
+
+    def backward(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave in every parameter the gradient to descend along, and return what `loss` returned.
+
+        Override it to wrap the computation, as an attack on the weights does.
+        """
+        with self.autocast():
+            loss, logits = self.loss(batch, adversarial)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss, logits
+
+    def after_step(self) -> None:
+        """Called after the optimiser's step; average weights here."""
+
+    # --- afterwards --------------------------------------------------------------------------------------------------
+
+    def evaluated_model(self) -> nn.Module:
+        """Return the network that is measured and saved: the trained one, or an average of it."""
+        return self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what an exact resume needs beyond the model and the optimiser: nested dicts of tensors and scalars."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+
+    # --- for subclasses ----------------------------------------------------------------------------------------------
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which forward passes have the protocol's precision."""
+        enabled = self.context.protocol.training.precision == "bf16"
+        # Without the cache, since it would keep casts of weights that an attack on the weights has changed.
+        return torch.autocast(self.context.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)

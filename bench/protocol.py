@@ -1,0 +1,228 @@
+"""The protocol: everything that is equal for all methods of a suite, as validated settings."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from bench.parameters import Setting
+from bench.records import fingerprint
+from bench.settings import Number, Settings
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$", max_length=100)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def named(value: Any) -> Any:
+    """Let `flip` stand for `{name: flip}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+# --- data and augmentation -------------------------------------------------------------------------------------------
+
+
+class DatasetSettings(Settings):
+    """Which images, and how the training images are split."""
+
+    name: Name
+    """A registered dataset."""
+    validation: int = Field(1000, ge=1)
+    """Training images held out, on which `best` is selected."""
+    split_seed: Seed = 0
+    """Seed of the permutation that chooses the held-out images; the same for every training seed."""
+
+
+class Crop(Settings):
+    """Pad every side, then cut a window of the original size at a uniformly random place."""
+
+    name: Literal["crop"] = "crop"
+    padding: int = Field(4, ge=1, le=64)
+    mode: Literal["reflect", "zero"] = "reflect"
+
+
+class Flip(Settings):
+    """Mirror left and right with probability one half."""
+
+    name: Literal["flip"] = "flip"
+
+
+Augmentation = Annotated[Crop | Flip, Field(discriminator="name"), BeforeValidator(named)]
+
+
+# --- attacks ---------------------------------------------------------------------------------------------------------
+
+
+class Threat(Settings):
+    """What the adversary may do to an image in [0, 1]."""
+
+    norm: Literal["linf", "l2"]
+    eps: Number = Field(gt=0)
+    """Radius of the ball, in units of the pixel range [0, 1]."""
+
+    @model_validator(mode="after")
+    def _radius_fits_the_pixel_range(self) -> Threat:
+        if self.norm == "linf" and self.eps > 1:
+            raise PydanticCustomError("eps", f"eps {self.eps:g} exceeds the pixel range [0, 1]; write 8/255, not 8")
+        return self
+
+
+class TrainingAttack(Settings):
+    """How training images are perturbed: projected gradient ascent on the cross-entropy, or not at all."""
+
+    name: Literal["pgd", "none"] = "pgd"
+    steps: int = Field(10, ge=1, le=1000)
+    step_size: Number = Field(2 / 255, gt=0)
+    random_start: bool = True
+    """Start at a uniformly random point of the ball."""
+    batch_norm: Literal["train", "eval"] = "train"
+    """Mode of the network while crafting. In train mode batch statistics are used and running ones are updated."""
+
+    @property
+    def setting(self) -> Setting:
+        if self.name == "none":
+            return "natural"
+        return "single_step" if self.steps == 1 else "multi_step"
+
+
+class Clean(Settings):
+    """No attack."""
+
+    name: Literal["clean"] = "clean"
+
+    @property
+    def title(self) -> str:
+        return "Clean"
+
+
+class PGD(Settings):
+    """Projected gradient ascent on the cross-entropy against the network in eval mode; the last iterate counts."""
+
+    name: Literal["pgd"] = "pgd"
+    steps: int = Field(20, ge=1, le=10_000)
+    step_size: Number = Field(2 / 255, gt=0)
+    random_start: bool = True
+    images: int | None = Field(None, ge=1)
+    """Attack only this many test images: the class-balanced subset of `bench.evaluation.balanced_subset`."""
+
+    @property
+    def title(self) -> str:
+        return f"PGD-{self.steps}"
+
+
+class AutoAttack(Settings):
+    """AutoAttack: apgd-ce, apgd-t, fab-t and square in a cascade, with the official parameters."""
+
+    name: Literal["autoattack"] = "autoattack"
+    version: Literal["standard"] = "standard"
+    images: int | None = Field(None, ge=1)
+    """Attack only this many test images: the class-balanced subset of `bench.evaluation.balanced_subset`."""
+    batch_size: int = Field(250, ge=1)
+    """Part of the attack's identity: every batch reseeds, so the perturbations depend on it."""
+
+    @property
+    def title(self) -> str:
+        return "AutoAttack"
+
+
+FinalAttack = Annotated[Clean | PGD | AutoAttack, Field(discriminator="name"), BeforeValidator(named)]
+
+
+# --- training and evaluation -----------------------------------------------------------------------------------------
+
+
+class Optimizer(Settings):
+    """Stochastic gradient descent; weight decay acts on all parameters, batch normalisation included."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: Number = Field(0.1, gt=0)
+    momentum: Number = Field(0.9, ge=0, lt=1)
+    weight_decay: Number = Field(5e-4, ge=0)
+    nesterov: bool = False
+
+
+class Piecewise(Settings):
+    """The full rate, multiplied by `factor` at each milestone, a share of training."""
+
+    name: Literal["piecewise"] = "piecewise"
+    milestones: tuple[Annotated[Number, Field(gt=0, lt=1)], ...] = (0.5, 0.75)
+    factor: Number = Field(0.1, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _milestones_rise(self) -> Piecewise:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise PydanticCustomError("milestones", "milestones must rise")
+        return self
+
+
+class Cyclic(Settings):
+    """Linear from 0 to the full rate at `peak`, a share of training, and back to 0 at the end."""
+
+    name: Literal["cyclic"] = "cyclic"
+    peak: Number = Field(0.5, gt=0, lt=1)
+
+
+class Constant(Settings):
+    """The full rate throughout."""
+
+    name: Literal["constant"] = "constant"
+
+
+ScheduleSettings = Annotated[Piecewise | Cyclic | Constant, Field(discriminator="name"), BeforeValidator(named)]
+
+
+class Training(Settings):
+    """The recipe that every method of the suite shares."""
+
+    epochs: int = Field(ge=1, le=100_000)
+    batch_size: int = Field(128, ge=1)
+    optimizer: Optimizer = Optimizer()
+    schedule: ScheduleSettings = Piecewise()
+    attack: Annotated[TrainingAttack, BeforeValidator(named)] = TrainingAttack()
+    augmentation: tuple[Augmentation, ...] = ()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: convolutions and products in bfloat16; parameters, optimiser state, batch statistics, loss in fp32."""
+
+
+class Track(Settings):
+    """What is measured after every epoch, and selects `best` and `best_on_test`."""
+
+    attack: PGD = PGD(steps=10)
+    test: bool = True
+    """Measure the test images too, not only the held-out validation images; needed for `best_on_test`."""
+
+
+class Evaluation(Settings):
+    """How checkpoints are judged."""
+
+    track: Track = Track()
+    final: tuple[FinalAttack, ...] = Field((Clean(), PGD(), AutoAttack()), min_length=1)
+
+    @model_validator(mode="after")
+    def _no_attack_twice(self) -> Evaluation:
+        if len(set(self.final)) < len(self.final):
+            raise PydanticCustomError("final", "the same attack stands twice")
+        return self
+
+
+class Protocol(Settings):
+    """Everything that is equal for all methods of a suite. Equal fingerprints mean comparable figures."""
+
+    dataset: Annotated[DatasetSettings, BeforeValidator(named)]
+    model: Name
+    threat: Threat
+    training: Training
+    evaluation: Evaluation = Evaluation()
+
+    def identity(self) -> dict[str, Any]:
+        """Return the plain data that the fingerprint is taken of.
+
+        Settings that are None are left out, so that a setting added later with the default None changes no identity.
+        """
+        return self.model_dump(mode="json", exclude_none=True)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.identity())

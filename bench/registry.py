@@ -1,0 +1,110 @@
+"""Names -> methods, datasets and architectures.
+
+Built-in parts and third-party ones arrive the same way: through the entry-point groups `bench.methods`,
+`bench.datasets` and `bench.models`, or through a plug-in file that a suite names. Nothing is imported before its
+name is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BenchError, did_you_mean
+
+
+class Registry:
+    """One kind of named part.
+
+    An entry is whatever its kind's contract says: a `Method` subclass, a `Dataset`, an `Architecture`. The registry
+    only maps names, so it imports none of them.
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind = kind
+        self._group = group
+        self._added: dict[str, Any] = {}
+
+    @cached_property
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self._group)}
+
+    def names(self) -> list[str]:
+        """Return every known name, sorted."""
+        return sorted({*self._entry_points, *self._added})
+
+    def get(self, name: str) -> Any:
+        """Return the entry called `name`, importing its module if need be.
+
+        Raises:
+            BenchError: no entry has that name (the message suggests the nearest), or its module does not import.
+        """
+        if name in self._added:
+            return self._added[name]
+        if name not in self._entry_points:
+            raise BenchError(f"unknown {self.kind} '{name}'{did_you_mean(name, self.names())}")
+        point = self._entry_points[name]
+        try:
+            self._added[name] = point.load()
+        except (ImportError, AttributeError) as error:
+            raise BenchError(f"{self.kind} '{name}' ({point.value}) cannot be imported: {error}") from error
+        return self._added[name]
+
+    def add(self, name: str, entry: Any) -> None:
+        """Register `entry`; the same object twice is fine, another one under a taken name is an error."""
+        if name in self.names() and self.get(name) is not entry:
+            raise BenchError(f"the {self.kind} name '{name}' is registered already")
+        self._added[name] = entry
+
+
+METHODS = Registry("method", "bench.methods")
+DATASETS = Registry("dataset", "bench.datasets")
+MODELS = Registry("model", "bench.models")
+
+
+def load_plugin(path: Path) -> None:
+    """Import a plug-in file, which is code that you trust, and register what it lists.
+
+    The file lists its parts as `METHODS`, `DATASETS` or `MODELS`, each a mapping from name to entry. Loading the same
+    file again changes nothing.
+
+    Raises:
+        BenchError: the file is missing, does not import, lists nothing, or takes a name that exists.
+    """
+    path = path.resolve()
+    if not path.is_file():
+        raise BenchError(f"plug-in {path}: no such file")
+    name = f"bench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise BenchError(f"plug-in {path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise BenchError(f"plug-in {path} does not import: {type(error).__name__}: {error}") from error
+        parts = [
+            (registry, entries)
+            for registry, attribute in ((METHODS, "METHODS"), (DATASETS, "DATASETS"), (MODELS, "MODELS"))
+            if (entries := getattr(module, attribute, None))
+        ]
+        if not parts:
+            raise BenchError(f"plug-in {path} lists no parts: it needs METHODS, DATASETS or MODELS")
+        for registry, entries in parts:
+            for entry_name, entry in entries.items():
+                try:
+                    registry.add(entry_name, entry)
+                except BenchError as error:
+                    raise BenchError(f"plug-in {path}: {error}") from error
+    except BenchError:
+        del sys.modules[name]
+        raise

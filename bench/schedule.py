@@ -1,0 +1,43 @@
+"""Learning-rate schedules: the rate of every step as a function of the time since the start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench.protocol import Constant, Cyclic, Training
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long training lasts and which learning rate each step has.
+
+    `rate(t)` is the rate of the step that ends at time `t`, in epochs: step i (from 0) of n in epoch e has
+    t = e + (i + 1) / n. `first_drop` is the first epoch (from 0) after the rate has begun to fall, `epochs` if never;
+    several methods act from there on.
+    """
+
+    epochs: int
+    rate: Callable[[float], float]
+    first_drop: int
+
+
+def protocol_schedule(training: Training) -> Schedule:
+    """Return the schedule that a protocol states.
+
+    A piecewise schedule compares with `<`, as the released code of Rice et al. (2020) does: the rate already drops on
+    the last step before the milestone, whose t equals it.
+    """
+    settings, epochs, full = training.schedule, training.epochs, training.optimizer.lr
+    if isinstance(settings, Constant):
+        return Schedule(epochs, lambda _t: full, first_drop=epochs)
+    if isinstance(settings, Cyclic):
+        peak = settings.peak * epochs
+        return Schedule(epochs, lambda t: full * min(t / peak, (epochs - t) / (epochs - peak)), round(peak))
+    milestones = [share * epochs for share in settings.milestones]
+    factor = settings.factor
+
+    def piecewise(t: float) -> float:
+        return full * factor ** sum(t >= milestone for milestone in milestones)
+
+    return Schedule(epochs, piecewise, first_drop=round(milestones[0]) if milestones else epochs)

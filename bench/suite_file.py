@@ -1,0 +1,106 @@
+"""YAML with positions: a suite file as plain data, and the line of each of its keys.
+
+`yaml.safe_load` alone forgets where a value stood, accepts the same key twice, and lets a few lines of aliases grow
+into gigabytes; an error that names the line, and a file that can be trusted to be as small as it looks, need the node
+tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.errors import BenchError
+
+MAX_BYTES = 256 * 1024  # a suite is a page of text; anything larger is a mistake or an attack
+MAX_DEPTH = 20
+
+Location = tuple[int | str, ...]
+
+
+@dataclass
+class SuiteFile:
+    """The content of one file: `data` is plain dicts, lists and scalars, `lines` maps a path of keys to its line."""
+
+    path: Path
+    data: dict[str, Any]
+    lines: dict[Location, int] = field(repr=False)
+
+    def line(self, location: Location) -> int:
+        """Return the 1-based line of the deepest part of `location` that the file holds.
+
+        Parts that the file does not hold (the tag of a union, a key that is missing) are passed over.
+        """
+        known: Location = ()
+        for part in location:
+            if (*known, part) in self.lines:
+                known = (*known, part)
+        return self.lines.get(known, 1)
+
+
+def read_suite_file(path: Path) -> SuiteFile:
+    """Read a suite without executing or expanding anything.
+
+    Raises:
+        BenchError: no such file, not UTF-8, too large, not valid YAML (with the line), a key twice, an alias, or not a
+            mapping at the top.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise BenchError(f"{path}: {size} bytes; a suite file has at most {MAX_BYTES}")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BenchError(f"{path}: no such suite file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            mark = event.start_mark
+            if isinstance(event, yaml.AliasEvent):
+                raise BenchError(f"{path}:{mark.line + 1}: aliases are not allowed in a suite; write the value out")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise BenchError(f"{path}:{mark.line + 1}: nested deeper than {MAX_DEPTH} levels")
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            if not isinstance(node, yaml.MappingNode):
+                raise BenchError(f"{path}:1: a suite is a mapping of keys such as 'name' and 'dataset'")
+            lines: dict[Location, int] = {}
+            _index(node, (), lines, path)
+            data = loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise BenchError(f"{path}:{line}: invalid YAML: {problem}") from error
+    except ValueError as error:  # a scalar that looks like a date or a number but is none
+        raise BenchError(f"{path}: invalid YAML: {error}") from error
+    return SuiteFile(path, data, lines)
+
+
+def _index(node: yaml.Node, location: Location, lines: dict[Location, int], path: Path) -> None:
+    """Fill `lines` from the node tree; refuse a key that stands twice or is not a word."""
+    lines.setdefault(location, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        seen: set[Hashable] = set()
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise BenchError(f"{path}:{line}: a key must be a word")
+            if key.value in seen:
+                raise BenchError(f"{path}:{line}: key '{key.value}' stands twice")
+            seen.add(key.value)
+            lines[(*location, key.value)] = line
+            _index(value, (*location, key.value), lines, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _index(value, (*location, index), lines, path)

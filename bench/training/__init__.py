@@ -1,0 +1,1 @@
+"""Training: the loop, which exists once, and what it leaves on disk."""

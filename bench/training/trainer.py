@@ -1,0 +1,188 @@
+"""The training loop: epochs of steps, tracking after each, checkpoints, an exact resume."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench import registry
+from bench.data.batches import TrainingBatches
+from bench.data.dataset import Dataset, ImageSet, Splits
+from bench.evaluation import correct_under
+from bench.method import Context, Method
+from bench.models.architecture import build_network
+from bench.protocol import PGD, Clean
+from bench.run_folder import RunFolder
+from bench.schedule import protocol_schedule
+from bench.seeding import Randomness, derive_seed, generator
+from bench.spec import Cell
+from bench.training.checkpoint import Checkpoints, Entry
+from bench.training.step import Totals, sgd, train_step
+
+log = logging.getLogger(__name__)
+
+
+class Diverged(Exception):
+    """The training loss is no longer a number. A result, not a failure: `epoch` says when (from 0)."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(f"the training loss was no longer finite in epoch {epoch}")
+        self.epoch = epoch
+
+
+class Trainer:
+    """Trains one cell inside its run folder, from the start or from the last finished epoch."""
+
+    def __init__(self, cell: Cell, dataset: Dataset, splits: Splits, folder: RunFolder, device: torch.device) -> None:
+        self.cell, self.folder, self.device = cell, folder, device
+        self.training = cell.protocol.training
+        self.validation, self.test = splits.validation, splits.test
+        self.random = Randomness(cell.seed, device)
+        self.batches = TrainingBatches(splits.train, self.training.batch_size, self.training.augmentation, self.random)
+        self.method = build_method(cell, dataset, self.batches, self.random, device)
+        self.plan = self.method.plan
+        self.optimizer = self.method.optimizer
+        self.checkpoints = Checkpoints(folder.checkpoints)
+        self.history: list[dict[str, Any]] = []
+
+    def run(self) -> None:
+        """Train to the end, unless that has been done.
+
+        Raises:
+            Diverged: the loss of an epoch is not finite.
+        """
+        if self.checkpoints.finished:
+            return
+        self._resume()
+        for epoch in range(len(self.history), self.plan.epochs):
+            if self.history and self.method.should_stop(self.history):
+                log.info("stopped by the method after epoch %d", epoch - 1)
+                break
+            self._epoch(epoch)
+        self._finish()
+
+    # --- one epoch ---------------------------------------------------------------------------------------------------
+
+    def _epoch(self, epoch: int) -> None:
+        started = time.monotonic()
+        self.random.start_epoch(epoch)
+        self.method.begin_epoch(epoch)
+        self.method.model.train()
+        totals, steps, rate = Totals(self.device), len(self.batches), 0.0
+        for step, batch in enumerate(self.batches):
+            rate = self.plan.rate(epoch + (step + 1) / steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            train_step(self.method, batch, self.optimizer, totals)
+            self.folder.progress(phase="training", epoch=epoch, epochs=self.plan.epochs, done=step + 1, of=steps)
+        self.method.end_epoch(epoch)
+        loss, robust = totals.read()
+        train_seconds = time.monotonic() - started
+        if not math.isfinite(loss):
+            raise Diverged(epoch)
+        record = {
+            "epoch": epoch,
+            "lr": rate,
+            "train": {"loss": loss, "robust": robust},
+            "validation": self._track(self.validation, "validation"),
+            "test": self._track(self.test, "test") if self.cell.protocol.evaluation.track.test else None,
+            "train_seconds": train_seconds,
+            "seconds": time.monotonic() - started,
+        }
+        self._save(record)
+        self.folder.progress(
+            force=True, phase="training", epoch=epoch + 1, epochs=self.plan.epochs, done=0, of=steps, last=record
+        )
+
+    def _track(self, images: ImageSet, purpose: str) -> dict[str, float]:
+        """Return the clean and the robust accuracy of the evaluated model on `images`."""
+        track, threat = self.cell.protocol.evaluation.track.attack, self.cell.protocol.threat
+        model, accuracies = self.method.evaluated_model(), {}
+        attacks: dict[str, Clean | PGD] = {"clean": Clean(), "robust": track}
+        with self.method.autocast():
+            for name, attack in attacks.items():
+                correct = correct_under(model, images, attack, threat, self.random(f"track/{purpose}"))
+                accuracies[name] = correct.double().mean().item()
+        return accuracies
+
+    # --- what is kept ------------------------------------------------------------------------------------------------
+
+    def _save(self, record: dict[str, Any]) -> None:
+        """Append the epoch to the history and commit its checkpoints."""
+        epoch = record["epoch"]
+        better = [
+            name
+            for name, images in (("best", "validation"), ("best_on_test", "test"))
+            if record[images] and all(record[images]["robust"] > past[images]["robust"] for past in self.history)
+        ]
+        self.history.append(record)
+        self.folder.append_epoch(record)
+        entries: dict[str, Entry] = {}
+        if better:
+            weights = self.checkpoints.write("weights", epoch, self.method.evaluated_model().state_dict())
+            entries = dict.fromkeys(better, weights)
+        state = {
+            "model": self.method.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "method": self.method.state_dict(),
+        }
+        entries["resume"] = self.checkpoints.write("resume", epoch, state)
+        self.checkpoints.commit(entries, finished_epochs=epoch + 1)
+
+    def _resume(self) -> None:
+        """Continue after the last committed epoch, if there is one."""
+        self.history = self.folder.truncate_epochs(self.checkpoints.finished_epochs)
+        if "resume" not in self.checkpoints.entries:
+            return
+        state = self.checkpoints.load("resume")
+        self.method.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, kept in self.optimizer.state.items():
+            for name, value in kept.items():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    kept[name] = torch.empty_like(parameter).copy_(value)  # the parameter's strides
+        self.method.load_state_dict(state["method"])
+        log.info("resumed after epoch %d", self.history[-1]["epoch"])
+
+    def _finish(self) -> None:
+        """Keep the final weights as `last` and drop the resume state."""
+        last = self.history[-1]["epoch"]
+        if self.method.info.final_is_best:
+            entry = self.checkpoints.entries["best"]
+        else:
+            entry = self.checkpoints.write("weights", last, self.method.evaluated_model().state_dict())
+        self.checkpoints.commit({"last": entry}, finished_epochs=last + 1, finished=True)
+
+
+def build_method(
+    cell: Cell, dataset: Dataset, batches: TrainingBatches, random: Randomness, device: torch.device
+) -> Method[Any]:
+    """Return the method of `cell` with its model on `device`, its optimiser and its schedule, ready to train."""
+    protocol = cell.protocol
+    context = Context(protocol, dataset.classes, batches, random, device)
+    kind: type[Method[Any]] = registry.METHODS.get(cell.method.name)
+    method = kind(kind.Params.model_validate(cell.method.params), context)
+    network = build_network(registry.MODELS.get(protocol.model), dataset, derive_seed(cell.seed, "weights"))
+    with torch.random.fork_rng(devices=[]):  # a method may draw fresh layers
+        torch.manual_seed(derive_seed(cell.seed, "build"))
+        built = method.build(network)
+    method.model = built.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method.optimizer = sgd(method.model, protocol.training.optimizer)
+    method.plan = method.schedule(protocol_schedule(protocol.training))
+    random.start_epoch(0)
+    method.begin_training()
+    return method
+
+
+def build_evaluated(cell: Cell, dataset: Dataset, weights: dict[str, Any], device: torch.device) -> nn.Module:
+    """Return the network of `cell` with `weights`, on `device`, in eval mode with frozen parameters."""
+    random = Randomness(cell.seed, device)
+    batches = TrainingBatches(ImageSet(torch.empty(0), torch.empty(0)), 1, (), random)
+    model = build_method(cell, dataset, batches, random, device).evaluated_model()
+    model.load_state_dict(weights)
+    return model.eval().requires_grad_(False)
