@@ -14,11 +14,15 @@ from difflib import get_close_matches
 class BenchError(Exception):
     """One clear sentence for the user, who can mend the cause.
 
-    `exit_code` is what the command line returns: 2 for a wrong command, suite or environment, 4 where nothing was
-    measured or nothing is comparable.
+    It stays on one line and moves no cursor, whatever the file names, keys and values in it hold. `exit_code` is what
+    the command line returns: 2 for a wrong command, suite or environment, 4 where nothing was measured or nothing is
+    comparable.
     """
 
     exit_code = 2
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__("".join(letter if letter.isprintable() else " " for letter in sentence))
 
 
 class NothingMeasured(BenchError):

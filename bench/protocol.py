@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from bench.parameters import Setting
@@ -13,7 +13,7 @@ from bench.records import fingerprint
 from bench.settings import Number, Settings
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$", max_length=100)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 
 
 def named(value: Any) -> Any:
@@ -49,7 +49,9 @@ class Flip(Settings):
     name: Literal["flip"] = "flip"
 
 
-Augmentation = Annotated[Crop | Flip, Field(discriminator="name"), BeforeValidator(named)]
+_Augmentation = Annotated[Crop | Flip, Field(discriminator="name")]
+_AugmentationInput = _Augmentation | Literal["crop", "flip"]
+Augmentation = Annotated[_Augmentation, BeforeValidator(named, json_schema_input_type=_AugmentationInput)]
 
 
 # --- attacks ---------------------------------------------------------------------------------------------------------
@@ -85,6 +87,9 @@ class TrainingAttack(Settings):
         if self.name == "none":
             return "natural"
         return "single_step" if self.steps == 1 else "multi_step"
+
+
+_TrainingAttackInput = TrainingAttack | Literal["pgd", "none"]
 
 
 class Clean(Settings):
@@ -127,7 +132,9 @@ class AutoAttack(Settings):
         return "AutoAttack"
 
 
-FinalAttack = Annotated[Clean | PGD | AutoAttack, Field(discriminator="name"), BeforeValidator(named)]
+_FinalAttack = Annotated[Clean | PGD | AutoAttack, Field(discriminator="name")]
+_FinalAttackInput = _FinalAttack | Literal["clean", "pgd", "autoattack"]
+FinalAttack = Annotated[_FinalAttack, BeforeValidator(named, json_schema_input_type=_FinalAttackInput)]
 
 
 # --- training and evaluation -----------------------------------------------------------------------------------------
@@ -150,11 +157,12 @@ class Piecewise(Settings):
     milestones: tuple[Annotated[Number, Field(gt=0, lt=1)], ...] = (0.5, 0.75)
     factor: Number = Field(0.1, gt=0, lt=1)
 
-    @model_validator(mode="after")
-    def _milestones_rise(self) -> Piecewise:
-        if list(self.milestones) != sorted(set(self.milestones)):
+    @field_validator("milestones")
+    @classmethod
+    def _milestones_rise(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
+        if list(milestones) != sorted(set(milestones)):
             raise PydanticCustomError("milestones", "milestones must rise")
-        return self
+        return milestones
 
 
 class Cyclic(Settings):
@@ -170,7 +178,9 @@ class Constant(Settings):
     name: Literal["constant"] = "constant"
 
 
-ScheduleSettings = Annotated[Piecewise | Cyclic | Constant, Field(discriminator="name"), BeforeValidator(named)]
+_Schedule = Annotated[Piecewise | Cyclic | Constant, Field(discriminator="name")]
+_ScheduleInput = _Schedule | Literal["piecewise", "cyclic", "constant"]
+ScheduleSettings = Annotated[_Schedule, BeforeValidator(named, json_schema_input_type=_ScheduleInput)]
 
 
 class Training(Settings):
@@ -180,7 +190,7 @@ class Training(Settings):
     batch_size: int = Field(128, ge=1)
     optimizer: Optimizer = Optimizer()
     schedule: ScheduleSettings = Piecewise()
-    attack: Annotated[TrainingAttack, BeforeValidator(named)] = TrainingAttack()
+    attack: Annotated[TrainingAttack, BeforeValidator(named, json_schema_input_type=_TrainingAttackInput)] = TrainingAttack()
     augmentation: tuple[Augmentation, ...] = ()
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: convolutions and products in bfloat16; parameters, optimiser state, batch statistics, loss in fp32."""
@@ -200,17 +210,18 @@ class Evaluation(Settings):
     track: Track = Track()
     final: tuple[FinalAttack, ...] = Field((Clean(), PGD(), AutoAttack()), min_length=1)
 
-    @model_validator(mode="after")
-    def _no_attack_twice(self) -> Evaluation:
-        if len(set(self.final)) < len(self.final):
+    @field_validator("final")
+    @classmethod
+    def _no_attack_twice(cls, final: tuple[FinalAttack, ...]) -> tuple[FinalAttack, ...]:
+        if len(set(final)) < len(final):
             raise PydanticCustomError("final", "the same attack stands twice")
-        return self
+        return final
 
 
 class Protocol(Settings):
     """Everything that is equal for all methods of a suite. Equal fingerprints mean comparable figures."""
 
-    dataset: Annotated[DatasetSettings, BeforeValidator(named)]
+    dataset: Annotated[DatasetSettings, BeforeValidator(named, json_schema_input_type=DatasetSettings | str)]
     model: Name
     threat: Threat
     training: Training

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -99,6 +100,8 @@ def load_plugin(path: Path) -> None:
         ]
         if not parts:
             raise BenchError(f"plug-in {path} lists no parts: it needs METHODS, DATASETS or MODELS")
+        if not all(isinstance(entries, Mapping) for _, entries in parts):
+            raise BenchError(f"plug-in {path}: METHODS, DATASETS and MODELS map names to entries")
         for registry, entries in parts:
             for entry_name, entry in entries.items():
                 try:

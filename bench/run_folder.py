@@ -47,9 +47,14 @@ class RunFolder:
 
     @classmethod
     def of(cls, cell: Cell, results: Path) -> RunFolder:
-        """Return the folder of `cell`; its name tells people what it is and ends in the cell's fingerprint."""
+        """Return the folder of `cell`.
+
+        Its name tells people what it is; it ends in the beginnings of the training's fingerprint and of the cell's, so
+        that runs of the same training under other final attacks are found by name.
+        """
         label = re.sub(r"[^A-Za-z0-9]+", "-", cell.method.name).strip("-")
-        return cls(results / "runs" / f"{label}-seed{cell.seed}-{cell.fingerprint[:16]}")
+        name = f"{label}-seed{cell.seed}-{cell.training_fingerprint[:12]}-{cell.fingerprint[:12]}"
+        return cls(results / "runs" / name)
 
     # --- identity ----------------------------------------------------------------------------------------------------
 
@@ -90,7 +95,7 @@ class RunFolder:
         if not self._epochs.exists():
             return []
         records = []
-        for number, line in enumerate(self._epochs.read_text(encoding="utf-8").splitlines()):
+        for number, line in enumerate(self._epochs.read_bytes().splitlines()):
             try:
                 record = json.loads(line)
                 intact = record["epoch"] == number
@@ -103,9 +108,9 @@ class RunFolder:
 
     def truncate_epochs(self, count: int) -> list[dict[str, Any]]:
         """Keep the first `count` epochs, dropping one that was recorded but never committed, and return them."""
-        lines = self._epochs.read_text(encoding="utf-8").splitlines(keepends=True) if self._epochs.exists() else []
+        lines = self._epochs.read_bytes().splitlines(keepends=True) if self._epochs.exists() else []
         if len(lines) > count:
-            write_atomically(self._epochs, "".join(lines[:count]).encode())
+            write_atomically(self._epochs, b"".join(lines[:count]))
         records = self.epochs()
         if len(records) < count:
             raise DamagedFile(f"{self._epochs} has {len(records)} epochs, though {count} were committed")

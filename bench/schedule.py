@@ -29,15 +29,20 @@ def protocol_schedule(training: Training) -> Schedule:
     the last step before the milestone, whose t equals it.
     """
     settings, epochs, full = training.schedule, training.epochs, training.optimizer.lr
+
+    def first_epoch_from(share: float) -> int:
+        return next(epoch for epoch in range(epochs + 1) if epoch / epochs >= share)
+
     if isinstance(settings, Constant):
         return Schedule(epochs, lambda _t: full, first_drop=epochs)
     if isinstance(settings, Cyclic):
         peak = settings.peak * epochs
-        return Schedule(epochs, lambda t: full * min(t / peak, (epochs - t) / (epochs - peak)), round(peak))
-    milestones = [share * epochs for share in settings.milestones]
-    factor = settings.factor
+        cyclic = lambda t: full * min(t / peak, (epochs - t) / (epochs - peak))  # noqa: E731
+        return Schedule(epochs, cyclic, first_epoch_from(settings.peak))
+    milestones, factor = settings.milestones, settings.factor
 
     def piecewise(t: float) -> float:
-        return full * factor ** sum(t >= milestone for milestone in milestones)
+        # t / epochs and not share * epochs: 0.55 * 200 is a little more than 110, but 110 / 200 is 0.55.
+        return full * factor ** sum(t / epochs >= share for share in milestones)
 
-    return Schedule(epochs, piecewise, first_drop=round(milestones[0]) if milestones else epochs)
+    return Schedule(epochs, piecewise, first_epoch_from(milestones[0]) if milestones else epochs)

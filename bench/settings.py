@@ -30,9 +30,19 @@ def parse_number(value: Any) -> float:
         elif _DECIMAL.fullmatch(value):
             number = float(value)
     if not math.isfinite(number):
-        shown = f"'{value:.40}'" if isinstance(value, str) else f"{value!r:.40}"
-        raise PydanticCustomError("number", f"{shown} is not a number; write 0.05, 5e-4 or 8/255")
+        raise PydanticCustomError("number", f"{shown(value)} is not a number; write 0.05, 5e-4 or 8/255")
     return number
+
+
+def shown(value: Any) -> str:
+    """Return `value` as an error message shows it: on one line, text in quotes, not more than about 60 characters."""
+    if value is None:
+        return "nothing"
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write out integers of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 Number = Annotated[float, BeforeValidator(parse_number, json_schema_input_type=float | str)]
@@ -46,10 +56,13 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _known_keys_only(cls, data: Any) -> Any:
+    def _known_keys_and_no_truth_for_numbers(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            for key in data:
+            for key, value in data.items():
                 if key not in cls.model_fields:
                     hint = did_you_mean(str(key), cls.model_fields)
-                    raise PydanticCustomError("unknown_key", f"unknown key '{key!s:.60}'{hint}", {"key": key})
+                    raise PydanticCustomError("unknown_key", f"unknown key {shown(key)}{hint}", {"key": key})
+                if isinstance(value, bool) and cls.model_fields[key].annotation in (int, float, int | None):
+                    # pydantic takes `yes` for 1
+                    raise PydanticCustomError("not_a_number", "must be a number, not true or false", {"key": key})
         return data

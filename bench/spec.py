@@ -8,15 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
 from bench.parameters import MethodInfo, MethodParams, Source, weakest
-from bench.protocol import Name, Protocol, Seed, named
+from bench.protocol import Crop, Name, Protocol, Seed, named
 from bench.records import fingerprint
-from bench.settings import Settings
+from bench.settings import Settings, shown
 from bench.suite_file import Location, SuiteFile, read_suite_file
 
 
@@ -27,6 +27,9 @@ class MethodEntry(Settings):
     name: Name
     label: str | None = Field(None, min_length=1, max_length=80)
     params: dict[str, Any] = {}
+
+
+MethodRow = Annotated[MethodEntry, BeforeValidator(named, json_schema_input_type=MethodEntry | str)]
 
 
 class ResolvedMethod(Settings):
@@ -40,6 +43,8 @@ class ResolvedMethod(Settings):
     """Some parameter differs from the canonical one."""
     origin: Source | None
     """The weakest origin among the canonical parameters that are in force; None for a method without parameters."""
+    final_is_best: bool
+    """The last model is the best one by definition, so the gap is zero by construction."""
 
 
 class Cell(Settings):
@@ -85,17 +90,18 @@ class Suite(Protocol):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
     description: str = ""
-    methods: tuple[Annotated[MethodEntry, BeforeValidator(named)], ...] = Field(min_length=1)
+    methods: tuple[MethodRow, ...] = Field(min_length=1)
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     plugins: tuple[str, ...] = ()
     """Python files that define further methods, datasets or models, relative to the suite. They are executed: trust them."""
     execution: Execution = Execution()
 
-    @model_validator(mode="after")
-    def _no_seed_twice(self) -> Suite:
-        if len(set(self.seeds)) < len(self.seeds):
+    @field_validator("seeds")
+    @classmethod
+    def _no_seed_twice(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
             raise PydanticCustomError("seeds", "the same seed stands twice")
-        return self
+        return seeds
 
     @cached_property
     def protocol(self) -> Protocol:
@@ -118,10 +124,7 @@ class LoadedSuite:
                 registry.load_plugin(Path(plugin))
         with self._at("model"):
             registry.MODELS.get(self.suite.model)
-        with self._at("dataset", "name"):
-            info = registry.DATASETS.get(self.suite.dataset.name)
-        with self._at("dataset", "validation"):
-            info.check_split(self.suite.dataset.validation)
+        self._check_dataset()
         self.methods = [self._resolve(index, entry) for index, entry in enumerate(self.suite.methods)]
         self.cells = [
             Cell(protocol=self.suite.protocol, method=method, seed=seed, suite=self.suite.name, plugins=self.plugins)
@@ -135,6 +138,22 @@ class LoadedSuite:
                     with self._at("methods", index):
                         raise BenchError(f"'{method.label}' stands twice; give rows different labels and parameters")
 
+    def _check_dataset(self) -> None:
+        """Refuse a split, a batch or a crop that the images do not allow."""
+        dataset, training = self.suite.dataset, self.suite.training
+        with self._at("dataset", "name"):
+            info = registry.DATASETS.get(dataset.name)
+        with self._at("dataset", "validation"):
+            info.check_split(dataset.validation)
+        with self._at("training", "batch_size"):
+            if training.batch_size > (left := info.train_images - dataset.validation):
+                raise BenchError(f"a batch of {training.batch_size} cannot be filled: {left} images are left to train on")
+        for index, step in enumerate(training.augmentation):
+            with self._at("training", "augmentation", index, "padding"):
+                if isinstance(step, Crop) and step.mode == "reflect" and step.padding >= min(info.shape[1:]):
+                    size = f"{info.shape[1]}x{info.shape[2]}"
+                    raise BenchError(f"an image of {size} pixels cannot be reflected into a border of {step.padding}")
+
     def _resolve(self, index: int, entry: MethodEntry) -> ResolvedMethod:
         """Fill in the canonical parameters of one row and validate those that the suite gives."""
         with self._at("methods", index):
@@ -145,11 +164,11 @@ class LoadedSuite:
         values = {name: origin.value for name, origin in canonical.items()}
         try:
             params = declared.model_validate({**values, **entry.params})
-            reference = declared.model_validate(values).model_dump(mode="json") if values else {}
+            reference = declared.model_validate({**entry.params, **values}).model_dump(mode="json")
         except ValidationError as error:
             raise self._located(error, ("methods", index, "params")) from None
         resolved = params.model_dump(mode="json")
-        changed = {name for name, value in resolved.items() if name not in reference or reference[name] != value}
+        changed = {name for name, value in resolved.items() if name not in values or reference[name] != value}
         return ResolvedMethod(
             name=info.name,
             version=info.version,
@@ -157,6 +176,7 @@ class LoadedSuite:
             label=entry.label or info.title,
             custom=bool(changed),
             origin=weakest([origin.source for name, origin in canonical.items() if name not in changed]),
+            final_is_best=info.final_is_best,
         )
 
     @contextmanager
@@ -171,27 +191,61 @@ class LoadedSuite:
         """Turn pydantic's first complaint into one sentence with file, line and key."""
         first = error.errors(include_url=False)[0]
         location = (*prefix, *first["loc"])
-        if first["type"] == "unknown_key":
+        if first["type"] in {"unknown_key", "not_a_number"}:
             location = (*location, first["ctx"]["key"])
-        return BenchError(f"{self._where(location)}: {_sentence(first)}")
+        missing = str(location[-1]) if first["type"] == "missing" else ""
+        return BenchError(f"{self._where(location, missing)}: {_sentence(first)}")
 
-    def _where(self, location: Location) -> str:
-        keys = ".".join(str(part) for part in location)
-        return f"{self._file.path}:{self._file.line(location)}" + (f": {keys}" if keys else "")
+    def _where(self, location: Location, missing: str = "") -> str:
+        keys = [f"{part!s:.60}" for part in self._file.held(location)] + [missing] * bool(missing)
+        return f"{self._file.path}:{self._file.line(location)}" + (f": {'.'.join(keys)}" if keys else "")
+
+
+_COMPLAINTS = {
+    "missing": "this key is required",
+    "union_tag_not_found": "this needs a key 'name'",
+    "greater_than": "must be greater than {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_parsing_size": "must be a whole number of fewer digits",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "literal_error": "must be {expected}",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_pattern_mismatch": "must match {pattern}",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "too_short": "must not be empty",
+    "dict_type": "must be a mapping of keys to values",
+    "model_type": "must be a mapping of keys to values",
+    "model_attributes_type": "must be a mapping of keys to values",
+}
+"""What a suite's author reads for each of pydantic's error types; the others keep pydantic's message."""
 
 
 def _sentence(problem: Any) -> str:
     """Say pydantic's complaint in the words of the file."""
-    kind, message, value = problem["type"], problem["msg"], problem.get("input")
-    if kind == "missing":
-        return "this key is required"
+    kind, value, context = problem["type"], problem.get("input"), problem.get("ctx", {})
     if kind == "union_tag_invalid":
-        return f"unknown name '{problem['ctx']['tag']}'; known: {problem['ctx']['expected_tags']}"
-    sentence: str = message[0].lower() + message[1:]
-    ours = "input should" not in sentence.lower()  # our own messages show the value where it helps
-    if ours or not isinstance(value, str | int | float | bool | type(None)):
+        return f"unknown name '{context['tag']:.60}'{did_you_mean(context['tag'], _quoted(context['expected_tags']))}"
+    if kind not in _COMPLAINTS:
+        message: str = problem["msg"]
+        return message[0].lower() + message[1:]
+    sentence = _COMPLAINTS[kind].format(**context)
+    if kind == "missing" or not isinstance(value, str | int | float | None):
         return sentence
-    return f"{sentence.replace('input should', 'the value should')} (got {value!r:.60})"
+    return f"{sentence} (got {shown(value)})"
+
+
+def _quoted(words: str) -> list[str]:
+    """Return the words of pydantic's list `'clean', 'pgd'`."""
+    return [word.strip(" '") for word in words.split(",")]
 
 
 def load_suite(name_or_path: str) -> LoadedSuite:

@@ -30,16 +30,20 @@ class SuiteFile:
     data: dict[str, Any]
     lines: dict[Location, int] = field(repr=False)
 
-    def line(self, location: Location) -> int:
-        """Return the 1-based line of the deepest part of `location` that the file holds.
+    def held(self, location: Location) -> Location:
+        """Return the parts of `location` that the file holds.
 
-        Parts that the file does not hold (the tag of a union, a key that is missing) are passed over.
+        Those that it does not hold (the tag of a union, a key that is missing) are passed over.
         """
         known: Location = ()
         for part in location:
             if (*known, part) in self.lines:
                 known = (*known, part)
-        return self.lines.get(known, 1)
+        return known
+
+    def line(self, location: Location) -> int:
+        """Return the 1-based line of the deepest part of `location` that the file holds."""
+        return self.lines[self.held(location)]
 
 
 def read_suite_file(path: Path) -> SuiteFile:
@@ -73,7 +77,7 @@ def read_suite_file(path: Path) -> SuiteFile:
             if not isinstance(node, yaml.MappingNode):
                 raise BenchError(f"{path}:1: a suite is a mapping of keys such as 'name' and 'dataset'")
             lines: dict[Location, int] = {}
-            _index(node, (), lines, path)
+            _index(node, (), lines, path, loader)
             data = loader.construct_document(node)
         finally:
             loader.dispose()
@@ -81,14 +85,16 @@ def read_suite_file(path: Path) -> SuiteFile:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        if problem.startswith("but ") and isinstance(error, yaml.MarkedYAMLError):
+            problem = f"{error.context}, {problem}"
         raise BenchError(f"{path}:{line}: invalid YAML: {problem}") from error
-    except ValueError as error:  # a scalar that looks like a date or a number but is none
-        raise BenchError(f"{path}: invalid YAML: {error}") from error
     return SuiteFile(path, data, lines)
 
 
-def _index(node: yaml.Node, location: Location, lines: dict[Location, int], path: Path) -> None:
-    """Fill `lines` from the node tree; refuse a key that stands twice or is not a word."""
+def _index(
+    node: yaml.Node, location: Location, lines: dict[Location, int], path: Path, loader: yaml.SafeLoader
+) -> None:
+    """Fill `lines` from the node tree; refuse a key that stands twice or is not a word, and a scalar that is no value."""
     lines.setdefault(location, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         seen: set[Hashable] = set()
@@ -96,11 +102,20 @@ def _index(node: yaml.Node, location: Location, lines: dict[Location, int], path
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise BenchError(f"{path}:{line}: a key must be a word")
+            if key.tag != "tag:yaml.org,2002:str":
+                raise BenchError(f"{path}:{line}: a key must be a word, not '{key.value:.60}'")
             if key.value in seen:
                 raise BenchError(f"{path}:{line}: key '{key.value}' stands twice")
             seen.add(key.value)
             lines[(*location, key.value)] = line
-            _index(value, (*location, key.value), lines, path)
+            _index(value, (*location, key.value), lines, path, loader)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            _index(value, (*location, index), lines, path)
+            _index(value, (*location, index), lines, path, loader)
+    else:
+        try:
+            loader.construct_object(node)
+        except (ValueError, KeyError, IndexError, AttributeError) as error:  # what PyYAML raises for 2024-13-45
+            what = node.tag.removeprefix("tag:yaml.org,2002:")
+            line = node.start_mark.line + 1
+            raise BenchError(f"{path}:{line}: invalid YAML: '{node.value:.60}' is read as '{what}' but is none") from error

@@ -15,9 +15,9 @@ from bench.parameters import MethodInfo, MethodParams, sourced
 class Params(MethodParams):
     """When to stop."""
 
-    patience: int = sourced(
-        20, unit="epochs", source="declared", ge=1,
-        note="epochs without a better validation accuracy, counted from the first rate drop at the earliest",
+    patience: float = sourced(
+        0.1, unit="share of training", source="declared", gt=0, le=1,
+        note="time without a better validation accuracy, counted from the first rate drop: 20 of 200 epochs",
     )  # fmt: skip
 
 
@@ -35,7 +35,7 @@ class EarlyStopping(Method[Params]):
     Params = Params
 
     def should_stop(self, history: Sequence[EpochRecord]) -> bool:
-        """Stop `patience` epochs after the later of the first rate drop and the best epoch."""
+        """Stop `patience` after the later of the first rate drop and the best epoch."""
         best = max(history, key=lambda record: record["validation"]["robust"])  # the first of equals
         waited_from = max(best["epoch"], self.plan.first_drop - 1)
-        return bool(history[-1]["epoch"] - waited_from >= self.params.patience)
+        return bool(history[-1]["epoch"] - waited_from >= self.params.patience * self.plan.epochs)

@@ -8,6 +8,7 @@ Given the same images, network, batch size and seed, the verdicts are the same, 
 
 from __future__ import annotations
 
+import base64
 import sys
 import time
 from collections.abc import Callable
@@ -20,12 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import BenchError
+from bench.outcome import Verdicts, pack, unpack
 from bench.protocol import Threat
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 MIN_CLASSES = 4  # the targeted DLR loss compares the largest logit with the third and the fourth largest
-
-Verdicts = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,19 @@ class CascadeState:
     robust: Verdicts
     accuracy_after: dict[str, float]
     seconds: float
+
+    def to_record(self) -> dict[str, Any]:
+        """Return JSON data."""
+        packed = {name: base64.b64encode(pack(getattr(self, name))).decode() for name in ("at_start", "robust")}
+        return {**self.__dict__, **packed, "count": len(self.robust)}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> CascadeState:
+        """Undo `to_record`."""
+        fields = {name: value for name, value in record.items() if name != "count"}
+        for name in ("at_start", "robust"):
+            fields[name] = unpack(base64.b64decode(record[name]), record["count"])
+        return cls(**fields)
 
 
 def check_classes(classes: int) -> None:

@@ -43,6 +43,10 @@ class Splits:
     validation: ImageSet
     test: ImageSet
 
+    def to(self, device: torch.device) -> Splits:
+        """Return the same parts on `device`."""
+        return Splits(self.train.to(device), self.validation.to(device), self.test.to(device))
+
 
 @dataclass(frozen=True)
 class Dataset:

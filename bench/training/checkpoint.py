@@ -102,6 +102,8 @@ def _pack(tree: Mapping[str, Any]) -> bytes:
 
     def strip(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
+            while path in tensors:  # {"a": {"b": ...}, "a.b": ...}, or the keys 1 and "1"
+                path += "'"
             # A copy: safetensors refuses views and shared storage, and strides are the loader's business.
             tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
             return {"tensor": path}
@@ -114,7 +116,7 @@ def _pack(tree: Mapping[str, Any]) -> bytes:
         raise TypeError(f"a checkpoint cannot hold {type(value).__name__} at {path}")
 
     structure = strip(tree, "")
-    flat = all(isinstance(value, Tensor) for value in tree.values())
+    flat = all(isinstance(key, str) and isinstance(value, Tensor) for key, value in tree.items())
     return save_safetensors(tensors, None if flat else {"structure": json.dumps(structure)})
 
 

@@ -1,0 +1,150 @@
+"""What there is, as plain data: methods, models, datasets, suites and runs, for listings and for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bench.models.architecture import Architecture, size_of
+from bench.registry import DATASETS, METHODS, MODELS
+from bench.spec import load_suite, shipped_suites
+from bench.store.store import Store
+
+
+def methods() -> list[dict[str, Any]]:
+    """Return name, title, year and description of every method."""
+    infos = [METHODS.get(name).info for name in METHODS.names()]
+    return [
+        {"name": info.name, "title": info.title, "year": info.year, "description": info.description} for info in infos
+    ]
+
+
+def method(name: str) -> dict[str, Any]:
+    """Return all that is stated of one method, with every parameter's unit, default and origin.
+
+    Raises:
+        BenchError: no such method.
+    """
+    kind = METHODS.get(name)
+    canonical = kind.Params.canonical("", "multi_step")
+    parameters: list[dict[str, Any]] = []
+    for field, known in kind.Params.sources().items():
+        row = {"name": field, "unit": known.unit, "note": known.note}
+        value = canonical[field].value if field in canonical else None
+        parameters.append({**row, "default": value, "for": "any", "source": known.source})
+        parameters += [
+            {**row, "default": origin.value, "for": key, "source": origin.source}
+            for key, origin in known.by_dataset.items()
+        ]
+    order = ("name", "default", "unit", "for", "source", "note")
+    return {
+        "name": kind.info.name,
+        "title": kind.info.title,
+        "description": kind.info.description,
+        "paper": kind.info.paper,
+        "year": kind.info.year,
+        "version": kind.info.version,
+        "final_is_best": kind.info.final_is_best,
+        "parameters": [{key: row[key] for key in order} for row in parameters],
+    }
+
+
+def models() -> list[dict[str, Any]]:
+    """Return name, size and forward GFLOP an image of every architecture; a multiply-add counts as two."""
+    return [_model(MODELS.get(name)) for name in MODELS.names()]
+
+
+def model(name: str) -> dict[str, Any]:
+    """Return all that is stated of one architecture. Raises BenchError: no such architecture."""
+    architecture: Architecture = MODELS.get(name)
+    return {**_model(architecture), "reference": architecture.reference}
+
+
+def _model(architecture: Architecture) -> dict[str, Any]:
+    parameters, flops = size_of(architecture)
+    classes, *image = architecture.typical
+    return {
+        "name": architecture.name,
+        "title": architecture.title,
+        "parameters": parameters,
+        "gflops": flops / 1e9,
+        "image": "x".join(map(str, image)),
+        "classes": classes,
+    }
+
+
+def datasets() -> list[dict[str, Any]]:
+    """Return name, size and licence of every dataset."""
+    rows = [dataset(name) for name in DATASETS.names()]
+    return [
+        {key: row[key] for key in ("name", "title", "classes", "image", "train", "test", "licence")} for row in rows
+    ]
+
+
+def dataset(name: str) -> dict[str, Any]:
+    """Return all that is stated of one dataset. Raises BenchError: no such dataset."""
+    found = DATASETS.get(name)
+    return {
+        "name": found.name,
+        "title": found.title,
+        "classes": found.classes,
+        "image": "x".join(map(str, found.shape)),
+        "train": found.train_images,
+        "test": found.test_images,
+        "mean": list(found.mean),
+        "std": list(found.std),
+        "licence": found.licence,
+        "citation": found.citation,
+    }
+
+
+def suites() -> list[dict[str, Any]]:
+    """Return name, description and size of every suite that ships with the package."""
+    rows = []
+    for path in shipped_suites().values():
+        loaded = load_suite(str(path))
+        rows.append(
+            {
+                "name": loaded.suite.name,
+                "description": loaded.suite.description,
+                "methods": len(loaded.suite.methods),
+                "seeds": len(loaded.suite.seeds),
+                "cells": len(loaded.cells),
+            }
+        )
+    return rows
+
+
+def suite(name: str) -> dict[str, Any]:
+    """Return a suite's protocol and rows, every parameter filled in. Raises BenchError: no such suite."""
+    loaded = load_suite(name)
+    return {
+        "name": loaded.suite.name,
+        "description": loaded.suite.description,
+        "protocol_fingerprint": loaded.suite.protocol.fingerprint,
+        "protocol": loaded.suite.protocol.identity(),
+        "seeds": list(loaded.suite.seeds),
+        "methods": [
+            {"name": row.name, "label": row.label, "custom": row.custom, "origin": row.origin, "params": row.params}
+            for row in loaded.methods
+        ],
+    }
+
+
+def runs(results: Path, store: str | None) -> list[dict[str, Any]]:
+    """Return one line for every run in the store; none if there is no store yet."""
+    try:
+        with Store.of(results, store, create=False) as opened:
+            return opened.list_runs()
+    except FileNotFoundError:
+        return []
+
+
+def run(name: str, results: Path, store: str | None) -> dict[str, Any]:
+    """Return all that the store knows of one run, found by the beginning of its folder's name or its fingerprint.
+
+    Raises:
+        BenchError: none or several runs begin so.
+    """
+    with Store.of(results, store, create=False) as opened:
+        return opened.show_run(name)

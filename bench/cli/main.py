@@ -1,0 +1,55 @@
+"""The command `bench`: parse, call, print. Each command imports what it needs when it runs, so `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from bench.cli import doctor, listing, report, run, validate
+from bench.errors import BenchError
+
+app = typer.Typer(
+    name="bench",
+    help="Benchmark and leaderboard harness for robust overfitting in adversarial training.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(version("robust-overfitting-bench"))
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
+) -> None:
+    """Data goes to stdout, messages to stderr.
+
+    Exit codes: 0 fine; 1 a regression was found; 2 the command or the suite is wrong; 3 some cells failed (the others
+    are stored); 4 nothing was measured; 130 interrupted.
+    """
+
+
+app.command("run")(run.run)
+app.command("report")(report.report)
+app.command("list")(listing.list_)
+app.command("show")(listing.show)
+app.command("validate")(validate.validate)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is one sentence on stderr, never a traceback."""
+    try:
+        app()
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,45 @@
+"""The options that several commands share, each described once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+
+def complete_suite(incomplete: str) -> list[str]:
+    """Complete the name of a shipped suite."""
+    from bench.spec import shipped_suites
+
+    return [name for name in shipped_suites() if name.startswith(incomplete)]
+
+
+Suite = Annotated[str, typer.Argument(help="A suite file, or the name of a shipped one.", autocompletion=complete_suite)]
+Results = Annotated[Path, typer.Option("--results", help="Folder of the run folders and the default store.")]
+StoreURL = Annotated[Optional[str], typer.Option("--store", help="SQLAlchemy URL of the store.")]  # noqa: UP045
+Data = Annotated[Optional[Path], typer.Option("--data", envvar="BENCH_DATA", help="Root folder of the datasets.")]  # noqa: UP045
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Methods = Annotated[Optional[str], typer.Option("--methods", help="Only these methods: names or labels, with commas.")]  # noqa: UP045
+Seeds = Annotated[Optional[str], typer.Option("--seeds", help="Only these seeds, with commas.")]  # noqa: UP045
+
+
+def words(text: str | None) -> list[str]:
+    """Split a list with commas; None is an empty one."""
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def numbers(text: str | None) -> list[int]:
+    """Split a list of whole numbers with commas. Raises typer.BadParameter for anything else."""
+    found = words(text)
+    for word in found:
+        if not word.isdecimal():
+            raise typer.BadParameter(f"'{word}' is not a whole number")
+    return [int(word) for word in found]
+
+
+def print_json(value: object) -> None:
+    """Print `value` as JSON on stdout."""
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,101 @@
+"""`bench run`: run what a suite still needs, and show the leaderboard."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from bench.cli.options import Data, Json, Methods, Results, Seeds, StoreURL, Suite, numbers, print_json, words
+from bench.cli.report import Format, Selection, print_boards
+
+EXIT_SOME_FAILED = 3
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def run(
+    suite: Suite,
+    methods: Methods = None,
+    seeds: Seeds = None,
+    results: Results = Path("results"),
+    store: StoreURL = None,
+    data: Data = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    jobs: Annotated[Optional[int], typer.Option("--jobs", min=1, help="Cells at a time.")] = None,  # noqa: UP045
+    threads: Annotated[Optional[int], typer.Option("--threads", min=1, help="CPU threads of each.")] = None,  # noqa: UP045
+    rerun: Annotated[str, typer.Option("--rerun", help="missing, failed or all.")] = "missing",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
+    json: Json = False,
+) -> None:
+    """Train and evaluate the cells of a suite that have not ended, then print the leaderboard.
+
+    Interrupted, it says what is saved; the same command goes on from there.
+    """
+    from bench.driver import run_suite
+    from bench.errors import BenchError, did_you_mean
+    from bench.execution.plan import Rerun, plan
+    from bench.spec import load_suite, select_cells
+
+    if rerun not in set(Rerun):
+        raise BenchError(f"--rerun '{rerun:.60}'{did_you_mean(rerun, Rerun)}")
+    loaded = load_suite(suite)
+    wanted = {"methods": words(methods), "seeds": numbers(seeds)}
+    if dry_run:
+        from bench.cli.view import print_plan
+
+        print_plan(plan(select_cells(loaded.cells, **wanted), results, Rerun(rerun)), json=json)
+        return
+
+    from bench.cli.view import View
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end is an interrupt, whoever asks for it
+    try:
+        with View(quiet=json) as view:
+            states = run_suite(
+                loaded, **wanted, results=results, store=store, data=data, device=device, jobs=jobs, threads=threads,
+                rerun=Rerun(rerun), watch=view.update,
+            )  # fmt: skip
+            view.finish(states)
+    except KeyboardInterrupt:
+        command = shlex.join(["bench", *sys.argv[1:]])
+        print(
+            f"bench: interrupted; every finished epoch and attack is saved in {results}; continue with: {command}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+    if json:
+        print_json(
+            [
+                {
+                    "name": state.planned.folder.path.name,
+                    "method": state.planned.cell.method.label,
+                    "seed": state.planned.cell.seed,
+                    "status": state.status,
+                    "reason": state.reason,
+                    "folder": str(state.planned.folder.path),
+                }
+                for state in states
+            ]
+        )
+    else:
+        _leaderboard(loaded.suite.protocol.fingerprint, results, store)
+    if any(state.status != "finished" for state in states):
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _leaderboard(protocol: str, results: Path, store: str | None) -> None:
+    """Print the protocol's leaderboard, unless no cell of it has been measured."""
+    from bench.errors import NothingMeasured
+    from bench.reporting.leaderboard import leaderboards
+    from bench.store.store import Store
+
+    try:
+        with Store.of(results, store) as opened:
+            print_boards(leaderboards(opened, protocol=protocol, selection=Selection.VALIDATION.value), Format.TERMINAL)
+    except NothingMeasured as error:
+        print(f"bench: {error}", file=sys.stderr)

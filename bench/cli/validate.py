@@ -1,0 +1,48 @@
+"""`bench validate`: is a suite right, and what is its JSON Schema?"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Optional
+
+import typer
+
+from bench.cli.options import Json, complete_suite, print_json
+
+
+def validate(
+    suites: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help="Suite files or names of shipped suites.", autocompletion=complete_suite),
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of suite files.")] = False,
+    json: Json = False,
+) -> None:
+    """Check suites without running them, or print their JSON Schema for editors."""
+    from bench.spec import Suite, load_suite
+
+    if schema:
+        print_json(Suite.model_json_schema())
+        return
+    if not suites:
+        raise typer.BadParameter("name at least one suite, or ask for --schema")
+    found = [load_suite(name) for name in suites]
+    if json:
+        print_json(
+            [
+                {
+                    "name": loaded.suite.name,
+                    "protocol": loaded.suite.protocol.fingerprint,
+                    "cells": [{"label": str(cell), "fingerprint": cell.fingerprint} for cell in loaded.cells],
+                }
+                for loaded in found
+            ]
+        )
+        return
+    for loaded in found:
+        suite = loaded.suite
+        print(
+            f"{suite.name}: {len(suite.methods)} methods x {len(suite.seeds)} seeds = {len(loaded.cells)} cells, "
+            f"protocol {suite.protocol.fingerprint[:12]}",
+            file=sys.stdout,
+        )

@@ -1,0 +1,215 @@
+"""What `bench run` shows while it works: on a terminal a live table, elsewhere a line for each thing that happened."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from bench.cli.options import print_json
+from bench.driver import CellState
+from bench.execution.plan import Planned, work
+
+REFRESH_SECONDS = 0.5
+SHOWN = 12  # rows of the live table; more cells than that are counted, not listed
+MILESTONES = 5  # lines for the training of one cell where there is no terminal
+
+STYLES = {"running": "cyan", "finished": "green", "diverged": "yellow", "failed": "red", "busy": "yellow"}
+
+
+class View:
+    """Shows the states of a run's cells; use it as a context manager around the run."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
+        self._started = time.monotonic()
+        self._next = 0.0
+        self._said: dict[int, tuple[str, int]] = {}
+        self._at_start: float | None = None
+        self._shares: dict[str, float] = {}
+
+    def __enter__(self) -> View:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, states: Sequence[CellState]) -> None:
+        """Show `states`; called often, draws twice a second."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + REFRESH_SECONDS
+        progress = [state.progress for state in states]
+        if self._live:
+            self._live.update(self._table(states, progress), refresh=True)
+        else:
+            self._lines(states, progress)
+
+    def finish(self, states: Sequence[CellState]) -> None:
+        """Say how every cell ended."""
+        if self._live:
+            self._live.stop()
+        else:
+            self._lines(states, [{} for _ in states])
+        ran = [state for state in states if state.planned.action != "skip"]
+        for state in states:
+            if state.status != "finished":
+                self._say(f"{state.planned.cell}: {state.status}; {state.reason or 'see ' + str(state.planned.folder.log)}")
+        if not ran:
+            self._say(f"nothing to do: all {len(states)} cells have ended before (--rerun failed or all runs them again)")
+        else:
+            kept = f", {len(states) - len(ran)} were there already" if len(states) > len(ran) else ""
+            self._say(f"{len(ran)} cells ran in {_duration(time.monotonic() - self._started)}{kept}")
+
+    # --- how far ---------------------------------------------------------------------------------------------------
+
+    def _share(self, state: CellState, progress: dict[str, object]) -> float:
+        """Return the part of a cell's work that is done, from 0 to 1."""
+        if state.status not in {"running", "waiting"}:
+            return 1.0
+        protocol = state.planned.cell.protocol
+        if protocol.fingerprint not in self._shares:
+            parts = work(protocol)
+            self._shares[protocol.fingerprint] = 1 - parts["final"] / sum(parts.values())
+        training = self._shares[protocol.fingerprint]
+        if progress.get("phase") == "training":
+            done = float(progress["epoch"]) + float(progress["done"]) / float(progress["of"])  # type: ignore[arg-type]
+            return training * done / float(progress["epochs"])  # type: ignore[arg-type]
+        if progress.get("phase") == "evaluation":
+            return training + (1 - training) * float(progress["share"])  # type: ignore[arg-type]
+        return 0.0
+
+    def _left(self, shares: Sequence[float]) -> str:
+        """Return the time left, as the work done since the start suggests."""
+        done = sum(shares)
+        if self._at_start is None:
+            self._at_start = done
+        gained, elapsed = done - self._at_start, time.monotonic() - self._started
+        if gained < 0.01 * len(shares) or elapsed < 2:
+            return "time left: not known yet"
+        return f"about {_duration((len(shares) - done) * elapsed / gained)} left"
+
+    # --- a terminal ------------------------------------------------------------------------------------------------
+
+    def _table(self, states: Sequence[CellState], progress: Sequence[dict[str, object]]) -> Table:
+        shares = [self._share(state, where) for state, where in zip(states, progress, strict=True)]
+        ended = sum(state.status not in {"running", "waiting"} for state in states)
+        table = Table(
+            title=f"{ended} of {len(states)} cells, {_duration(time.monotonic() - self._started)}, {self._left(shares)}",
+            title_justify="left", box=None, pad_edge=False,
+        )  # fmt: skip
+        for heading in ("cell", "status", "", "where", "robust: train", "validation", "test"):
+            table.add_column(heading, justify="right" if heading in {"robust: train", "validation", "test"} else "left")
+        rows = sorted(zip(states, progress, shares, strict=True), key=lambda row: row[0].status != "running")
+        for state, where, share in rows[:SHOWN]:
+            last = where.get("last") or self._last_epoch(state)
+            robust = [_percent((last.get(part) or {}).get("robust")) for part in ("train", "validation", "test")]
+            table.add_row(
+                str(state.planned.cell),
+                Text(state.status, style=STYLES.get(state.status, "dim")),
+                ProgressBar(total=1.0, completed=share, width=20),
+                _where(where),
+                *robust,
+            )
+        if len(rows) > SHOWN:
+            table.add_row(f"... and {len(rows) - SHOWN} more")
+        return table
+
+    def _last_epoch(self, state: CellState) -> dict[str, dict[str, float]]:
+        """Return the last epoch of a running cell, {} for the others."""
+        if state.status != "running":
+            return {}
+        try:
+            return (state.planned.folder.epochs() or [{}])[-1]
+        except Exception:  # a line may be half written at this moment
+            return {}
+
+    # --- no terminal -----------------------------------------------------------------------------------------------
+
+    def _lines(self, states: Sequence[CellState], progress: Sequence[dict[str, object]]) -> None:
+        shares = [self._share(state, where) for state, where in zip(states, progress, strict=True)]
+        left = self._left(shares)
+        for index, (state, where) in enumerate(zip(states, progress, strict=True)):
+            stage = (state.status, self._stage(where))
+            if state.planned.action == "skip" or state.status == "waiting" or self._said.get(index) == stage:
+                continue
+            if state.status == "running" and stage[1] == 0 and index in self._said:
+                continue
+            self._said[index] = stage
+            text = _where(where) if state.status == "running" else f"{state.status} {state.reason}".strip()
+            last = self._last_epoch(state)
+            if where.get("phase") == "training" and last.get("validation"):
+                text += f", validation robust {_percent(last['validation']['robust'])} %"
+            self._say(f"{state.planned.cell}: {text or 'started'} ({left})")
+
+    @staticmethod
+    def _stage(where: dict[str, object]) -> int:
+        """Return a number that changes when there is something new to say."""
+        if where.get("phase") == "training":
+            return int(MILESTONES * float(where["epoch"]) / float(where["epochs"]))  # type: ignore[arg-type]
+        if where.get("phase") == "evaluation":
+            return MILESTONES + 1 + hash((where["checkpoint"], where["attack"])) % 1_000_000
+        return 0
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _where(progress: dict[str, object]) -> str:
+    if progress.get("phase") == "training":
+        return f"epoch {progress['epoch']} of {progress['epochs']}"
+    if progress.get("phase") == "evaluation":
+        return f"{progress['attack']} on {progress['checkpoint']}"
+    return str(progress.get("phase", ""))
+
+
+def _percent(accuracy: object) -> str:
+    return f"{100 * accuracy:.1f}" if isinstance(accuracy, float) else ""
+
+
+def _duration(seconds: float) -> str:
+    """Return a time span as people say it."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def print_plan(planned: Sequence[Planned], *, json: bool) -> None:
+    """Print what would run, what has ended, and the estimated work, on stdout."""
+    rows = [
+        {
+            "cell": str(item.cell),
+            "fingerprint": item.cell.fingerprint,
+            "status": item.status,
+            "action": item.action,
+            "pflop": 0.0 if item.action == "skip" else sum(work(item.cell.protocol).values()),
+        }
+        for item in planned
+    ]
+    if json:
+        print_json(rows)
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("cell", "status", "would", "PFLOP at most"):
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(str(row["cell"]), str(row["status"]), str(row["action"]), f"{row['pflop']:.4g}")
+    console = Console(file=sys.stdout)
+    console.print(table)
+    total = sum(float(row["pflop"]) for row in rows)  # type: ignore[arg-type]
+    running = sum(row["action"] != "skip" for row in rows)
+    console.print(f"{running} of {len(rows)} cells would run, {total:.4g} PFLOP at most", highlight=False)

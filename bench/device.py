@@ -1,0 +1,42 @@
+"""Which device a run uses, checked before anything starts."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from bench.errors import BenchError
+from bench.protocol import Training
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device called `name`: `auto` (an NVIDIA GPU if there is one, else the CPU), `cpu`, `cuda`, `cuda:1`.
+
+    Raises:
+        BenchError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BenchError(f"unknown device '{name:.60}'; write auto, cpu, cuda or cuda:N") from None
+    if device.type not in {"cpu", "cuda"}:
+        raise BenchError(f"device '{name}' is not supported; write auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BenchError(f"device '{name}': torch {torch.__version__} sees no NVIDIA GPU here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BenchError(f"device '{name}': there are {torch.cuda.device_count()} GPUs, numbered from 0")
+    return device
+
+
+def check_precision(training: Training, device: torch.device) -> None:
+    """Raise BenchError if the device cannot compute in the protocol's precision; never fall back to another one."""
+    if training.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise BenchError(f"{torch.cuda.get_device_name(device)} has no bfloat16; set 'precision: fp32' in the suite")
+
+
+def cores() -> int:
+    """Return the CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,104 @@
+"""Checks of the installation and the machine, each with a sentence on what to do."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.device import cores
+from bench.environment import cpu_name, versions
+from bench.errors import BenchError
+from bench.registry import DATASETS, METHODS, MODELS, Registry
+from bench.store.store import Store
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def diagnose(results: Path, store: str | None) -> list[Check]:
+    """Return every check, the failed ones with what to do. Writes nothing."""
+    return [
+        _check("versions", _versions),
+        _check("torchvision", _torchvision),
+        _check("AutoAttack", _autoattack),
+        _check("processor", lambda: f"{cpu_name()}, {cores()} cores for this process"),
+        _check("GPU", _gpu),
+        *(_check(f"{registry.kind}s", lambda registry=registry: _registry(registry)) for registry in (METHODS, DATASETS, MODELS)),
+        _check("results folder", lambda: _results(results)),
+        _check("store", lambda: _store(results, store)),
+    ]  # fmt: skip
+
+
+def _check(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, look())
+    except Exception as error:  # a broken package can raise anything
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return Check(name, False, text)
+
+
+def _versions() -> str:
+    return ", ".join(f"{package} {version or 'missing'}" for package, version in versions().items())
+
+
+def _torchvision() -> str:
+    try:
+        torchvision = importlib.import_module("torchvision")
+    except RuntimeError as error:  # operator torchvision::nms does not exist
+        raise BenchError(
+            f"torchvision does not fit the installed torch ({error}); install both from the same place: "
+            "pip install --force-reinstall torch torchvision"
+        ) from error
+    return f"{torchvision.__version__} fits torch"
+
+
+def _autoattack() -> str:
+    importlib.import_module("pyautoattack")
+    return "the attacks of pyautoattack import"
+
+
+def _gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"none seen by torch {torch.__version__}; runs use the CPU"
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    bf16 = "with" if torch.cuda.is_bf16_supported(False) else "without"
+    return f"{', '.join(names)}, {bf16} bfloat16"
+
+
+def _registry(registry: Registry) -> str:
+    names = registry.names()
+    for name in names:
+        registry.get(name)
+    if not names:
+        raise BenchError("none are registered; reinstall the package, its entry points are missing")
+    return f"{len(names)} import: {', '.join(names)}"
+
+
+def _results(results: Path) -> str:
+    folder = results
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        raise BenchError(f"{folder.resolve()} cannot be written; choose another with --results")
+    free = shutil.disk_usage(folder).free / 2**30
+    return f"{results.resolve()}, {free:.0f} GiB free"
+
+
+def _store(results: Path, url: str | None) -> str:
+    try:
+        with Store.of(results, url, create=False) as store:
+            return f"{store.describe()}"
+    except FileNotFoundError:
+        return "none yet; the first run creates it"

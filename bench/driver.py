@@ -1,0 +1,167 @@
+"""The driver: runs what a suite still needs, and writes the store from what the workers leave."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.device import check_precision, cores, resolve_device
+from bench.errors import BenchError
+from bench.execution.local import Handle, LocalExecutor
+from bench.execution.plan import Planned, Rerun, plan
+from bench.execution.worker import Job
+from bench.spec import LoadedSuite, select_cells
+from bench.store.store import Store
+
+POLL_SECONDS = 0.1
+
+
+@dataclass
+class CellState:
+    """One cell as the driver sees it.
+
+    `status`: waiting, running, busy (another process holds it), or how its run ended; `progress`: where a running one
+    is, as its worker last said.
+    """
+
+    planned: Planned
+    status: str
+    reason: str = ""
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        return self.planned.folder.read_progress() if self.status == "running" else {}
+
+
+Watch = Callable[[Sequence[CellState]], None]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """How cells are spread over the machine: `jobs` workers at a time on `device`, `threads` CPU threads each."""
+
+    device: str
+    jobs: int
+    threads: int
+
+
+def share_out(device: str, jobs: int | None, threads: int | None, cells: int) -> Resources:
+    """Divide the machine among the workers.
+
+    On a CPU there are as many workers as the cells and the cores (or the cores divided by `threads`) allow, and the
+    threads are divided among them: more threads than cores slow each other down several times. On a GPU one worker at a
+    time, unless asked for more.
+
+    Raises:
+        BenchError: no such device, or more workers or threads than cores.
+    """
+    resolved, available = resolve_device(device), cores()
+    if threads is not None and threads > available:
+        raise BenchError(f"{threads} threads for each worker, but this machine has {available} cores; lower --threads")
+    if jobs is not None and jobs > available:
+        raise BenchError(f"--jobs {jobs}, but this machine has {available} cores; lower --jobs")
+    if jobs is None:
+        jobs = 1 if resolved.type == "cuda" else max(1, min(cells, available // (threads or 1)))
+    if threads is not None and jobs * threads > available:
+        raise BenchError(f"{jobs} workers with {threads} threads each need {jobs * threads} cores, there are {available}")
+    return Resources(str(resolved), jobs, threads or max(1, available // jobs))
+
+
+def check_writable(results: Path) -> None:
+    """Raise BenchError unless files can be made in `results`, which is created if need be."""
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=results):
+            pass
+    except OSError as error:
+        raise BenchError(f"the results folder {results} cannot be written: {error.strerror}") from error
+
+
+def run_suite(
+    loaded: LoadedSuite,
+    *,
+    results: Path = Path("results"),
+    store: str | None = None,
+    data: Path | None = None,
+    device: str = "auto",
+    jobs: int | None = None,
+    threads: int | None = None,
+    methods: Collection[str] = (),
+    seeds: Collection[int] = (),
+    rerun: Rerun = Rerun.MISSING,
+    watch: Watch = lambda _states: None,
+) -> list[CellState]:
+    """Run the cells of a suite that have not ended, and return the state of every cell that was asked for.
+
+    Cells that fail or diverge do not stop the others. Everything a worker finished is on disk when this is interrupted,
+    and the same call continues it.
+
+    Args:
+        results: folder of the run folders and, unless `store` is given, of the store.
+        store: SQLAlchemy URL; default: SQLite in the results folder.
+        data: root folder of datasets that live in files.
+        watch: called about ten times a second with the states.
+
+    Raises:
+        BenchError: something is wrong with the suite, the machine, the results folder or the store; nothing has run.
+    """
+    cells = select_cells(loaded.cells, methods, seeds)
+    resources = share_out(device, jobs, threads or loaded.suite.execution.threads, len(cells))
+    check_precision(loaded.suite.training, resolve_device(resources.device))
+    planned = plan(cells, results, rerun)
+    check_writable(results)
+    states = [CellState(item, item.status if item.action == "skip" else "waiting") for item in planned]
+    with Store.of(results, store) as opened:
+        for state in states:
+            if state.planned.action == "skip":
+                opened.ingest_if_new(state.planned.folder)
+        _run(states, resources, results, data, opened, watch)
+    return states
+
+
+def _run(
+    states: Sequence[CellState], resources: Resources, results: Path, data: Path | None, store: Store, watch: Watch
+) -> None:
+    """Keep `resources.jobs` workers busy until every waiting cell has ended."""
+    waiting = [state for state in states if state.status == "waiting"]
+    running: list[tuple[CellState, Handle]] = []
+    if waiting:
+        # Threads of libraries that read their number at start, in workers and in the server that forks them.
+        os.environ["OMP_NUM_THREADS"] = str(resources.threads)
+        executor = LocalExecutor()
+    try:
+        while waiting or running:
+            while waiting and len(running) < resources.jobs:
+                state = waiting.pop(0)
+                item, adopt = state.planned, state.planned.action != "anew"
+                if item.action == "anew":
+                    item.folder.set_aside()
+                elif item.action == "reopen":
+                    item.folder.reopen()
+                job = Job(item.cell, results, resources.device, data, resources.threads, adopt)
+                running.append((state, executor.submit(job)))
+                state.status = "running"
+            time.sleep(POLL_SECONDS)
+            for state, handle in [pair for pair in running if pair[1].ended()]:
+                running.remove((state, handle))
+                _end(state, handle, store)
+            watch(states)
+    finally:
+        for _, handle in running:
+            handle.cancel()
+
+
+def _end(state: CellState, handle: Handle, store: Store) -> None:
+    """Take down how a cell ended, and store it."""
+    folder = state.planned.folder
+    if handle.busy():
+        state.status, state.reason = "busy", "another bench run is working on it"
+        return
+    state.status = folder.status()
+    state.reason = (folder.done() or {}).get("reason", "")
+    store.ingest(folder)

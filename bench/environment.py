@@ -1,0 +1,69 @@
+"""Where a run took place: hardware, versions, revision of the code. Recorded with every run, part of no identity."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.device import cores
+
+PACKAGES = ("robust-overfitting-bench", "torch", "torchvision", "numpy", "pyautoattack", "robustbench", "timm")
+
+
+def versions() -> dict[str, str | None]:
+    """Return the installed version of each package that figures may depend on; None where it is missing."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def git_revision(folder: Path) -> dict[str, Any]:
+    """Return the commit of the checkout that holds `folder` and whether files differ from it; empty outside one."""
+    try:
+        run = lambda *words: subprocess.run(  # noqa: E731
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        top = Path(run("rev-parse", "--show-toplevel"))
+        if not (top / "bench" / "method.py").exists():  # installed inside somebody else's checkout
+            return {}
+        return {"revision": run("rev-parse", "HEAD"), "dirty": bool(run("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def describe(device: torch.device, threads: int) -> dict[str, Any]:
+    """Return the environment of a run on `device` as JSON data."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "versions": versions(),
+        "git": git_revision(Path(__file__).parent),
+        "system": platform.platform(),
+        "host": socket.gethostname(),
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "threads": threads,
+        "device": device.type,
+        "gpu": gpu,
+        "cuda": torch.version.cuda if gpu else None,
+    }

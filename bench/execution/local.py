@@ -1,0 +1,63 @@
+"""Workers as processes of this machine, one cell each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from multiprocessing.process import BaseProcess
+
+from bench.execution.worker import EXIT_BUSY, Job, work_in_process
+from bench.run_folder import RunFolder
+
+GRACE_SECONDS = 10  # between asking a worker to end and killing it
+
+
+class Handle:
+    """A submitted cell: ask `ended` until it says so."""
+
+    def __init__(self, job: Job, process: BaseProcess) -> None:
+        self.job, self._process = job, process
+
+    def ended(self) -> bool:
+        """Return whether the worker is gone; a death it could not record itself is recorded for it."""
+        code = self._process.exitcode
+        if code is None:
+            return False
+        folder = RunFolder.of(self.job.cell, self.job.results)
+        if code not in (0, EXIT_BUSY) and folder.done() is None:
+            folder.finish("failed", reason=f"the worker died: {_cause(code)}")
+        return True
+
+    def busy(self) -> bool:
+        """Return whether the worker gave way to another process that holds the cell."""
+        return self._process.exitcode == EXIT_BUSY
+
+    def cancel(self) -> None:
+        """End the worker; what it has committed stays."""
+        self._process.terminate()
+        self._process.join(GRACE_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+class LocalExecutor:
+    """Starts worker processes; on Linux from a server process that has torch loaded, so that a start takes no time."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        if sys.platform == "linux":
+            self._context.set_forkserver_preload(["bench.execution.worker"])
+
+    def submit(self, job: Job) -> Handle:
+        """Start a worker for `job`."""
+        process = self._context.Process(target=work_in_process, args=(job,), name=str(job.cell))
+        process.start()
+        return Handle(job, process)
+
+
+def _cause(code: int) -> str:
+    """Say what an exit code means."""
+    if code == -9:
+        return "killed (signal 9); the system does that when memory runs out"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

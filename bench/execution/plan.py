@@ -1,0 +1,101 @@
+"""What a suite still needs: the state of each cell on disk, and the work that is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from bench import registry
+from bench.attacks.autoattack import check_classes
+from bench.data.dataset import Dataset
+from bench.errors import BenchError
+from bench.evaluation import evaluated_images, forward_passes
+from bench.models.architecture import size_of
+from bench.protocol import AutoAttack, Protocol
+from bench.run_folder import RunFolder, Status
+from bench.spec import Cell
+
+Action = Literal["skip", "run", "reopen", "anew"]
+"""skip: it has ended; run: start or continue it; reopen: continue though it failed; anew: set the old folder aside."""
+
+
+class Rerun(StrEnum):
+    """Which cells to run again."""
+
+    MISSING = "missing"
+    """Those that have not ended."""
+    FAILED = "failed"
+    """Those too that failed or diverged."""
+    ALL = "all"
+    """Every one; the old folders are kept aside."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One cell, its folder, how far it got, and what is to be done about it."""
+
+    cell: Cell
+    folder: RunFolder
+    status: Status
+    action: Action
+
+
+def plan(cells: Sequence[Cell], results: Path, rerun: Rerun = Rerun.MISSING) -> list[Planned]:
+    """Return what is to be done for each cell, given what the results folder holds.
+
+    Raises:
+        BenchError: a final attack is not defined for the data.
+    """
+    for protocol in {cell.protocol.fingerprint: cell.protocol for cell in cells}.values():
+        if any(isinstance(attack, AutoAttack) for attack in protocol.evaluation.final):
+            check_classes(registry.DATASETS.get(protocol.dataset.name).classes)
+        check_batch(protocol)
+    planned = []
+    for cell in cells:
+        folder = RunFolder.of(cell, results)
+        status = folder.status()
+        planned.append(Planned(cell, folder, status, _action(status, rerun)))
+    return planned
+
+
+def _action(status: Status, rerun: Rerun) -> Action:
+    if rerun is Rerun.ALL and status != "new":
+        return "anew"
+    if status in {"new", "interrupted"}:
+        return "run"
+    return "reopen" if rerun is Rerun.FAILED and status in {"failed", "diverged"} else "skip"
+
+
+def check_batch(protocol: Protocol) -> None:
+    """Raise BenchError if not even one batch can be cut from the training images."""
+    dataset: Dataset = registry.DATASETS.get(protocol.dataset.name)
+    left = dataset.train_images - protocol.dataset.validation
+    if protocol.training.batch_size > left:
+        raise BenchError(
+            f"batch_size {protocol.training.batch_size} exceeds the {left} images that are left to train on"
+        )
+
+
+def work(protocol: Protocol) -> dict[str, float]:
+    """Estimate the work of one cell in PFLOP: `training`, `tracking` (every epoch) and `final` (all checkpoints).
+
+    Counted in forward passes of the plain PGD-AT recipe: an attack step is a forward and an input gradient (2), an
+    update a forward and both gradients (3). Methods that stop early, augment or consult further networks differ;
+    AutoAttack is counted as if every image stayed robust.
+    """
+    dataset: Dataset = registry.DATASETS.get(protocol.dataset.name)
+    forward = size_of(registry.MODELS.get(protocol.model), (dataset.classes, *dataset.shape))[1] / 1e15
+    training, track = protocol.training, protocol.evaluation.track
+    attack_steps = 0 if training.attack.name == "none" else training.attack.steps
+    trained = dataset.train_images - protocol.dataset.validation
+    tracked = protocol.dataset.validation + (dataset.test_images if track.test else 0)
+    final = sum(evaluated_images(attack, dataset) * forward_passes(attack) for attack in protocol.evaluation.final)
+    checkpoints = 3 if track.test else 2
+    return {
+        "training": forward * training.epochs * trained * (2 * attack_steps + 3),
+        "tracking": forward * training.epochs * tracked * (2 * track.attack.steps + 2),
+        "final": forward * checkpoints * final,
+    }

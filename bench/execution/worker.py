@@ -1,0 +1,213 @@
+"""The worker: one cell, from its request to `done.json`, inside its own run folder and nowhere else."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from bench import registry
+from bench.attacks.autoattack import CascadeState
+from bench.data.dataset import Dataset, ImageSet
+from bench.environment import describe
+from bench.errors import DamagedFile
+from bench.evaluation import attack_identity, evaluate, evaluated_images, forward_passes
+from bench.protocol import FinalAttack
+from bench.records import fingerprint, read_record, write_record
+from bench.run_folder import RunFolder
+from bench.spec import Cell
+from bench.training.checkpoint import WEIGHTS, Checkpoints
+from bench.training.trainer import Diverged, Trainer, build_evaluated
+
+log = logging.getLogger(__name__)
+
+EXIT_BUSY = 75  # another process holds the run folder (EX_TEMPFAIL of sysexits.h)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know: the cell, and where and how to run it."""
+
+    cell: Cell
+    results: Path
+    device: str
+    data: Path | None
+    threads: int
+    adopt: bool = True
+    """Take over the training of a run that differs in the final attacks alone."""
+
+
+def work_in_process(job: Job) -> None:
+    """Run `job` as the whole of this process; the exit status is 0, or `EXIT_BUSY`, or 1 for a failure on record."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides; it ends us with SIGTERM
+    _end_with_parent()
+    folder = RunFolder.of(job.cell, job.results)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.lock, timeout=0), folder.log.open("a", encoding="utf-8") as output:
+            os.dup2(output.fileno(), sys.stdout.fileno())
+            os.dup2(output.fileno(), sys.stderr.fileno())
+            logging.basicConfig(
+                stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
+            )
+            status = execute(job)
+    except Timeout:
+        sys.exit(EXIT_BUSY)
+    sys.exit(1 if status == "failed" else 0)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent dies, so that a killed driver leaves no worker behind."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def execute(job: Job) -> str:
+    """Train and evaluate one cell, continuing whatever its folder holds, and return the status it ended with."""
+    cell, folder = job.cell, RunFolder.of(job.cell, job.results)
+    started = time.monotonic()
+    try:
+        for plugin in cell.plugins:
+            registry.load_plugin(Path(plugin))
+        device = torch.device(job.device)
+        torch.set_num_threads(job.threads)
+        folder.begin(cell, describe(device, job.threads))
+        log.info("%s, fingerprint %s, on %s with %d threads", cell, cell.fingerprint, device, job.threads)
+        if job.adopt:
+            adopt_training(cell, folder)
+        dataset: Dataset = registry.DATASETS.get(cell.protocol.dataset.name)
+        split = cell.protocol.dataset
+        splits = dataset.splits(job.data, split.validation, split.split_seed)
+        folder.progress(force=True, phase="loading")
+        trainer = Trainer(cell, dataset, splits.to(device), folder, device)
+        trainer.run()
+        evaluate_checkpoints(cell, dataset, splits.test.to(device), folder, device)
+    except Diverged as error:
+        log.warning("%s", error)
+        folder.finish("diverged", reason=str(error), epoch=error.epoch, **_cost(folder))
+        return "diverged"
+    except Exception as error:  # whatever it is, it ends this cell only
+        log.exception("failed")
+        folder.finish("failed", reason=f"{type(error).__name__}: {error}", **_cost(folder))
+        return "failed"
+    folder.finish("finished", **_cost(folder))
+    log.info("finished in %.1f s", time.monotonic() - started)
+    return "finished"
+
+
+def _cost(folder: RunFolder) -> dict[str, Any]:
+    """Return what the run took, over all its interruptions."""
+    try:
+        epochs, outcomes = folder.epochs(), folder.read_outcomes()
+    except DamagedFile:
+        return {}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        peak = torch.cuda.max_memory_allocated()
+    unique = {(record["weights_sha256"], key[1]): record["seconds"] for key, record in outcomes.items()}
+    return {
+        "epochs": len(epochs),
+        "train_seconds": sum(record["train_seconds"] for record in epochs),
+        "track_seconds": sum(record["seconds"] - record["train_seconds"] for record in epochs),
+        "evaluation_seconds": sum(unique.values()),
+        "peak_memory_bytes": peak,
+    }
+
+
+def adopt_training(cell: Cell, folder: RunFolder) -> None:
+    """Take over the checkpoints of a run that differs in the final attacks alone, so that nothing is trained twice.
+
+    Outcomes under attacks that both ask for come along; every file is verified as it is read.
+    """
+    if (folder.checkpoints / "index.json").exists():
+        return
+    for other in sorted(folder.path.parent.glob(f"*-{cell.training_fingerprint[:12]}-*/cell.json")):
+        donor = RunFolder(other.parent)
+        try:
+            if donor.path == folder.path or ".aside-" in donor.path.name:
+                continue
+            if donor.cell()["training_fingerprint"] != cell.training_fingerprint:
+                continue
+            if not Checkpoints(donor.checkpoints).finished:
+                continue
+            wanted = {attack_key(attack, cell) for attack in cell.protocol.evaluation.final}
+            for (checkpoint, key), record in donor.read_outcomes().items():
+                if key in wanted:
+                    write_record(folder.outcome_path(checkpoint, key), record)
+        except DamagedFile as error:
+            log.warning("not taking over %s: %s", donor.path.name, error)
+            continue
+        shutil.copy2(donor.path / "epochs.jsonl", folder.path)
+        shutil.copytree(donor.checkpoints, folder.checkpoints, dirs_exist_ok=True)
+        log.info("the same training exists in %s: taken over", donor.path.name)
+        return
+
+
+def attack_key(attack: FinalAttack, cell: Cell) -> str:
+    """Return the short name of an attack in file names: its kind and the beginning of its identity's digest."""
+    return f"{attack.name}-{fingerprint(attack_identity(attack, cell.protocol.threat))[:8]}"
+
+
+def evaluate_checkpoints(cell: Cell, dataset: Dataset, test: ImageSet, folder: RunFolder, device: torch.device) -> None:
+    """Judge every checkpoint under every final attack, skipping what is on disk already.
+
+    Checkpoints of the same weights are judged once.
+    """
+    checkpoints = Checkpoints(folder.checkpoints)
+    names = [name for name in WEIGHTS if name in checkpoints.entries]
+    done = folder.read_outcomes()
+    known = {(record["weights_sha256"], key): record for (_, key), record in done.items()}
+    pairs = [(attack, name) for attack in cell.protocol.evaluation.final for name in names]
+    work = [evaluated_images(attack, dataset) * forward_passes(attack) for attack, _ in pairs]
+    for item, (attack, name) in enumerate(pairs):
+        key, weights = attack_key(attack, cell), checkpoints.entries[name].sha256
+        if (weights, key) not in known:
+            model = build_evaluated(cell, dataset, checkpoints.load(name), device)
+            place = folder.partial / f"{weights[:16]}.{key}.json"
+            outcome = evaluate(
+                model, weights, test, attack, cell.protocol.threat,
+                tick=_ticker(folder, name, attack.title, sum(work[:item]) / sum(work), work[item] / sum(work)),
+                state=_read_place(place),
+                commit=lambda state, place=place: write_record(place, state.to_record()),
+            )  # fmt: skip
+            log.info("%s under %s: %.4f of %d", name, attack.title, outcome.accuracy, len(outcome.correct))
+            known[weights, key] = outcome.to_record()
+        if done.get((name, key)) != known[weights, key]:
+            write_record(folder.outcome_path(name, key), known[weights, key])
+    shutil.rmtree(folder.partial, ignore_errors=True)
+
+
+def _ticker(folder: RunFolder, checkpoint: str, attack: str, before: float, own: float) -> Callable[[int, int], None]:
+    """Return a callback that reports how far an attack is; `share` is the part of all the evaluation that is done."""
+    return lambda done, of: folder.progress(
+        phase="evaluation", checkpoint=checkpoint, attack=attack, share=before + own * done / of
+    )
+
+
+def _read_place(path: Path) -> CascadeState | None:
+    """Return where an interrupted AutoAttack stood, or None."""
+    try:
+        return CascadeState.from_record(read_record(path))
+    except FileNotFoundError:
+        return None
+    except DamagedFile as error:
+        log.warning("%s; this evaluation starts again", error)
+        return None
