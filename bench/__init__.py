@@ -27,7 +27,7 @@ _PUBLIC = {
     "sourced": "bench.parameters",
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench.device import cores
@@ -33,7 +34,7 @@ def diagnose(results: Path, store: str | None) -> list[Check]:
         _check("AutoAttack", _autoattack),
         _check("processor", lambda: f"{cpu_name()}, {cores()} cores for this process"),
         _check("GPU", _gpu),
-        *(_check(f"{registry.kind}s", lambda registry=registry: _registry(registry)) for registry in (METHODS, DATASETS, MODELS)),
+        *(_check(f"{registry.kind}s", partial(_registry, registry)) for registry in (METHODS, DATASETS, MODELS)),
         _check("results folder", lambda: _results(results)),
         _check("store", lambda: _store(results, store)),
     ]  # fmt: skip

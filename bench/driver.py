@@ -68,7 +68,9 @@ def share_out(device: str, jobs: int | None, threads: int | None, cells: int) ->
     if jobs is None:
         jobs = 1 if resolved.type == "cuda" else max(1, min(cells, available // (threads or 1)))
     if threads is not None and jobs * threads > available:
-        raise BenchError(f"{jobs} workers with {threads} threads each need {jobs * threads} cores, there are {available}")
+        raise BenchError(
+            f"{jobs} workers with {threads} threads each need {jobs * threads} cores, there are {available}"
+        )
     return Resources(str(resolved), jobs, threads or max(1, available // jobs))
 
 

@@ -30,15 +30,17 @@ def versions() -> dict[str, str | None]:
 def git_revision(folder: Path) -> dict[str, Any]:
     """Return the commit of the checkout that holds `folder` and whether files differ from it; empty outside one."""
     try:
-        run = lambda *words: subprocess.run(  # noqa: E731
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-        top = Path(run("rev-parse", "--show-toplevel"))
+        top = Path(_git(folder, "rev-parse", "--show-toplevel"))
         if not (top / "bench" / "method.py").exists():  # installed inside somebody else's checkout
             return {}
-        return {"revision": run("rev-parse", "HEAD"), "dirty": bool(run("status", "--porcelain"))}
+        return {"revision": _git(top, "rev-parse", "HEAD"), "dirty": bool(_git(top, "status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return {}
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
 def cpu_name() -> str:

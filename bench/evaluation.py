@@ -21,7 +21,9 @@ from bench.seeding import generator
 
 EVALUATION_BATCH = 500  # images at a time; evaluation keeps no activations for weights, so it can be large
 
-EVALUATION_SEED = 0  # of the attacks' own randomness: equal for all checkpoints and methods, so that outcomes are paired
+EVALUATION_SEED = (
+    0  # of the attacks' own randomness: equal for all checkpoints and methods, so that outcomes are paired
+)
 
 AUTOATTACK_PASSES = 10_600
 """Forward passes' worth of work that standard AutoAttack spends on an image that stays robust: APGD-CE 200, APGD-T

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.attacks.pgd import Objective, mode, pgd, random_start
+from bench.attacks.pgd import Objective, mode, pgd, project, random_start
 from bench.data.batches import Batch, TrainingBatches
 from bench.parameters import MethodInfo, MethodParams
 from bench.protocol import Protocol
@@ -35,8 +35,8 @@ EpochRecord = Mapping[str, Any]
 class Context:
     """What a method may know of the run it is part of.
 
-    `random(purpose)` is the run's generator for a purpose, on the run's device, renewed every epoch; a method draws from
-    purposes of its own name, never from torch's global state.
+    `random(purpose)` is the run's generator for a purpose, on the run's device, renewed every epoch; a method draws
+    from purposes of its own name, never from torch's global state.
     """
 
     protocol: Protocol
@@ -99,17 +99,33 @@ class Method(Generic[ParamsT]):
         labels = batch.labels
         return self.attack(batch, lambda logits: F.cross_entropy(logits, labels, reduction="sum"))
 
-    def attack(self, batch: Batch, objective: Objective) -> Tensor:
-        """Run the protocol's training attack on `objective`; without one, return the images as they are."""
+    def attack(
+        self,
+        batch: Batch,
+        objective: Objective,
+        *,
+        start: Tensor | None = None,
+        batch_norm: Literal["train", "eval"] | None = None,
+    ) -> Tensor:
+        """Run the protocol's training attack on `objective`; without one, return the images as they are.
+
+        A method whose definition includes them gives its own `start` (inside the ball) or mode of the network.
+        """
         settings, threat = self.context.protocol.training.attack, self.context.protocol.threat
         if settings.name == "none":
             return batch.images
-        start = random_start(batch.images, threat, self.context.random("attack")) if settings.random_start else None
-        with mode(self.model, train=settings.batch_norm == "train"):
+        if start is None and settings.random_start:
+            start = random_start(batch.images, threat, self.context.random("attack"))
+        with mode(self.model, train=(batch_norm or settings.batch_norm) == "train"):
             return pgd(
                 self.model, batch.images, objective,
                 threat=threat, steps=settings.steps, step_size=settings.step_size, start=start,
             )  # fmt: skip
+
+    def near(self, images: Tensor, deviation: float) -> Tensor:
+        """Return `images` plus Gaussian noise, kept inside the threat model: the start of TRADES and its relatives."""
+        noise = torch.empty_like(images).normal_(std=deviation, generator=self.context.random("attack"))
+        return (images + project(noise, self.context.protocol.threat)).clamp_(0, 1)
 
     def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scalar to minimise and the logits on the adversarial images, [n, classes]."""

@@ -36,8 +36,8 @@ class Origin(NamedTuple):
 class Sourced:
     """What is known of one parameter: unit, origin, note, and its values for particular datasets.
 
-    `by_dataset` maps a dataset's name ("svhn"), or name and setting ("cifar10/single_step"), to a value with its source;
-    the more particular one wins, and the field's default serves every other dataset.
+    `by_dataset` maps a dataset's name ("svhn"), or name and setting ("cifar10/single_step"), to a value with its
+    source; the more particular one wins, and the field's default serves every other dataset.
     """
 
     unit: str
@@ -50,8 +50,9 @@ class Sourced:
 class MethodInfo:
     """What a method is, for listings and leaderboards.
 
-    `version` is part of every cell's identity: raise it when the algorithm changes, so that older runs are not taken for
-    newer ones. `final_is_best`: the method's last model is its best one by definition, so its gap is zero by construction.
+    `version` is part of every cell's identity: raise it when the algorithm changes, so that older runs are not taken
+    for newer ones. `final_is_best`: the method's last model is its best one by definition, so its gap is zero by
+    construction.
     """
 
     name: str

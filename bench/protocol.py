@@ -90,6 +90,7 @@ class TrainingAttack(Settings):
 
 
 _TrainingAttackInput = TrainingAttack | Literal["pgd", "none"]
+NamedTrainingAttack = Annotated[TrainingAttack, BeforeValidator(named, json_schema_input_type=_TrainingAttackInput)]
 
 
 class Clean(Settings):
@@ -190,7 +191,7 @@ class Training(Settings):
     batch_size: int = Field(128, ge=1)
     optimizer: Optimizer = Optimizer()
     schedule: ScheduleSettings = Piecewise()
-    attack: Annotated[TrainingAttack, BeforeValidator(named, json_schema_input_type=_TrainingAttackInput)] = TrainingAttack()
+    attack: NamedTrainingAttack = TrainingAttack()
     augmentation: tuple[Augmentation, ...] = ()
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: convolutions and products in bfloat16; parameters, optimiser state, batch statistics, loss in fp32."""

@@ -32,15 +32,27 @@ class Randomness:
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
         self._seed, self._device = seed, device
         self._epoch = 0
-        self._generators: dict[str, torch.Generator] = {}
+        self._generators: dict[tuple[str, str], torch.Generator] = {}
 
     def start_epoch(self, epoch: int) -> None:
         """Renew every generator for `epoch`."""
         self._epoch = epoch
         self._generators.clear()
 
+    def seed(self, purpose: str) -> int:
+        """Return this epoch's seed for `purpose`, for code that can only be seeded globally."""
+        return derive_seed(self._seed, purpose, self._epoch)
+
     def __call__(self, purpose: str) -> torch.Generator:
-        """Return this epoch's generator for `purpose`; asking again continues its stream."""
-        if purpose not in self._generators:
-            self._generators[purpose] = generator(self._seed, purpose, self._epoch, self._device)
-        return self._generators[purpose]
+        """Return this epoch's generator for `purpose` on the run's device; asking again continues its stream."""
+        return self._on(self._device, purpose)
+
+    def on_host(self, purpose: str) -> torch.Generator:
+        """Return a generator on the CPU, for decisions that the host takes; waiting for the device would cost more."""
+        return self._on("cpu", purpose)
+
+    def _on(self, device: torch.device | str, purpose: str) -> torch.Generator:
+        key = (str(device), purpose)
+        if key not in self._generators:
+            self._generators[key] = generator(self._seed, purpose, self._epoch, device)
+        return self._generators[key]

@@ -30,7 +30,8 @@ def parse_number(value: Any) -> float:
         elif _DECIMAL.fullmatch(value):
             number = float(value)
     if not math.isfinite(number):
-        raise PydanticCustomError("number", f"{shown(value)} is not a number; write 0.05, 5e-4 or 8/255")
+        what = "finite number" if isinstance(value, int | float) else "number"
+        raise PydanticCustomError("number", f"{shown(value)} is not a {what}; write 0.05, 5e-4 or 8/255")
     return number
 
 

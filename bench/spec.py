@@ -20,7 +20,6 @@ from bench.settings import Settings, shown
 from bench.suite_file import Location, SuiteFile, read_suite_file
 
 
-
 class MethodEntry(Settings):
     """One row of the suite: a method, perhaps with parameters of its own."""
 
@@ -108,6 +107,32 @@ class Suite(Protocol):
         return Protocol.model_validate({name: getattr(self, name) for name in Protocol.model_fields})
 
 
+def resolve_method(suite: Suite, entry: MethodEntry) -> ResolvedMethod:
+    """Return a row of `suite` with the canonical parameters filled in and those that it gives validated.
+
+    Raises:
+        BenchError: no such method.
+        ValidationError: a parameter is unknown or out of its range.
+    """
+    method = registry.METHODS.get(entry.name)
+    info: MethodInfo = method.info
+    declared: type[MethodParams] = method.Params
+    canonical = declared.canonical(suite.dataset.name, suite.training.attack.setting)
+    values = {name: origin.value for name, origin in canonical.items()}
+    params = declared.model_validate({**values, **entry.params}).model_dump(mode="json")
+    reference = declared.model_validate({**entry.params, **values}).model_dump(mode="json")
+    changed = {name for name, value in params.items() if name not in values or reference[name] != value}
+    return ResolvedMethod(
+        name=entry.name,
+        version=info.version,
+        params=params,
+        label=entry.label or info.title,
+        custom=bool(changed),
+        origin=weakest([origin.source for name, origin in canonical.items() if name not in changed]),
+        final_is_best=info.final_is_best,
+    )
+
+
 class LoadedSuite:
     """A suite whose names and parameters have been resolved: its `cells`, in the order of the file."""
 
@@ -131,12 +156,15 @@ class LoadedSuite:
             for method in self.methods
             for seed in self.suite.seeds
         ]
-        seen: dict[str, int] = {}
         for index, method in enumerate(self.methods):
-            for key in (method.label, fingerprint([method.name, method.params])):
-                if seen.setdefault(key, index) != index:
-                    with self._at("methods", index):
-                        raise BenchError(f"'{method.label}' stands twice; give rows different labels and parameters")
+            with self._at("methods", index):
+                for earlier in self.methods[:index]:
+                    if (method.name, method.params) == (earlier.name, earlier.params):
+                        raise BenchError(
+                            f"'{method.label}' is the same method with the same parameters as an earlier row"
+                        )
+                    if method.label == earlier.label:
+                        raise BenchError(f"two rows are called '{method.label}'; give one of them another 'label'")
 
     def _check_dataset(self) -> None:
         """Refuse a split, a batch or a crop that the images do not allow."""
@@ -146,8 +174,9 @@ class LoadedSuite:
         with self._at("dataset", "validation"):
             info.check_split(dataset.validation)
         with self._at("training", "batch_size"):
-            if training.batch_size > (left := info.train_images - dataset.validation):
-                raise BenchError(f"a batch of {training.batch_size} cannot be filled: {left} images are left to train on")
+            left = info.train_images - dataset.validation
+            if training.batch_size > left:
+                raise BenchError(f"only {left} images are left to train on, too few for one batch")
         for index, step in enumerate(training.augmentation):
             with self._at("training", "augmentation", index, "padding"):
                 if isinstance(step, Crop) and step.mode == "reflect" and step.padding >= min(info.shape[1:]):
@@ -156,28 +185,11 @@ class LoadedSuite:
 
     def _resolve(self, index: int, entry: MethodEntry) -> ResolvedMethod:
         """Fill in the canonical parameters of one row and validate those that the suite gives."""
-        with self._at("methods", index):
-            method = registry.METHODS.get(entry.name)
-        info: MethodInfo = method.info
-        declared: type[MethodParams] = method.Params
-        canonical = declared.canonical(self.suite.dataset.name, self.suite.training.attack.setting)
-        values = {name: origin.value for name, origin in canonical.items()}
         try:
-            params = declared.model_validate({**values, **entry.params})
-            reference = declared.model_validate({**entry.params, **values}).model_dump(mode="json")
+            with self._at("methods", index):
+                return resolve_method(self.suite, entry)
         except ValidationError as error:
             raise self._located(error, ("methods", index, "params")) from None
-        resolved = params.model_dump(mode="json")
-        changed = {name for name, value in resolved.items() if name not in values or reference[name] != value}
-        return ResolvedMethod(
-            name=info.name,
-            version=info.version,
-            params=resolved,
-            label=entry.label or info.title,
-            custom=bool(changed),
-            origin=weakest([origin.source for name, origin in canonical.items() if name not in changed]),
-            final_is_best=info.final_is_best,
-        )
 
     @contextmanager
     def _at(self, *location: int | str) -> Iterator[None]:
@@ -193,21 +205,22 @@ class LoadedSuite:
         location = (*prefix, *first["loc"])
         if first["type"] in {"unknown_key", "not_a_number"}:
             location = (*location, first["ctx"]["key"])
-        missing = str(location[-1]) if first["type"] == "missing" else ""
+        missing = (*prefix, location[-1]) if first["type"] == "missing" else ()
         return BenchError(f"{self._where(location, missing)}: {_sentence(first)}")
 
-    def _where(self, location: Location, missing: str = "") -> str:
-        keys = [f"{part!s:.60}" for part in self._file.held(location)] + [missing] * bool(missing)
+    def _where(self, location: Location, missing: Location = ()) -> str:
+        held = self._file.held(location)
+        keys = [f"{part!s:.60}" for part in (*held, *(part for part in missing if part not in held))]
         return f"{self._file.path}:{self._file.line(location)}" + (f": {'.'.join(keys)}" if keys else "")
 
 
 _COMPLAINTS = {
     "missing": "this key is required",
     "union_tag_not_found": "this needs a key 'name'",
-    "greater_than": "must be greater than {gt:g}",
-    "greater_than_equal": "must be at least {ge:g}",
-    "less_than": "must be less than {lt:g}",
-    "less_than_equal": "must be at most {le:g}",
+    "greater_than": "must be greater than {gt:.10g}",
+    "greater_than_equal": "must be at least {ge:.10g}",
+    "less_than": "must be less than {lt:.10g}",
+    "less_than_equal": "must be at most {le:.10g}",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -260,7 +273,7 @@ def load_suite(name_or_path: str) -> LoadedSuite:
 def find_suite(name_or_path: str) -> Path:
     """Return the path of a suite given by path or by shipped name."""
     path = Path(name_or_path)
-    if path.suffix in {".yaml", ".yml"} or path.exists():
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
         return path
     shipped = shipped_suites()
     if name_or_path not in shipped:

@@ -65,12 +65,12 @@ def read_suite_file(path: Path) -> SuiteFile:
     try:
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            mark = event.start_mark
+            line = event.start_mark.line + 1
             if isinstance(event, yaml.AliasEvent):
-                raise BenchError(f"{path}:{mark.line + 1}: aliases are not allowed in a suite; write the value out")
+                raise BenchError(f"{path}:{line}: aliases are not allowed in a suite; write the value out")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
-                raise BenchError(f"{path}:{mark.line + 1}: nested deeper than {MAX_DEPTH} levels")
+                raise BenchError(f"{path}:{line}: nested deeper than {MAX_DEPTH} levels")
         loader = yaml.SafeLoader(text)
         try:
             node = loader.get_single_node()
@@ -94,7 +94,7 @@ def read_suite_file(path: Path) -> SuiteFile:
 def _index(
     node: yaml.Node, location: Location, lines: dict[Location, int], path: Path, loader: yaml.SafeLoader
 ) -> None:
-    """Fill `lines` from the node tree; refuse a key that stands twice or is not a word, and a scalar that is no value."""
+    """Fill `lines` from the node tree; refuse a key that is no word or stands twice, and a scalar that is no value."""
     lines.setdefault(location, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         seen: set[Hashable] = set()
@@ -116,6 +116,5 @@ def _index(
         try:
             loader.construct_object(node)
         except (ValueError, KeyError, IndexError, AttributeError) as error:  # what PyYAML raises for 2024-13-45
-            what = node.tag.removeprefix("tag:yaml.org,2002:")
-            line = node.start_mark.line + 1
-            raise BenchError(f"{path}:{line}: invalid YAML: '{node.value:.60}' is read as '{what}' but is none") from error
+            problem = f"'{node.value:.60}' is no {node.tag.removeprefix('tag:yaml.org,2002:')}"
+            raise BenchError(f"{path}:{node.start_mark.line + 1}: invalid YAML: {problem}") from error

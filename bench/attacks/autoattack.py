@@ -61,7 +61,7 @@ def check_classes(classes: int) -> None:
     """Raise BenchError if the standard version is not defined for this number of classes."""
     if classes < MIN_CLASSES:
         raise BenchError(
-            f"AutoAttack's targeted attacks need at least {MIN_CLASSES} classes, the data has {classes}; use pgd instead"
+            f"AutoAttack's targeted attacks need at least {MIN_CLASSES} classes, not {classes}; use pgd instead"
         )
 
 
@@ -97,8 +97,11 @@ class Cascade:
             BenchError: too few classes.
         """
         started = time.monotonic()
-        clock = lambda: before + time.monotonic() - started  # noqa: E731
         before = state.seconds if state else 0.0
+
+        def clock() -> float:
+            return before + time.monotonic() - started
+
         tracer = sys.gettrace()
         devices = [images.device] if images.device.type == "cuda" else []
         try:
@@ -150,11 +153,9 @@ class Cascade:
 
     def _right(self, images: Tensor, labels: Tensor) -> Verdicts:
         with torch.no_grad():
-            right = [
-                self._model(x).argmax(1) == y
-                for x, y in zip(images.split(self._batch_size), labels.split(self._batch_size), strict=True)
-            ]
-        return torch.cat(right).cpu().numpy()
+            batches = zip(torch.split(images, self._batch_size), torch.split(labels, self._batch_size), strict=True)
+            right = torch.cat([self._model(x).argmax(1) == y for x, y in batches])
+        return right.cpu().numpy()
 
     def _attacks(self, classes: int) -> list[Callable[[Tensor, Tensor], Tensor]]:
         """Return the four attacks with the parameters of the standard version, in the order of `STANDARD`."""

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from bench.protocol import Threat
 
 Objective = Callable[[Tensor], Tensor]
-"""From logits [n, classes] to the scalar that the attack raises: a sum over the batch, so that images do not interact."""
+"""From logits [n, classes] to the scalar that the attack raises: a sum over the batch, so images do not interact."""
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Within, no parameter of `model` needs a gradient, so none is computed: a third of a convolution's work is saved."""
+    """Within, no parameter of `model` needs a gradient, so a third of a convolution's work is saved."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -101,4 +101,5 @@ def pgd(
 
 def _l2(x: Tensor) -> Tensor:
     """L2 norm of each image, [n, 1, 1, 1]; never zero, so that it can divide."""
-    return x.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+    norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norm.clamp(min=1e-12).view(-1, 1, 1, 1)

@@ -49,7 +49,9 @@ def list_(
 
 def show(
     thing: Annotated[Thing, typer.Argument(help="What kind of thing.")],
-    name: Annotated[str, typer.Argument(help="Its name; for a run, the beginning of its folder's name or fingerprint.")],
+    name: Annotated[
+        str, typer.Argument(help="Its name; for a run, the beginning of its folder's name or fingerprint.")
+    ],
     results: Results = Path("results"),
     store: StoreURL = None,
     json: Json = False,

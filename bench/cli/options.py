@@ -15,7 +15,9 @@ def complete_suite(incomplete: str) -> list[str]:
     return [name for name in shipped_suites() if name.startswith(incomplete)]
 
 
-Suite = Annotated[str, typer.Argument(help="A suite file, or the name of a shipped one.", autocompletion=complete_suite)]
+Suite = Annotated[
+    str, typer.Argument(help="A suite file, or the name of a shipped one.", autocompletion=complete_suite)
+]
 Results = Annotated[Path, typer.Option("--results", help="Folder of the run folders and the default store.")]
 StoreURL = Annotated[Optional[str], typer.Option("--store", help="SQLAlchemy URL of the store.")]  # noqa: UP045
 Data = Annotated[Optional[Path], typer.Option("--data", envvar="BENCH_DATA", help="Root folder of the datasets.")]  # noqa: UP045

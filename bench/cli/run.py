@@ -43,11 +43,11 @@ def run(
     if rerun not in set(Rerun):
         raise BenchError(f"--rerun '{rerun:.60}'{did_you_mean(rerun, Rerun)}")
     loaded = load_suite(suite)
-    wanted = {"methods": words(methods), "seeds": numbers(seeds)}
+    only, only_seeds = words(methods), numbers(seeds)
     if dry_run:
         from bench.cli.view import print_plan
 
-        print_plan(plan(select_cells(loaded.cells, **wanted), results, Rerun(rerun)), json=json)
+        print_plan(plan(select_cells(loaded.cells, only, only_seeds), results, Rerun(rerun)), json=json)
         return
 
     from bench.cli.view import View
@@ -56,7 +56,7 @@ def run(
     try:
         with View(quiet=json) as view:
             states = run_suite(
-                loaded, **wanted, results=results, store=store, data=data, device=device, jobs=jobs, threads=threads,
+                loaded, methods=only, seeds=only_seeds, results=results, store=store, data=data, device=device, jobs=jobs, threads=threads,
                 rerun=Rerun(rerun), watch=view.update,
             )  # fmt: skip
             view.finish(states)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -29,7 +30,9 @@ class View:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._console = Console(stderr=True, quiet=quiet)
-        self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
+        self._live = (
+            Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
+        )
         self._started = time.monotonic()
         self._next = 0.0
         self._said: dict[int, tuple[str, int]] = {}
@@ -41,7 +44,9 @@ class View:
             self._live.start()
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None) -> None:
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
+    ) -> None:
         if self._live:
             self._live.stop()
 
@@ -66,16 +71,20 @@ class View:
         ran = [state for state in states if state.planned.action != "skip"]
         for state in states:
             if state.status != "finished":
-                self._say(f"{state.planned.cell}: {state.status}; {state.reason or 'see ' + str(state.planned.folder.log)}")
+                self._say(
+                    f"{state.planned.cell}: {state.status}; {state.reason or 'see ' + str(state.planned.folder.log)}"
+                )
         if not ran:
-            self._say(f"nothing to do: all {len(states)} cells have ended before (--rerun failed or all runs them again)")
+            self._say(
+                f"nothing to do: all {len(states)} cells have ended before (--rerun failed or all runs them again)"
+            )
         else:
             kept = f", {len(states) - len(ran)} were there already" if len(states) > len(ran) else ""
             self._say(f"{len(ran)} cells ran in {_duration(time.monotonic() - self._started)}{kept}")
 
     # --- how far ---------------------------------------------------------------------------------------------------
 
-    def _share(self, state: CellState, progress: dict[str, object]) -> float:
+    def _share(self, state: CellState, progress: dict[str, Any]) -> float:
         """Return the part of a cell's work that is done, from 0 to 1."""
         if state.status not in {"running", "waiting"}:
             return 1.0
@@ -85,10 +94,10 @@ class View:
             self._shares[protocol.fingerprint] = 1 - parts["final"] / sum(parts.values())
         training = self._shares[protocol.fingerprint]
         if progress.get("phase") == "training":
-            done = float(progress["epoch"]) + float(progress["done"]) / float(progress["of"])  # type: ignore[arg-type]
-            return training * done / float(progress["epochs"])  # type: ignore[arg-type]
+            done = float(progress["epoch"]) + float(progress["done"]) / float(progress["of"])
+            return training * done / float(progress["epochs"])
         if progress.get("phase") == "evaluation":
-            return training + (1 - training) * float(progress["share"])  # type: ignore[arg-type]
+            return training + (1 - training) * float(progress["share"])
         return 0.0
 
     def _left(self, shares: Sequence[float]) -> str:
@@ -103,7 +112,7 @@ class View:
 
     # --- a terminal ------------------------------------------------------------------------------------------------
 
-    def _table(self, states: Sequence[CellState], progress: Sequence[dict[str, object]]) -> Table:
+    def _table(self, states: Sequence[CellState], progress: Sequence[dict[str, Any]]) -> Table:
         shares = [self._share(state, where) for state, where in zip(states, progress, strict=True)]
         ended = sum(state.status not in {"running", "waiting"} for state in states)
         table = Table(
@@ -127,7 +136,7 @@ class View:
             table.add_row(f"... and {len(rows) - SHOWN} more")
         return table
 
-    def _last_epoch(self, state: CellState) -> dict[str, dict[str, float]]:
+    def _last_epoch(self, state: CellState) -> dict[str, Any]:
         """Return the last epoch of a running cell, {} for the others."""
         if state.status != "running":
             return {}
@@ -138,7 +147,7 @@ class View:
 
     # --- no terminal -----------------------------------------------------------------------------------------------
 
-    def _lines(self, states: Sequence[CellState], progress: Sequence[dict[str, object]]) -> None:
+    def _lines(self, states: Sequence[CellState], progress: Sequence[dict[str, Any]]) -> None:
         shares = [self._share(state, where) for state, where in zip(states, progress, strict=True)]
         left = self._left(shares)
         for index, (state, where) in enumerate(zip(states, progress, strict=True)):
@@ -155,10 +164,10 @@ class View:
             self._say(f"{state.planned.cell}: {text or 'started'} ({left})")
 
     @staticmethod
-    def _stage(where: dict[str, object]) -> int:
+    def _stage(where: dict[str, Any]) -> int:
         """Return a number that changes when there is something new to say."""
         if where.get("phase") == "training":
-            return int(MILESTONES * float(where["epoch"]) / float(where["epochs"]))  # type: ignore[arg-type]
+            return int(MILESTONES * float(where["epoch"]) / float(where["epochs"]))
         if where.get("phase") == "evaluation":
             return MILESTONES + 1 + hash((where["checkpoint"], where["attack"])) % 1_000_000
         return 0
@@ -167,7 +176,7 @@ class View:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _where(progress: dict[str, object]) -> str:
+def _where(progress: dict[str, Any]) -> str:
     if progress.get("phase") == "training":
         return f"epoch {progress['epoch']} of {progress['epochs']}"
     if progress.get("phase") == "evaluation":
@@ -210,6 +219,6 @@ def print_plan(planned: Sequence[Planned], *, json: bool) -> None:
         table.add_row(str(row["cell"]), str(row["status"]), str(row["action"]), f"{row['pflop']:.4g}")
     console = Console(file=sys.stdout)
     console.print(table)
-    total = sum(float(row["pflop"]) for row in rows)  # type: ignore[arg-type]
+    total = sum(float(row["pflop"]) for row in rows)
     running = sum(row["action"] != "skip" for row in rows)
     console.print(f"{running} of {len(rows)} cells would run, {total:.4g} PFLOP at most", highlight=False)

@@ -20,8 +20,8 @@ from bench.seeding import Randomness
 class Batch:
     """One mini-batch.
 
-    `images`: float32, [n, channels, height, width], in [0, 1], channels_last. `labels`: int64, [n]. `index`: int64, [n],
-    each image's place in the training set, for methods that remember something of every sample.
+    `images`: float32, [n, channels, height, width], in [0, 1], channels_last. `labels`: int64, [n]. `index`: int64,
+    [n], each image's place in the training set, for methods that remember something of every sample.
     """
 
     images: Tensor
@@ -37,9 +37,7 @@ def to_float(pixels: Tensor) -> Tensor:
     return pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
-def augment(
-    pixels: Tensor, index: Tensor, steps: Sequence[Augmentation], random: torch.Generator | None
-) -> Tensor:
+def augment(pixels: Tensor, index: Tensor, steps: Sequence[Augmentation], random: torch.Generator | None) -> Tensor:
     """Return the images at `index`, augmented.
 
     Args:
@@ -54,35 +52,33 @@ def augment(
     if not steps:
         return pixels[index]
     n, (height, width), device = len(index), pixels.shape[2:], pixels.device
-    rows = torch.arange(height, device=device).expand(n, height)
+    rows = torch.arange(height, device=device).expand(n, height)  # which source row each row shows; -1: padding
     columns = torch.arange(width, device=device).expand(n, width)
-    inside: Tensor | None = None
     for step in steps:
         if isinstance(step, Crop):
             offset = torch.randint(-step.padding, step.padding + 1, (2, n, 1), generator=random, device=device)
-            rows, columns = rows + offset[0], columns + offset[1]
-            if step.mode == "zero":
-                within = _within(rows, height)[:, :, None] & _within(columns, width)[:, None, :]
-                inside = within if inside is None else inside & within
-                rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-            else:
-                rows, columns = _reflect(rows, height), _reflect(columns, width)
+            rows, columns = _shift(rows, offset[0], step.mode), _shift(columns, offset[1], step.mode)
         else:
             flipped = torch.rand((n, 1), generator=random, device=device) < 0.5
             columns = torch.where(flipped, columns.flip(1), columns)
-            inside = None if inside is None else torch.where(flipped[:, :, None], inside.flip(2), inside)
     channels = torch.arange(pixels.shape[1], device=device)[None, :, None, None]
     cut = pixels[index[:, None, None, None], channels, rows[:, None, :, None], columns[:, None, None, :]]
-    return cut if inside is None else cut * inside[:, None]
+    if any(isinstance(step, Crop) and step.mode == "zero" for step in steps):
+        cut *= ((rows >= 0)[:, :, None] & (columns >= 0)[:, None, :])[:, None]
+    return cut
 
 
-def _within(position: Tensor, size: int) -> Tensor:
-    return (position >= 0) & (position < size)
+def _shift(source: Tensor, offset: Tensor, mode: str) -> Tensor:
+    """Move the window over `source`, [n, size], by `offset`, [n, 1]; what comes in from outside is padding.
 
-
-def _reflect(position: Tensor, size: int) -> Tensor:
-    """Mirror positions outside 0..size-1 back inside, the border pixel not repeated, as padding mode `reflect` does."""
-    return (size - 1) - ((size - 1) - position.abs()).abs()
+    `reflect` mirrors without repeating the border pixel, as torch's padding of that name does.
+    """
+    size = source.shape[1]
+    position = torch.arange(size, device=source.device) + offset
+    if mode == "reflect":
+        return source.gather(1, (size - 1) - ((size - 1) - position.abs()).abs())
+    outside = (position < 0) | (position >= size)
+    return source.gather(1, position.clamp(0, size - 1)).masked_fill(outside, -1)
 
 
 class TrainingBatches:
@@ -93,7 +89,9 @@ class TrainingBatches:
     trained on equally often on average.
     """
 
-    def __init__(self, images: ImageSet, batch_size: int, augmentation: Sequence[Augmentation], random: Randomness) -> None:
+    def __init__(
+        self, images: ImageSet, batch_size: int, augmentation: Sequence[Augmentation], random: Randomness
+    ) -> None:
         self.images, self._batch_size, self._augmentation, self._random = images, batch_size, augmentation, random
 
     def __len__(self) -> int:
@@ -103,6 +101,6 @@ class TrainingBatches:
         """Yield the batches of the current epoch of the run's randomness."""
         pixels, labels = self.images.pixels, self.images.labels
         order = torch.randperm(len(self.images), generator=self._random("order"), device=pixels.device)
-        for index in order[: len(self) * self._batch_size].split(self._batch_size):
+        for index in torch.split(order[: len(self) * self._batch_size], self._batch_size):
             cut = augment(pixels, index, self._augmentation, self._random("augmentation"))
             yield Batch(to_float(cut), labels[index], index)

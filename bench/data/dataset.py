@@ -72,7 +72,7 @@ class Dataset:
         """Raise BenchError unless `validation` images can be held out and some are left to train on."""
         if validation >= self.train_images:
             raise BenchError(
-                f"{validation} validation images leave none to train on: {self.name} has {self.train_images} training images"
+                f"{validation} validation images leave none to train on: {self.name} has {self.train_images} in all"
             )
 
     def splits(self, root: Path | None, validation: int, split_seed: int) -> Splits:

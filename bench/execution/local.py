@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
 from bench.execution.worker import EXIT_BUSY, Job, work_in_process
@@ -45,8 +46,9 @@ class LocalExecutor:
     """Starts worker processes; on Linux from a server process that has torch loaded, so that a start takes no time."""
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        self._context: ForkServerContext | SpawnContext = get_context("spawn")
         if sys.platform == "linux":
+            self._context = get_context("forkserver")
             self._context.set_forkserver_preload(["bench.execution.worker"])
 
     def submit(self, job: Job) -> Handle:

@@ -11,7 +11,6 @@ from typing import Literal
 from bench import registry
 from bench.attacks.autoattack import check_classes
 from bench.data.dataset import Dataset
-from bench.errors import BenchError
 from bench.evaluation import evaluated_images, forward_passes
 from bench.models.architecture import size_of
 from bench.protocol import AutoAttack, Protocol
@@ -52,7 +51,6 @@ def plan(cells: Sequence[Cell], results: Path, rerun: Rerun = Rerun.MISSING) -> 
     for protocol in {cell.protocol.fingerprint: cell.protocol for cell in cells}.values():
         if any(isinstance(attack, AutoAttack) for attack in protocol.evaluation.final):
             check_classes(registry.DATASETS.get(protocol.dataset.name).classes)
-        check_batch(protocol)
     planned = []
     for cell in cells:
         folder = RunFolder.of(cell, results)
@@ -67,16 +65,6 @@ def _action(status: Status, rerun: Rerun) -> Action:
     if status in {"new", "interrupted"}:
         return "run"
     return "reopen" if rerun is Rerun.FAILED and status in {"failed", "diverged"} else "skip"
-
-
-def check_batch(protocol: Protocol) -> None:
-    """Raise BenchError if not even one batch can be cut from the training images."""
-    dataset: Dataset = registry.DATASETS.get(protocol.dataset.name)
-    left = dataset.train_images - protocol.dataset.validation
-    if protocol.training.batch_size > left:
-        raise BenchError(
-            f"batch_size {protocol.training.batch_size} exceeds the {left} images that are left to train on"
-        )
 
 
 def work(protocol: Protocol) -> dict[str, float]:

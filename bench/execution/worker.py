@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,25 +103,25 @@ def execute(job: Job) -> str:
         evaluate_checkpoints(cell, dataset, splits.test.to(device), folder, device)
     except Diverged as error:
         log.warning("%s", error)
-        folder.finish("diverged", reason=str(error), epoch=error.epoch, **_cost(folder))
+        folder.finish("diverged", reason=str(error), epoch=error.epoch, **_cost(folder, job.device))
         return "diverged"
     except Exception as error:  # whatever it is, it ends this cell only
         log.exception("failed")
-        folder.finish("failed", reason=f"{type(error).__name__}: {error}", **_cost(folder))
+        folder.finish("failed", reason=f"{type(error).__name__}: {error}", **_cost(folder, job.device))
         return "failed"
-    folder.finish("finished", **_cost(folder))
+    folder.finish("finished", **_cost(folder, job.device))
     log.info("finished in %.1f s", time.monotonic() - started)
     return "finished"
 
 
-def _cost(folder: RunFolder) -> dict[str, Any]:
+def _cost(folder: RunFolder, device: str) -> dict[str, Any]:
     """Return what the run took, over all its interruptions."""
     try:
         epochs, outcomes = folder.epochs(), folder.read_outcomes()
     except DamagedFile:
         return {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if device.startswith("cuda"):
         peak = torch.cuda.max_memory_allocated()
     unique = {(record["weights_sha256"], key[1]): record["seconds"] for key, record in outcomes.items()}
     return {
@@ -185,8 +186,7 @@ def evaluate_checkpoints(cell: Cell, dataset: Dataset, test: ImageSet, folder: R
             outcome = evaluate(
                 model, weights, test, attack, cell.protocol.threat,
                 tick=_ticker(folder, name, attack.title, sum(work[:item]) / sum(work), work[item] / sum(work)),
-                state=_read_place(place),
-                commit=lambda state, place=place: write_record(place, state.to_record()),
+                state=_read_place(place), commit=partial(_write_place, place),
             )  # fmt: skip
             log.info("%s under %s: %.4f of %d", name, attack.title, outcome.accuracy, len(outcome.correct))
             known[weights, key] = outcome.to_record()
@@ -200,6 +200,10 @@ def _ticker(folder: RunFolder, checkpoint: str, attack: str, before: float, own:
     return lambda done, of: folder.progress(
         phase="evaluation", checkpoint=checkpoint, attack=attack, share=before + own * done / of
     )
+
+
+def _write_place(path: Path, state: CascadeState) -> None:
+    write_record(path, state.to_record())
 
 
 def _read_place(path: Path) -> CascadeState | None:

@@ -15,7 +15,7 @@ from bench.models.architecture import Architecture
 
 
 class PreActBlock(nn.Module):
-    """Two 3x3 convolutions, each after batch normalisation and activation; the shortcut leaves after the first activation.
+    """Two 3x3 convolutions, each after batch normalisation and activation; the shortcut leaves after the first.
 
     Forward: [n, inputs, h, w] -> [n, outputs, h / stride, w / stride].
     """
@@ -35,7 +35,8 @@ class PreActBlock(nn.Module):
         shortcut = self.shortcut(out) if hasattr(self, "shortcut") else x
         out = self.conv1(out)
         out = self.conv2(self.relu(self.bn2(out)))
-        return out + shortcut
+        added: Tensor = out + shortcut
+        return added
 
 
 class PreActResNet(nn.Module):

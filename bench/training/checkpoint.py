@@ -29,7 +29,7 @@ WEIGHTS = ("best", "best_on_test", "last")
 
 @dataclass(frozen=True)
 class Entry:
-    """One checkpoint: its file (relative to the folder), the digest of the file, the epoch (from 0) it was taken after."""
+    """One checkpoint: its file, relative to the folder, the digest of the file, the epoch (from 0) it ends."""
 
     file: str
     sha256: str

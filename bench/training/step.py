@@ -7,6 +7,8 @@ forward passes run in the protocol's precision; SGD is torch's fused one.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -47,7 +49,7 @@ class Totals:
         return loss, right
 
 
-def train_step(method: Method, batch: Batch, optimizer: torch.optim.Optimizer, totals: Totals) -> None:
+def train_step(method: Method[Any], batch: Batch, optimizer: torch.optim.Optimizer, totals: Totals) -> None:
     """Train on one batch: transform, perturb, descend."""
     with method.autocast(), frozen(method.model):
         with torch.no_grad():

@@ -19,7 +19,7 @@ from bench.models.architecture import build_network
 from bench.protocol import PGD, Clean
 from bench.run_folder import RunFolder
 from bench.schedule import protocol_schedule
-from bench.seeding import Randomness, derive_seed, generator
+from bench.seeding import Randomness, derive_seed
 from bench.spec import Cell
 from bench.training.checkpoint import Checkpoints, Entry
 from bench.training.step import Totals, sgd, train_step
@@ -50,8 +50,8 @@ class Trainer:
         self.checkpoints = Checkpoints(folder.checkpoints)
         self.history: list[dict[str, Any]] = []
 
-    def run(self) -> None:
-        """Train to the end, unless that has been done.
+    def run(self, epochs: int | None = None) -> None:
+        """Train to the end, or until `epochs` are done; a later trainer of the same folder goes on from there.
 
         Raises:
             Diverged: the loss of an epoch is not finite.
@@ -63,6 +63,8 @@ class Trainer:
             if self.history and self.method.should_stop(self.history):
                 log.info("stopped by the method after epoch %d", epoch - 1)
                 break
+            if epochs is not None and epoch >= epochs:
+                return
             self._epoch(epoch)
         self._finish()
 

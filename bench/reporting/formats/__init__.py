@@ -1,0 +1,1 @@
+"""Where a leaderboard is read: a terminal, a Markdown file."""

@@ -1,0 +1,56 @@
+"""Smooth activations, and how they take the place of ReLU in any network.
+
+Xie et al., Smooth Adversarial Training, 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from bench.errors import BenchError
+
+
+class SmoothReLU(nn.Module):
+    """max(0, x - log(b|x| + 1) / b) for x > 0, else 0, with one learnable b = raw² (raw starts at 20).
+
+    Continuously differentiable: the derivative is b x / (b x + 1) for x > 0, and 0 for x <= 0. Any shape.
+    """
+
+    def __init__(self, raw: float = 20.0) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.tensor(raw))
+
+    def forward(self, x: Tensor) -> Tensor:
+        sharpness = self.raw.square()
+        positive = x.clamp(min=0)
+        return positive - torch.log1p(sharpness * positive) / sharpness
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "silu": nn.SiLU,
+    "gelu": lambda: nn.GELU(approximate="tanh"),
+    "elu": nn.ELU,
+    "softplus": lambda: nn.Softplus(beta=10),
+    "mish": nn.Mish,
+    "smooth_relu": SmoothReLU,
+}
+
+
+def replace_relu(network: nn.Module, activation: Callable[[], nn.Module]) -> int:
+    """Put a fresh `activation` in the place of every `nn.ReLU` module of `network`, and return how many there were.
+
+    Raises:
+        BenchError: the network has no ReLU module, so a smooth activation would change nothing.
+    """
+    count = 0
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.ReLU):
+                setattr(parent, name, activation())
+                count += 1
+    if not count:
+        raise BenchError(f"no ReLU to replace in {type(network).__name__}: smooth activations would change nothing")
+    return count

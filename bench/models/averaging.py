@@ -1,0 +1,66 @@
+"""Averages of a network's weights over training, and batch statistics that fit them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` in eval mode whose parameters need no gradient."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def move_towards(average: nn.Module, model: nn.Module, share: float, buffers: Literal["average", "copy"]) -> None:
+    """Move every parameter of `average` by `share` of its distance to `model`'s: a <- (1 - share) a + share w.
+
+    Buffers (batch statistics) move likewise, or are copied; whole numbers are always copied.
+    """
+    for mean, value in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(value, share)
+    for mean, value in zip(average.buffers(), model.buffers(), strict=True):
+        if buffers == "average" and mean.is_floating_point():
+            mean.lerp_(value, share)
+        else:
+            mean.copy_(value)
+
+
+@contextmanager
+def running_statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Within, forward passes in train mode use batch statistics and leave the running ones as they are."""
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+
+
+@torch.no_grad()
+def recompute_statistics(model: nn.Module, images: Iterable[Tensor]) -> None:
+    """Replace the running batch statistics of `model` by the plain average over the batches `images`.
+
+    Averaged weights have no statistics of their own (Izmailov et al., Averaging weights leads to wider optima, 2018).
+    """
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    training = [layer.training for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # torch's word for a cumulative average
+        layer.training = True
+    for batch in images:
+        model(batch)
+    for layer, momentum, mode in zip(layers, momenta, training, strict=True):
+        layer.momentum, layer.training = momentum, mode

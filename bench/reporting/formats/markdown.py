@@ -1,0 +1,33 @@
+"""A leaderboard as GitHub-flavoured Markdown."""
+
+from __future__ import annotations
+
+import re
+
+from bench.reporting.leaderboard import Leaderboard
+from bench.reporting.table import table
+
+_ACTIVE = re.compile(r"([\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")  # an underscore inside a word is just that
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+
+
+def render_markdown(board: Leaderboard) -> str:
+    """Return a heading, a table and a list of notes, without a newline at the end."""
+    shown = table(board)
+    headings = [escape(f"{column.group} {column.title}".strip()) for column in shown.columns]
+    rules = ["---:" if column.numeric else ":---" for column in shown.columns]
+    lines = [headings, rules, *([escape(cell) for cell in row] for row in shown.rows)]
+    return "\n".join(
+        [
+            f"### {escape(shown.title)}",
+            "",
+            *(f"| {' | '.join(line)} |" for line in lines),
+            "",
+            *(f"- {escape(note)}" for note in shown.notes),
+        ]
+    )
+
+
+def escape(text: str) -> str:
+    """Return one line of plain text as Markdown that shows it as it is, also inside a table."""
+    return _ACTIVE.sub(r"\\\1", text.translate(_ENTITIES))

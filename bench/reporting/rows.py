@@ -1,0 +1,268 @@
+"""From the runs of one protocol to the rows of its leaderboard, and their ranks."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from bench.outcome import Verdicts, unpack
+from bench.parameters import SOURCES
+from bench.records import canonical_json
+from bench.reporting.statistics import (
+    Estimate,
+    Sample,
+    binomial_error,
+    compare,
+    estimate,
+    paired_interval,
+    samples,
+    wilson_interval,
+)
+from bench.store.schema import OutcomeRow, RunRow
+
+Selection = Literal["validation", "test"]
+"""Which images chose the best checkpoint. With `test` the choice saw what it is judged on: an oracle."""
+
+BEST: Mapping[Selection, str] = {"validation": "best", "test": "best_on_test"}
+
+NEAR_ZERO = 0.01
+"""Robust accuracy that counts as none, whatever the number of classes."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A row under one attack; `gap` is best minus last, seed by seed."""
+
+    best: Estimate
+    last: Estimate
+    gap: Estimate
+
+
+@dataclass(frozen=True)
+class SeedFigures:
+    """One seed under the ranking attack, shown on its own; accuracies as shares."""
+
+    seed: int
+    best: float
+    last: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Mean hours of one seed on one kind of device ("CPU", "GPU"), by the clock.
+
+    `evaluation` includes measuring the curve after every epoch.
+    """
+
+    device: str
+    training: float
+    evaluation: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method with its parameters.
+
+    `seeds` are those that are averaged; without any, `rank` is None and `figures` (one for each attack) is empty.
+    `collapsed` seeds are not averaged: their best checkpoint is no better than guessing. `fallen` ones are averaged:
+    their best is better, their last is not, which is what the gap measures. `diverged` says in which epoch (from 0) the
+    loss was no longer a number. `origin` is the weakest source of the parameters.
+    """
+
+    rank: int | None
+    label: str
+    method: str
+    version: int
+    params: dict[str, Any]
+    custom: bool
+    origin: str | None
+    gap_by_construction: bool
+    seeds: tuple[int, ...]
+    figures: tuple[Figures, ...]
+    costs: tuple[Cost, ...]
+    collapsed: tuple[SeedFigures, ...]
+    fallen: tuple[SeedFigures, ...]
+    diverged: dict[int, int | None]
+    unfinished: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished run with its outcomes under every final attack, in the order of the protocol."""
+
+    run: RunRow
+    best: tuple[OutcomeRow, ...]
+    last: tuple[OutcomeRow, ...]
+
+    def at(self, attack: int) -> SeedFigures:
+        """Return the figures under one attack."""
+        return SeedFigures(self.run.seed, self.best[attack].accuracy, self.last[attack].accuracy)
+
+
+def measured(run: RunRow, finals: Sequence[dict[str, Any]], selection: Selection) -> Measured | None:
+    """Return the outcomes of a run that has finished and has all of them, else None."""
+    best, last = (
+        tuple(outcome for final in finals if (outcome := _outcome(run, checkpoint, final)))
+        for checkpoint in (BEST[selection], "last")
+    )
+    complete = run.status == "finished" and len(best) == len(last) == len(finals)
+    return Measured(run, best, last) if complete else None
+
+
+def _outcome(run: RunRow, checkpoint: str, final: dict[str, Any]) -> OutcomeRow | None:
+    """Return the outcome under a final attack of the protocol; its identity repeats the attack's settings."""
+    row = run.checkpoints.get(checkpoint)
+    for outcome in row.outcomes.values() if row else ():
+        same_images = outcome.identity.get("images") == final.get("images")  # in neither: the whole test set
+        if same_images and all(outcome.identity.get(key) == value for key, value in final.items()):
+            return outcome
+    return None
+
+
+def rows_of(
+    runs: Sequence[RunRow], done: Mapping[str, Measured], ranked_by: int, selection: Selection
+) -> tuple[Row, ...]:
+    """Return the rows of one protocol, best first; `done` has the measured runs by fingerprint.
+
+    Runs of the same method, version and parameters make a row, whatever their label says.
+    """
+    groups: defaultdict[str, list[RunRow]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run.seed):
+        groups[canonical_json([run.method, run.version, run.params])].append(run)
+    members = list(groups.values())
+    labels = distinct(
+        [Counter(run.label for run in group).most_common(1)[0][0] for group in members],
+        [{**group[0].params, "method": group[0].method, "version": group[0].version} for group in members],
+    )
+    rows: list[tuple[Row, Verdicts | None]] = []
+    for label, group in zip(labels, members, strict=True):
+        found = [done[run.fingerprint] for run in group if run.fingerprint in done]
+        kept = [seed for seed in found if not _collapsed(seed.best[ranked_by], seed.run)]
+        verdicts = np.stack([_verdicts(seed.best[ranked_by]) for seed in kept]) if kept else None
+        rows.append((_row(label, group, found, kept, ranked_by, selection), verdicts))
+    return _ranked(rows, ranked_by)
+
+
+def _row(
+    label: str,
+    group: Sequence[RunRow],
+    found: Sequence[Measured],
+    kept: Sequence[Measured],
+    ranked_by: int,
+    selection: Selection,
+) -> Row:
+    first = group[0]
+    origins = [run.origin for run in group if run.origin is not None]
+    finished = {seed.run.fingerprint for seed in found}
+    return Row(
+        rank=None,
+        label=label,
+        method=first.method,
+        version=first.version,
+        params=first.params,
+        custom=any(run.custom for run in group),
+        origin=max(origins, key=SOURCES.index, default=None),
+        gap_by_construction=first.final_is_best and selection == "validation",
+        seeds=tuple(seed.run.seed for seed in kept),
+        figures=tuple(_figures(kept, attack) for attack in range(len(kept[0].best))) if kept else (),
+        costs=_costs([seed.run for seed in found]),
+        collapsed=tuple(seed.at(ranked_by) for seed in found if seed not in kept),
+        fallen=tuple(seed.at(ranked_by) for seed in kept if _collapsed(seed.last[ranked_by], seed.run)),
+        diverged={run.seed: run.diverged_in for run in group if run.status == "diverged"},
+        unfinished=tuple(run.seed for run in group if run.status != "diverged" and run.fingerprint not in finished),
+    )
+
+
+def _collapsed(outcome: OutcomeRow, run: RunRow) -> bool:
+    """Return whether an accuracy is no better than guessing, or next to nothing.
+
+    Not better than guessing: at most two binomial standard errors above 1 / classes. A network that gives all images
+    one class is untouched by any attack, and scores just that.
+    """
+    limit = NEAR_ZERO
+    if run.classes:
+        chance = 1 / run.classes
+        limit = max(limit, chance + 2 * binomial_error(chance, outcome.count))
+    return outcome.accuracy <= limit
+
+
+def _verdicts(outcome: OutcomeRow) -> Verdicts:
+    return unpack(outcome.correct, outcome.count)
+
+
+def _figures(seeds: Sequence[Measured], attack: int) -> Figures:
+    best, last = [seed.best[attack] for seed in seeds], [seed.last[attack] for seed in seeds]
+    gaps = [before.accuracy - after.accuracy for before, after in zip(best, last, strict=True)]
+    return Figures(
+        best=estimate([outcome.accuracy for outcome in best], wilson_interval(best[0].right, best[0].count)),
+        last=estimate([outcome.accuracy for outcome in last], wilson_interval(last[0].right, last[0].count)),
+        gap=estimate(gaps, paired_interval(_verdicts(best[0]), _verdicts(last[0]))),
+    )
+
+
+def _costs(runs: Sequence[RunRow]) -> tuple[Cost, ...]:
+    """Return the mean cost of a seed for each kind of device, leaving out runs that do not state theirs."""
+    seconds: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+    for run in runs:
+        if run.train_seconds is not None and run.evaluation_seconds is not None:
+            evaluation = run.evaluation_seconds + (run.track_seconds or 0.0)
+            seconds[device_of(run)[0]].append((run.train_seconds, evaluation))
+    means = {device: np.mean(pairs, axis=0) / 3600 for device, pairs in sorted(seconds.items())}
+    return tuple(Cost(device, float(training), float(evaluation)) for device, (training, evaluation) in means.items())
+
+
+def device_of(run: RunRow) -> tuple[str, str]:
+    """Return the kind ("CPU" or "GPU") and the name of the device a run used."""
+    kind = "CPU" if run.environment.get("device", "cpu") == "cpu" else "GPU"
+    return kind, run.environment.get(kind.lower()) or f"unknown {kind}"
+
+
+def distinct(names: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return `names`; those that stand several times with the settings in which they differ."""
+    twins: defaultdict[str, list[int]] = defaultdict(list)
+    for index, name in enumerate(names):
+        twins[name].append(index)
+    shown = list(names)
+    for indices in twins.values():
+        for index, text in zip(indices, differences([settings[index] for index in indices]), strict=True):
+            shown[index] += f" ({text})" if text else ""
+    return shown
+
+
+def differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return for each of `settings` the values that not all have, as "key=value, ..."; "" if they are equal."""
+    keys = sorted({key for one in settings for key in one})
+    varying = [key for key in keys if len({canonical_json(one.get(key)) for one in settings}) > 1]
+    return [", ".join(f"{key}={_text(one[key])}" for key in varying if key in one) for one in settings]
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# --- ranks -----------------------------------------------------------------------------------------------------------
+
+
+def _ranked(rows: Sequence[tuple[Row, Verdicts | None]], ranked_by: int) -> tuple[Row, ...]:
+    """Return the rows, best first, with their ranks; those without a figure come last and have none.
+
+    See `leaderboards` for the rule.
+    """
+    standing = sorted(
+        ((row, verdicts) for row, verdicts in rows if verdicts is not None),
+        key=lambda pair: (-pair[0].figures[ranked_by].best.mean, pair[0].label),
+    )
+    ranked: list[Row] = []
+    leader: Sample | None = None
+    rank = 0
+    drawn = samples([verdicts for _, verdicts in standing])
+    for place, ((row, _), sample) in enumerate(zip(standing, drawn, strict=True), start=1):
+        if leader is None or compare(leader, sample).significant:
+            leader, rank = sample, place
+        ranked.append(replace(row, rank=rank))
+    without = sorted((row for row, verdicts in rows if verdicts is None), key=lambda row: row.label)
+    return (*ranked, *without)

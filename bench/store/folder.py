@@ -1,0 +1,136 @@
+"""A run folder as rows of the store."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from bench.errors import BenchError, DamagedFile
+from bench.outcome import Outcome
+from bench.records import fingerprint, read_record
+from bench.run_folder import RunFolder
+from bench.store.schema import CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
+
+JUDGED = ("best", "best_on_test", "last")
+"""The checkpoints that are evaluated; `resume`, the fourth, is the trainer's own."""
+
+
+def read_run(folder: RunFolder) -> tuple[ProtocolRow, RunRow]:
+    """Return the rows that `folder` makes: the same ones whenever they are read.
+
+    Raises:
+        BenchError: the folder is not that of a run.
+        DamagedFile: a file is not what was written there, or two of them contradict each other.
+    """
+    try:
+        cell = folder.cell()
+    except FileNotFoundError:
+        raise BenchError(f"{folder.path} is not a run folder: it has no cell.json") from None
+    try:
+        return _protocol(folder, cell), _run(folder, cell)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedFile(f"{folder.path} is damaged: its records lack what they should hold ({error!r})") from error
+
+
+def _protocol(folder: RunFolder, cell: dict[str, Any]) -> ProtocolRow:
+    content = cell["identity"]["protocol"]
+    if cell["fingerprint"] != fingerprint(cell["identity"]) or cell["protocol_fingerprint"] != fingerprint(content):
+        raise DamagedFile(f"{folder.path / 'cell.json'} is damaged: its fingerprints are not those of what it states")
+    return ProtocolRow(fingerprint=cell["protocol_fingerprint"], content=content)
+
+
+def _run(folder: RunFolder, cell: dict[str, Any]) -> RunRow:
+    method, done, index = cell["cell"]["method"], folder.done(), _index(folder)
+    # An epoch that was recorded but not committed is trained again when the run goes on.
+    curve = [_epoch(record) for record in folder.epochs()[: index["finished_epochs"]]]
+    ending = done or {}
+    return RunRow(
+        fingerprint=cell["fingerprint"],
+        training_fingerprint=cell["training_fingerprint"],
+        protocol_fingerprint=cell["protocol_fingerprint"],
+        suite=cell["cell"]["suite"],
+        **{name: method[name] for name in ("version", "label", "params", "custom", "origin", "final_is_best")},
+        method=method["name"],
+        seed=cell["cell"]["seed"],
+        status=folder.status(),
+        reason=ending.get("reason"),
+        diverged_in=ending.get("epoch"),
+        classes=ending.get("classes"),
+        environment=cell["environment"],
+        folder="/".join(folder.path.absolute().parts[-2:]),
+        epochs=len(curve),
+        **{
+            name: ending.get(name)
+            for name in ("train_seconds", "track_seconds", "evaluation_seconds", "peak_memory_bytes")
+        },
+        done_sha256=digest(done),
+        curve=curve,
+        checkpoints=_checkpoints(folder, index["checkpoints"], finished=folder.status() == "finished"),
+    )
+
+
+def digest(done: dict[str, Any] | None) -> str | None:
+    """Return the fingerprint of what `done.json` holds, None while there is none."""
+    return None if done is None else fingerprint(done)
+
+
+def _index(folder: RunFolder) -> dict[str, Any]:
+    """Return the index of the checkpoints; an empty one before the first epoch is committed."""
+    try:
+        return read_record(folder.checkpoints / "index.json")
+    except FileNotFoundError:
+        return {"checkpoints": {}, "finished_epochs": 0}
+
+
+def _epoch(record: dict[str, Any]) -> EpochRow:
+    test = record["test"] or {"clean": None, "robust": None}
+    return EpochRow(
+        **{name: record[name] for name in ("epoch", "lr", "train_seconds", "seconds")},
+        train_loss=record["train"]["loss"],
+        train_robust=record["train"]["robust"],
+        validation_clean=record["validation"]["clean"],
+        validation_robust=record["validation"]["robust"],
+        test_clean=test["clean"],
+        test_robust=test["robust"],
+    )
+
+
+def _checkpoints(folder: RunFolder, entries: dict[str, Any], *, finished: bool) -> dict[str, CheckpointRow]:
+    """Return the checkpoints with their outcomes.
+
+    While a run is unfinished, outcomes may be there before the weights that they judge are; these are left out.
+    """
+    rows = {
+        name: CheckpointRow(name=name, **{field: entries[name][field] for field in ("epoch", "sha256", "file")})
+        for name in JUDGED
+        if name in entries
+    }
+    for (checkpoint, key), record in folder.read_outcomes().items():
+        path = folder.outcome_path(checkpoint, key)
+        if checkpoint in rows and record["weights_sha256"] == rows[checkpoint].sha256:
+            rows[checkpoint].outcomes[key] = _outcome(path.name, key, record)
+        elif finished:
+            raise DamagedFile(f"{path} judges other weights than those of the run's checkpoint '{checkpoint}'")
+    return rows
+
+
+def _outcome(file: str, key: str, record: dict[str, Any]) -> OutcomeRow:
+    count, bits = record["count"], base64.b64decode(record["correct"], validate=True)
+    if count < 1 or len(bits) != -(-count // 8):
+        raise ValueError(f"the verdicts of {file} are not as many as it states")
+    outcome = Outcome.from_record(record)
+    right = int(outcome.correct.sum())
+    if record["right"] != right:
+        raise ValueError(f"the verdicts of {file} are not as often right as it states")
+    return OutcomeRow(
+        key=key,
+        attack=outcome.attack["name"],
+        title=outcome.title,
+        identity=outcome.attack,
+        count=count,
+        right=right,
+        accuracy=right / count,
+        correct=bits,
+        seconds=outcome.seconds,
+        detail=outcome.detail,
+    )

@@ -1,0 +1,11 @@
+"""How Alembic migrates a store: on the connection, and in the transaction, that `bench.store.database` opens."""
+
+from alembic import context
+
+from bench.store.schema import Base
+
+context.configure(
+    connection=context.config.attributes["connection"], target_metadata=Base.metadata, render_as_batch=True
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,176 @@
+"""The store: takes in run folders, and answers what was run and how it ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sqlalchemy import URL, delete, func, or_, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, selectinload, undefer
+
+from bench.errors import BenchError, NothingMeasured
+from bench.run_folder import RunFolder
+from bench.store.database import WRITING, name_of, open_database, reported
+from bench.store.folder import digest, read_run
+from bench.store.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
+
+FILE = "bench.sqlite"  # the default store, in the results folder
+
+ATTEMPTS = 3  # to write a run, should another process write it, or the first run of its protocol, at the same moment
+
+
+class Store:
+    """An open store; a context manager that closes it.
+
+    Rows that it returns are plain data, detached from the database: what was not loaded raises.
+    """
+
+    def __init__(self, url: str | URL, *, create: bool = True) -> None:
+        """Open the database at `url`, bringing its schema up to date; see `open_database` for what it raises."""
+        self._engine = open_database(url, create=create)
+        self._writing = self._engine.execution_options(**WRITING)
+
+    @classmethod
+    def of(cls, results: Path, url: str | None = None, *, create: bool = True) -> Store:
+        """Open the store at `url`, by default the SQLite file of the `results` folder."""
+        return cls(url if url is not None else URL.create("sqlite", database=str(results / FILE)), create=create)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back all connections."""
+        self._engine.dispose()
+
+    def describe(self) -> str:
+        """Return one line: which database, and how many runs it holds."""
+        with reported(self._engine), Session(self._engine) as session:
+            count = session.scalar(select(func.count()).select_from(RunRow))
+        return f"{name_of(self._engine)}, {count} runs"
+
+    # --- taking in ---------------------------------------------------------------------------------------------------
+
+    def ingest(self, folder: RunFolder) -> None:
+        """Take in a run folder, replacing what is known of its run; all of it, or nothing.
+
+        Raises:
+            BenchError: the folder is not that of a run, or the database cannot be written.
+            DamagedFile: a file of the folder is not what was written there.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            protocol, run = read_run(folder)
+            try:
+                with reported(self._engine), Session(self._writing) as session, session.begin():
+                    session.execute(delete(RunRow).where(RunRow.fingerprint == run.fingerprint))
+                    if session.get(ProtocolRow, protocol.fingerprint) is None:
+                        session.add(protocol)
+                        session.flush()
+                    session.add(run)
+                return
+            except IntegrityError:
+                if attempt == ATTEMPTS:
+                    raise
+
+    def ingest_if_new(self, folder: RunFolder) -> None:
+        """Take in a run folder unless it has been since its run ended; raises as `ingest`."""
+        with reported(self._engine), Session(self._engine) as session:
+            known = session.execute(
+                select(RunRow.done_sha256).where(RunRow.fingerprint == folder.cell()["fingerprint"])
+            ).one_or_none()
+        if known is None or known.done_sha256 is None or known.done_sha256 != digest(folder.done()):
+            self.ingest(folder)
+
+    # --- answering ---------------------------------------------------------------------------------------------------
+
+    def runs(self, *, protocol: str | None = None, bits: bool = False) -> list[RunRow]:
+        """Return runs with protocol, checkpoints and outcomes, ordered by protocol, suite, method, seed.
+
+        Args:
+            protocol: only those of the protocols whose fingerprint begins so.
+            bits: load the verdicts of every image as well.
+        """
+        outcomes = selectinload(RunRow.checkpoints).selectinload(CheckpointRow.outcomes)
+        query = select(RunRow).options(
+            selectinload(RunRow.protocol), outcomes.options(undefer(OutcomeRow.correct)) if bits else outcomes
+        )
+        if protocol is not None:
+            query = query.where(RunRow.protocol_fingerprint.startswith(protocol, autoescape=True))
+        order = (
+            RunRow.protocol_fingerprint,
+            RunRow.suite,
+            RunRow.method,
+            RunRow.label,
+            RunRow.seed,
+            RunRow.fingerprint,
+        )
+        with reported(self._engine), Session(self._engine) as session:
+            return list(session.scalars(query.order_by(*order)))
+
+    def list_runs(self) -> list[dict[str, Any]]:
+        """Return one line of plain data for every run."""
+        return [
+            {
+                "name": Path(run.folder).name,
+                "suite": run.suite,
+                "method": run.label,
+                "seed": run.seed,
+                "status": run.status,
+                "epochs": run.epochs,
+                "protocol": run.protocol_fingerprint[:12],
+            }
+            for run in self.runs()
+        ]
+
+    def show_run(self, name: str) -> dict[str, Any]:
+        """Return all that is known of one run, found by the beginning of its folder's name or of its fingerprint.
+
+        Raises:
+            BenchError: none or several runs begin so.
+        """
+        matches = or_(
+            RunRow.folder.startswith(f"runs/{name}", autoescape=True),
+            RunRow.fingerprint.startswith(name, autoescape=True),
+        )
+        query = select(RunRow).where(matches).order_by(RunRow.folder)
+        loaded = (
+            selectinload(RunRow.protocol),
+            selectinload(RunRow.curve),
+            selectinload(RunRow.checkpoints).selectinload(CheckpointRow.outcomes),
+        )
+        with reported(self._engine), Session(self._engine) as session:
+            found = list(session.scalars(query.options(*loaded).limit(2)))
+        if not found:
+            raise NothingMeasured(f"no run begins with '{name:.100}'; `bench list runs` names them")
+        if len(found) > 1:
+            names = " and ".join(Path(run.folder).name for run in found)
+            raise BenchError(f"'{name:.100}' is the beginning of several runs, such as {names}; write more of it")
+        return _described(found[0])
+
+
+def _described(run: RunRow) -> dict[str, Any]:
+    """Return a fully loaded run as plain data."""
+    fields = {column.key: getattr(run, column.key) for column in RunRow.__table__.columns}
+    judged = sorted(run.checkpoints.values(), key=lambda row: row.name)
+    return {
+        "name": Path(run.folder).name,
+        **fields,
+        "protocol": run.protocol.content,
+        "curve": [_columns(row, "run") for row in run.curve],
+        "checkpoints": [_columns(row, "run") for row in judged],
+        "outcomes": [
+            _columns(outcome, "run", "key", "correct")
+            for row in judged
+            for outcome in sorted(row.outcomes.values(), key=lambda outcome: outcome.key)
+        ],
+    }
+
+
+def _columns(row: CheckpointRow | OutcomeRow | Any, *without: str) -> dict[str, Any]:
+    return {column.key: getattr(row, column.key) for column in row.__table__.columns if column.key not in without}

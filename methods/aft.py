@@ -1,0 +1,86 @@
+"""AFT: adversarial fine-tuning of a naturally trained network.
+
+Start from natural training, then fine-tune on PGD images for a few epochs under a learning rate that starts slowly and
+decays fast: eight to ten times cheaper than adversarial training from scratch (Jeddi, Shafiee, Wong, A Simple
+Fine-tuning Is All You Need: Towards Robust Deep Learning Via Adversarial Fine-tuning, 2020). Its cost counts both phases.
+
+Uncertain: only the abstract could be read. The lengths of both phases and the shape of the rate are declared here.
+"""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from bench.data.batches import Batch
+from bench.method import Method
+from bench.models.weights import load_weights
+from bench.parameters import MethodInfo, MethodParams, sourced
+from bench.schedule import Schedule
+
+
+class Params(MethodParams):
+    """The two phases."""
+
+    pretraining: float = sourced(
+        0.5, unit="share of training", source="declared", gt=0, le=10,
+        note="natural epochs: 100 where the protocol has 200; none with initial_weights",
+    )  # fmt: skip
+    finetuning: float = sourced(
+        0.05, unit="share of training", source="declared", gt=0, le=10,
+        note="adversarial epochs: 10 where the protocol has 200",
+    )  # fmt: skip
+    peak: float = sourced(0.05, unit="learning rate", source="declared", gt=0, note="highest rate of fine-tuning")
+    rise: float = sourced(0.4, unit="share of fine-tuning", source="declared", gt=0, lt=1, note="linear from 0 to the peak")
+    floor: float = sourced(0.01, unit="share of the peak", source="declared", gt=0, le=1, note="rate at the end")
+    initial_weights: str | None = sourced(
+        None, unit="path", source="declared", note="a state dict (safetensors, or a plain torch file) to start from"
+    )
+
+
+class AFT(Method[Params]):
+    """Natural training, then fine-tuning; without the first where weights are given."""
+
+    info = MethodInfo(
+        name="aft",
+        title="AFT",
+        description="Natural training, then a short adversarial fine-tuning",
+        paper="Jeddi, Shafiee, Wong, 2020",
+        year=2020,
+    )
+    Params = Params
+
+    def build(self, network: nn.Module) -> nn.Module:
+        if self.params.initial_weights is not None:
+            load_weights(network, Path(self.params.initial_weights))
+        return network
+
+    def schedule(self, protocol_schedule: Schedule) -> Schedule:
+        """The protocol's schedule, compressed to the natural phase, then slow start and fast decay."""
+        whole, params = protocol_schedule.epochs, self.params
+        self.natural = 0 if params.initial_weights is not None else max(1, round(params.pretraining * whole))
+        tuning = max(1, round(params.finetuning * whole))
+
+        def rate(t: float) -> float:
+            # A step belongs to the phase in which it begins; t is where it ends.
+            if t <= self.natural:
+                return protocol_schedule.rate(t * whole / self.natural)
+            return slow_start_fast_decay((t - self.natural) / tuning, params.peak, params.rise, params.floor)
+
+        return Schedule(self.natural + tuning, rate, first_drop=self.natural)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Enter fine-tuning with a fresh momentum."""
+        self.tuning = epoch >= self.natural
+        if epoch == self.natural:
+            self.optimizer.state.clear()
+
+    def perturb(self, batch: Batch) -> Tensor:
+        return super().perturb(batch) if self.tuning else batch.images
+
+
+def slow_start_fast_decay(x: float, peak: float, rise: float, floor: float) -> float:
+    """Return the rate at `x` of fine-tuning, from 0 to 1: linear up to `peak` at `rise`, then exponential to peak·floor."""
+    if x <= rise:
+        return peak * x / rise
+    decayed: float = peak * floor ** ((x - rise) / (1 - rise))
+    return decayed

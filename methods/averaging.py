@@ -1,0 +1,92 @@
+"""Averaging of weights over training: EMA (exponential) and SWA (equal, by epochs).
+
+The average of the weights along the way is flatter, and overfits less, than the weights themselves (Izmailov et al.,
+Averaging Weights Leads to Wider Optima and Better Generalization, UAI 2018; for adversarial training: Rebuffi et al.,
+Data Augmentation Can Improve Robustness, 2021, and Chen et al., Robust Overfitting May Be Mitigated by Properly Learned
+Smoothening, ICLR 2021). Training itself is PGD-AT; only the evaluated model differs.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from bench.method import Method
+from bench.models.averaging import frozen_copy, move_towards, recompute_statistics
+from bench.parameters import MethodInfo, MethodParams, sourced
+
+
+class EMAParams(MethodParams):
+    """How long the average remembers."""
+
+    decay: float = sourced(0.999, unit="1", source="code", ge=0, lt=1, note="share of the average that a step keeps")
+
+
+class EMA(Method[EMAParams]):
+    """PGD-AT, evaluated at the exponential moving average of its weights and batch statistics."""
+
+    info = MethodInfo(
+        name="ema",
+        title="EMA",
+        description="PGD-AT, evaluated at the moving average of its weights",
+        paper="Rebuffi et al., 2021",
+        year=2021,
+    )
+    Params = EMAParams
+
+    def begin_training(self) -> None:
+        self.average = frozen_copy(self.model)
+
+    def after_step(self) -> None:
+        move_towards(self.average, self.model, 1 - self.params.decay, buffers="average")
+
+    def evaluated_model(self) -> nn.Module:
+        return self.average
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": self.average.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.average.load_state_dict(state["average"])
+
+
+class SWAParams(MethodParams):
+    """When averaging starts."""
+
+    start: float = sourced(
+        0.275, unit="share of training", source="code", ge=0, lt=1, note="first epoch averaged: 55 of 200"
+    )
+
+
+class SWA(Method[SWAParams]):
+    """PGD-AT, evaluated at the equal average of the weights after each epoch, batch statistics recomputed."""
+
+    info = MethodInfo(
+        name="swa",
+        title="SWA",
+        description="PGD-AT, evaluated at the equal average of its epochs",
+        paper="Izmailov et al., UAI 2018; Chen et al., ICLR 2021",
+        year=2018,
+    )
+    Params = SWAParams
+
+    def begin_training(self) -> None:
+        self.average, self.averaged = frozen_copy(self.model), 0
+
+    def end_epoch(self, epoch: int) -> None:
+        """Take the epoch into the average, and give the average statistics of its own from clean training images."""
+        if epoch >= round(self.params.start * self.plan.epochs):
+            self.averaged += 1
+            move_towards(self.average, self.model, 1 / self.averaged, buffers="copy")
+            with self.autocast():
+                recompute_statistics(self.average, (batch.images for batch in self.context.batches))
+
+    def evaluated_model(self) -> nn.Module:
+        return self.average if self.averaged else self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": self.average.state_dict(), "averaged": self.averaged}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.average.load_state_dict(state["average"])
+        self.averaged = state["averaged"]

@@ -1,0 +1,56 @@
+"""AWP: adversarial weight perturbation, which flattens the loss around the weights as well as around the images.
+
+Before each update the weights take one step up the adversarial loss, each tensor by a fixed share of its own norm; the
+gradient is taken there, the update is made there, and the perturbation is then withdrawn (Wu, Xia, Wang, Adversarial
+Weight Perturbation Helps Robust Generalization, NeurIPS 2020).
+"""
+
+import torch
+from torch import Tensor
+
+from bench.data.batches import Batch
+from bench.method import Method
+from bench.models.averaging import running_statistics_kept
+from bench.parameters import MethodInfo, MethodParams, sourced
+
+
+class Params(MethodParams):
+    """How far the weights are moved."""
+
+    gamma: float = sourced(0.01, unit="share of the tensor's norm", source="code", gt=0, lt=1, note="size of the step")
+
+
+class AWP(Method[Params]):
+    """PGD-AT whose gradient is taken at perturbed weights."""
+
+    info = MethodInfo(
+        name="awp",
+        title="AWP",
+        description="PGD-AT with an adversarial step on the weights before each update",
+        paper="Wu, Xia, Wang, NeurIPS 2020",
+        year=2020,
+    )
+    Params = Params
+
+    def backward(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        """Move the weights up the loss, then take the gradient there; `after_step` moves them back."""
+        self.moved = [parameter for parameter in self.model.parameters() if parameter.dim() > 1]
+        with self.autocast(), running_statistics_kept(self.model):
+            loss, _ = self.loss(batch, adversarial)
+        gradients = torch.autograd.grad(loss, self.moved)
+        self.perturbation = [
+            weight_step(weight.detach(), gradient, self.params.gamma)
+            for weight, gradient in zip(self.moved, gradients, strict=True)
+        ]
+        with torch.no_grad():
+            torch._foreach_add_(self.moved, self.perturbation)
+        return super().backward(batch, adversarial)
+
+    def after_step(self) -> None:
+        with torch.no_grad():
+            torch._foreach_sub_(self.moved, self.perturbation)
+
+
+def weight_step(weight: Tensor, gradient: Tensor, gamma: float) -> Tensor:
+    """Return the step of one tensor: along its gradient, `gamma` times the tensor's norm long."""
+    return gradient * (gamma * weight.norm() / (gradient.norm() + 1e-20))

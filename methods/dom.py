@@ -1,0 +1,71 @@
+"""DOM: keep a network from fitting ever harder what it fits too well already.
+
+A sample whose natural loss lies below a fixed threshold is over-memorised. From the first rate drop on, DOM either removes
+such samples from the loss (`dom_re`, here) or augments them until they are hard enough (`methods.dom_augment`). One rule serves natural, single-step and multi-step training (Lin, Yu, Han, Liu, On the Over-Memorization During Natural,
+Robust and Catastrophic Overfitting, ICLR 2024).
+"""
+
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.data.batches import Batch
+from bench.method import Method
+from bench.parameters import MethodInfo, MethodParams, Origin, sourced
+
+PAPER = "Lin, Yu, Han, Liu, ICLR 2024"
+
+
+def by_setting(values: dict[str, Any]) -> dict[str, Origin]:
+    """Mark values per dataset and setting as read in the released code."""
+    return {key: Origin(value, "code") for key, value in values.items()}
+
+
+THRESHOLDS = by_setting(
+    {
+        "cifar10/natural": 0.2, "cifar10/multi_step": 1.5, "cifar10/single_step": 2.0,
+        "cifar100/natural": 0.45, "cifar100/multi_step": 4.0, "cifar100/single_step": 4.6,
+        "svhn/natural": 0.02, "svhn/multi_step": 0.75, "svhn/single_step": 1.0,
+    }
+)  # fmt: skip
+
+
+class Params(MethodParams):
+    """What counts as over-memorised."""
+
+    threshold: float = sourced(
+        1.5, unit="nats", source="declared", ge=0, by_dataset=THRESHOLDS,
+        note="natural loss below which a sample is over-memorised; elsewhere as for CIFAR-10",
+    )  # fmt: skip
+
+
+class DOM(Method[Any]):
+    """The rule that both variants share: the natural loss of each sample, on clean images, before the attack."""
+
+    Params: ClassVar[type[MethodParams]] = Params
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.active = epoch >= self.plan.first_drop
+
+    def natural_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of each clean image with the current weights, in train mode: [n]."""
+        return F.cross_entropy(self.model(images).float(), labels, reduction="none")
+
+
+class DOMRemove(DOM):
+    """Leaves over-memorised samples out of the loss; the mean is still over the full batch."""
+
+    info = MethodInfo("dom_re", "DOM-RE", "Drops samples with too small a natural loss", PAPER, 2024)
+
+    def transform(self, batch: Batch) -> Batch:
+        if self.active:
+            self.kept = self.natural_loss(batch.images, batch.labels) >= self.params.threshold
+        return batch
+
+    def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        """mean over the batch of 1[natural loss >= threshold] times the adversarial cross-entropy."""
+        if not self.active:
+            return super().loss(batch, adversarial)
+        logits = self.model(adversarial)
+        return (F.cross_entropy(logits, batch.labels, reduction="none") * self.kept).mean(), logits

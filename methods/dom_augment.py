@@ -1,0 +1,101 @@
+"""DOM by augmentation: over-memorised samples are augmented until the network finds them hard enough again.
+
+The rule of `methods.dom` selects the samples. Each is augmented up to a few times: a try that brings its natural loss to
+the threshold is taken, one that does not is blended into the image, and the last try is taken as it is. The attack then
+runs on the result (Lin, Yu, Han, Liu, On the Over-Memorization During Natural, Robust and Catastrophic Overfitting, ICLR
+2024).
+
+Uncertain: the loss of a try is probed here among the whole batch, the samples that are not selected as they are; the
+released code's choice could not be confirmed.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bench.data.batches import Batch
+from bench.parameters import MethodInfo, sourced
+from methods.dom import DOM, PAPER, Params, by_setting
+
+
+class DOMAugment(DOM):
+    """Augments over-memorised samples until their natural loss reaches the threshold, or the tries are used up."""
+
+    def augmented(self, images: Tensor) -> Tensor:
+        """Augment a batch with torchvision's defaults; the operations are drawn once for the whole call."""
+        from torchvision import transforms  # not every torchvision fits every torch: only who needs it imports it
+
+        augment = getattr(transforms, self.operation)()
+        random = self.context.random.on_host(f"{self.info.name}/augmentation")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=random)))
+            changed: Tensor = augment(images.mul(255).round().to(torch.uint8))
+        return changed.float().div(255).contiguous(memory_format=torch.channels_last)
+
+    operation: ClassVar[str]
+
+    def transform(self, batch: Batch) -> Batch:
+        if not self.active:
+            return batch
+        images, labels, threshold = batch.images, batch.labels, self.params.threshold
+        selected = self.natural_loss(images, labels) <= threshold
+        for attempt in range(self.params.tries):
+            tried = self.augmented(images)
+            mask = selected[:, None, None, None]
+            if attempt == self.params.tries - 1:
+                images = torch.where(mask, tried, images)
+                break
+            accepted = selected & (self.natural_loss(torch.where(mask, tried, images), labels) >= threshold)
+            blended = torch.lerp(images, tried, self.params.blend)
+            images = torch.where(mask, torch.where(accepted[:, None, None, None], tried, blended), images)
+            selected = selected & ~accepted
+        return Batch(images, batch.labels, batch.index)
+
+
+class AugMixParams(Params):
+    """How over-memorised samples are augmented."""
+
+    blend: float = sourced(0.5, unit="1", source="code", ge=0, le=1, note="share of a rejected try that stays in the image")
+    tries: int = sourced(
+        2, unit="tries", source="code", ge=1, note="the last one is taken as it is",
+        by_dataset=by_setting({
+            "cifar10/natural": 3, "cifar10/single_step": 5, "cifar100/single_step": 5,
+            "svhn/natural": 3, "svhn/multi_step": 4, "svhn/single_step": 4,
+        }),
+    )  # fmt: skip
+
+
+class RandAugmentParams(Params):
+    """How over-memorised samples are augmented."""
+
+    blend: float = sourced(
+        0.0, unit="1", source="code", ge=0, le=1, note="share of a rejected try that stays in the image",
+        by_dataset=by_setting({
+            "cifar10/natural": 0.1, "cifar100/natural": 0.1, "cifar10/single_step": 0.1, "cifar100/single_step": 0.1,
+            "svhn/natural": 0.5, "svhn/multi_step": 0.25, "svhn/single_step": 0.1,
+        }),
+    )  # fmt: skip
+    tries: int = sourced(
+        2, unit="tries", source="code", ge=1, note="the last one is taken as it is",
+        by_dataset=by_setting({
+            "cifar10/natural": 3, "cifar10/single_step": 3, "cifar100/single_step": 3,
+            "svhn/natural": 3, "svhn/single_step": 4,
+        }),
+    )  # fmt: skip
+
+
+class DOMAugMix(DOMAugment):
+    """With AugMix (Hendrycks et al., 2020)."""
+
+    info = MethodInfo("dom_augmix", "DOM-AugMix", "AugMix on samples with too small a natural loss", PAPER, 2024)
+    Params = AugMixParams
+    operation = "AugMix"
+
+
+class DOMRandAugment(DOMAugment):
+    """With RandAugment (Cubuk et al., 2020)."""
+
+    info = MethodInfo("dom_randaugment", "DOM-RandAugment", "RandAugment on the same samples", PAPER, 2024)
+    Params = RandAugmentParams
+    operation = "RandAugment"

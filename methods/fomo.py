@@ -1,0 +1,138 @@
+"""FOMO: forget some weights on purpose, relearn with the guidance of a stable model, keep what is general.
+
+From the first rate drop on, a random share of the later layers' weights is re-initialised every few epochs (forgetting);
+the following epochs train on adversarial images while the outputs of a stable model guide those of the working one
+(relearning); the stable model is the moving average of the working one's weights (consolidation), and is what is
+evaluated (Ramkumar, Arani, Zonooz, ICLR 2024).
+
+Uncertain: the paper's text could not be read in full. The phases are as published; when and how often to forget, the
+share (3.5 % and 5 % are both quoted), the layers and the fresh values are declared here; averaging and consistency are
+taken from the same laboratory's code for a related method.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.data.batches import Batch
+from bench.method import Method
+from bench.models.averaging import frozen_copy, move_towards
+from bench.parameters import MethodInfo, MethodParams, sourced
+
+
+class Params(MethodParams):
+    """The phases of FOMO."""
+
+    fraction: float = sourced(
+        0.035, unit="share of weights", source="declared", gt=0, lt=1,
+        note="re-initialised at each forgetting; 3.5 % and 5 % are both quoted",
+    )  # fmt: skip
+    later_parts: int = sourced(
+        3, unit="parts", source="declared", ge=1,
+        note="last parts of the network that forget: two stages and the classifier",
+    )  # fmt: skip
+    relearning: float = sourced(
+        0.025, unit="share of training", source="declared", gt=0, le=1,
+        note="time between forgettings: 5 of 200 epochs, one epoch at least",
+    )  # fmt: skip
+    consolidation: float = sourced(
+        0.2, unit="probability", source="secondary", gt=0, le=1, note="of averaging after a step"
+    )
+    decay: float = sourced(0.999, unit="1", source="secondary", ge=0, lt=1, note="of the average: min(1 - 1/(t+1), decay)")
+    clean_consistency: float = sourced(1.0, unit="1", source="secondary", ge=0, note="weight of KL(stable, working), clean")
+    robust_consistency: float = sourced(1.0, unit="1", source="secondary", ge=0, note="the same on adversarial images")
+    evaluate: Literal["stable", "working"] = sourced("stable", unit="-", source="declared", note="model that is reported")
+
+
+class FOMO(Method[Params]):
+    """Forgetting, relearning and consolidation around plain adversarial training."""
+
+    info = MethodInfo(
+        name="fomo",
+        title="FOMO",
+        description="Forgets part of the later layers, relearns under a stable model's guidance",
+        paper="Ramkumar, Arani, Zonooz, ICLR 2024",
+        year=2024,
+    )
+    Params = Params
+
+    def begin_training(self) -> None:
+        self.stable, self.consolidations, self.epoch = frozen_copy(self.model), 0, 0
+
+    @property
+    def relearning(self) -> bool:
+        """Whether a forgetting has taken place: from then on the stable model guides the working one."""
+        return self.epoch >= self.plan.first_drop
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Forget at the first rate drop, and then whenever the time for relearning is over."""
+        self.epoch = epoch
+        every = max(1, round(self.params.relearning * self.plan.epochs))
+        if self.relearning and (epoch - self.plan.first_drop) % every == 0:
+            forget(self.model, self.params, self.context.random.seed("fomo/forgetting"))
+
+    def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy on adversarial images; while relearning, plus the divergence from the stable model."""
+        loss, logits = super().loss(batch, adversarial)
+        if self.relearning:
+            for images, own, weight in (
+                (batch.images, None, self.params.clean_consistency),
+                (adversarial, logits, self.params.robust_consistency),
+            ):
+                if weight:
+                    with torch.no_grad():
+                        guide = F.log_softmax(self.stable(images), 1)
+                    output = F.log_softmax(self.model(images) if own is None else own, 1)
+                    loss = loss + weight * F.kl_div(output, guide, reduction="batchmean", log_target=True)
+        return loss, logits
+
+    def after_step(self) -> None:
+        """Consolidate: average with the stated probability, batch statistics copied."""
+        draw = torch.rand((), generator=self.context.random.on_host("fomo/consolidation")).item()
+        if draw < self.params.consolidation:
+            decay = min(1 - 1 / (self.consolidations + 1), self.params.decay)
+            move_towards(self.stable, self.model, 1 - decay, buffers="copy")
+            self.consolidations += 1
+
+    def evaluated_model(self) -> nn.Module:
+        return self.stable if self.params.evaluate == "stable" else self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stable": self.stable.state_dict(), "consolidations": self.consolidations}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.stable.load_state_dict(state["stable"])
+        self.consolidations = state["consolidations"]
+
+
+def later_layers(model: nn.Module, parts: int) -> list[tuple[str, nn.Module]]:
+    """Return the convolutions and linear layers of the last `parts` parts of the network, by name.
+
+    A part is a direct child of the architecture that holds such layers: a stage of a residual network, its classifier.
+    """
+    body = getattr(model, "body", model)
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
+    found = [
+        [(f"{name}.{inner}".rstrip("."), layer) for inner, layer in child.named_modules() if isinstance(layer, kinds)]
+        for name, child in body.named_children()
+    ]
+    return [layer for part in [part for part in found if part][-parts:] for layer in part]
+
+
+@torch.no_grad()
+def forget(model: nn.Module, params: Params, seed: int) -> None:
+    """Give `params.fraction` of each later weight tensor, at random places, fresh values from its layer's own default."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _, layer in later_layers(model, params.later_parts):
+            weight: Tensor = layer.weight  # type: ignore[assignment]
+            fresh = copy.deepcopy(layer).cpu()
+            fresh.reset_parameters()  # type: ignore[operator]
+            count = round(params.fraction * weight.numel())
+            places = torch.zeros(weight.numel(), dtype=torch.bool)
+            places[torch.randperm(weight.numel())[:count]] = True
+            weight.copy_(torch.where(places.view(weight.shape).to(weight.device), fresh.weight.to(weight.device), weight))

@@ -1,0 +1,83 @@
+"""TE: temporal ensembling, which keeps the network close to the average of its own past predictions.
+
+From shortly before the first rate drop on, each sample's clean predictions are averaged over the epochs, and the network
+is held to that average by a squared error that grows, in the loss and in the attack alike; one-hot labels alone would
+have to be memorised (Dong, Xu, Yang, Pang, Deng, Su, Zhu, Exploring Memorization in Adversarial Training, ICLR 2022).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.attacks.pgd import mode
+from bench.data.batches import Batch
+from bench.method import Method
+from bench.parameters import MethodInfo, MethodParams, sourced
+
+
+class Params(MethodParams):
+    """The ensemble and its weight."""
+
+    momentum: float = sourced(0.9, unit="1", source="code", ge=0, lt=1, note="share of the average that an epoch keeps")
+    weight: float = sourced(300.0, unit="1", source="code", ge=0, note="largest weight of the squared error")
+    start: float = sourced(0.45, unit="share of training", source="code", ge=0, lt=1, note="first epoch: 90 of 200")
+    ramp: float = sourced(0.3, unit="share of training", source="code", gt=0, le=1, note="rise of the weight: 60 of 200")
+
+
+class TE(Method[Params]):
+    """PGD-AT with a memory of every sample's predictions; crafting in eval mode."""
+
+    info = MethodInfo(
+        name="te",
+        title="PGD-AT+TE",
+        description="PGD-AT held to the average of its own past predictions",
+        paper="Dong et al., ICLR 2022",
+        year=2022,
+    )
+    Params = Params
+
+    def begin_training(self) -> None:
+        count, classes = len(self.context.batches.images), self.context.classes
+        self.ensemble = torch.zeros(count, classes, device=self.context.device)
+
+    def begin_epoch(self, epoch: int) -> None:
+        epochs = self.plan.epochs
+        first, ramp = round(self.params.start * epochs), max(1, round(self.params.ramp * epochs))
+        self.active = epoch >= first
+        self.weight = self.params.weight * math.exp(-5 * max(0.0, 1 - (epoch - first) / ramp) ** 2)
+
+    def perturb(self, batch: Batch) -> Tensor:
+        """Take the clean predictions into the ensemble, then attack cross-entropy and squared error together."""
+        if self.active:
+            with torch.no_grad(), mode(self.model, train=False):
+                predicted = self.model(batch.images).float().softmax(1)
+            kept = self.params.momentum
+            mixed = kept * self.ensemble[batch.index] + (1 - kept) * predicted
+            self.ensemble[batch.index] = mixed
+            self.target = mixed / mixed.sum(1, keepdim=True)
+        labels = batch.labels
+        return self.attack(
+            batch,
+            lambda logits: F.cross_entropy(logits, labels, reduction="sum") + self.distance(logits).sum(),
+            batch_norm="eval",
+        )
+
+    def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        loss, logits = super().loss(batch, adversarial)
+        return loss + self.distance(logits).mean(), logits
+
+    def distance(self, logits: Tensor) -> Tensor:
+        """Return weight · mean over the classes of (softmax - ensemble)², [n]; zero before the ensemble starts."""
+        if not self.active:
+            return torch.zeros(len(logits), device=logits.device)
+        return self.weight * (logits.float().softmax(1) - self.target).square().mean(1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ensemble": self.ensemble}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.ensemble.copy_(state["ensemble"])

@@ -1,0 +1,52 @@
+"""TRADES: natural cross-entropy plus the divergence between clean and adversarial outputs.
+
+The attack raises that same divergence, from a start close to the image, with the network in eval mode; the weight trades
+clean accuracy for robustness (Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan, Theoretically Principled Trade-off between
+Robustness and Accuracy, ICML 2019). Steps and step size are the protocol's; the released code's own recipe (eps 0.031,
+step 0.007, weight decay 2e-4, a stop at epoch 76) is not part of it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.attacks.pgd import mode
+from bench.data.batches import Batch
+from bench.method import Method
+from bench.parameters import MethodInfo, MethodParams, sourced
+
+
+class Params(MethodParams):
+    """The trade-off."""
+
+    beta: float = sourced(6.0, unit="1", source="code", ge=0, note="weight of the divergence")
+    start: float = sourced(0.001, unit="pixel range", source="code", ge=0, note="standard deviation of the start")
+
+
+class TRADES(Method[Params]):
+    """KL attack in eval mode, KL regularisation."""
+
+    info = MethodInfo(
+        name="trades",
+        title="TRADES",
+        description="Clean cross-entropy plus the divergence of adversarial outputs",
+        paper="Zhang et al., ICML 2019",
+        year=2019,
+    )
+    Params = Params
+
+    def perturb(self, batch: Batch) -> Tensor:
+        with torch.no_grad(), mode(self.model, train=False):
+            clean = F.log_softmax(self.model(batch.images), 1)
+        return self.attack(
+            batch,
+            lambda logits: F.kl_div(F.log_softmax(logits, 1), clean, reduction="sum", log_target=True),
+            start=self.near(batch.images, self.params.start),
+            batch_norm="eval",
+        )
+
+    def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        """CE(clean) + beta KL(clean ‖ adversarial), gradients through both."""
+        clean, logits = self.model(batch.images), self.model(adversarial)
+        divergence = F.kl_div(F.log_softmax(logits, 1), F.log_softmax(clean, 1), reduction="batchmean", log_target=True)
+        return F.cross_entropy(clean, batch.labels) + self.params.beta * divergence, logits

@@ -1,0 +1,60 @@
+"""What all tests share: one thread, and a suite that trains in about a second."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start; torch reads it when imported
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import registry
+from bench.spec import LoadedSuite, load_suite
+
+torch.set_num_threads(1)
+
+TINY_SUITE = """\
+name: tiny
+dataset: {name: digits, validation: 200}
+model: small_cnn
+threat: {norm: linf, eps: 0.15}
+training:
+  epochs: 2
+  batch_size: 64
+  attack: {name: pgd, steps: 2, step_size: 0.1}
+evaluation:
+  track: {attack: {name: pgd, steps: 2, step_size: 0.1}}
+  final: [clean, {name: pgd, steps: 3, step_size: 0.05}]
+methods: [pgd_at]
+seeds: [0]
+"""
+
+
+@pytest.fixture
+def tiny_suite() -> str:
+    """The text of a suite of one cell."""
+    return TINY_SUITE
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., LoadedSuite]:
+    """Load the tiny suite with some of its text replaced: `load({"epochs: 2": "epochs: 3"})`, or another text."""
+
+    def load(changes: dict[str, str] | str = "") -> LoadedSuite:
+        text = changes if isinstance(changes, str) and changes else TINY_SUITE
+        for old, new in changes.items() if isinstance(changes, dict) else ():
+            assert text.count(old) == 1, old
+            text = text.replace(old, new)
+        (tmp_path / "suite.yaml").write_text(text)
+        return load_suite(str(tmp_path / "suite.yaml"))
+
+    return load
+
+
+@pytest.fixture
+def clean_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget afterwards what the test registers."""
+    for one in (registry.METHODS, registry.DATASETS, registry.MODELS):
+        monkeypatch.setattr(one, "_added", dict(one._added))

@@ -1,0 +1,167 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+
+from bench.data.batches import TrainingBatches, augment, to_float
+from bench.data.dataset import ImageSet
+from bench.protocol import Crop, Flip
+from bench.seeding import Randomness
+
+RANDOM_PIXELS = torch.randint(0, 256, (50, 3, 8, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def one_by_one(pixels, index, steps, random):
+    """Augment image by image, with torch's padding and the same draws: for a crop all offsets down, then right."""
+    n = len(index)
+    images = list(pixels[index].float())
+    for step in steps:
+        if isinstance(step, Crop):
+            down, right = torch.randint(-step.padding, step.padding + 1, (2, n, 1), generator=random).squeeze(2)
+            for i, image in enumerate(images):
+                p, (height, width) = step.padding, image.shape[1:]
+                padded = F.pad(image, (p, p, p, p), mode="reflect" if step.mode == "reflect" else "constant")
+                top, left = p + int(down[i]), p + int(right[i])
+                images[i] = padded[:, top : top + height, left : left + width]
+        else:
+            flipped = (torch.rand((n, 1), generator=random) < 0.5).squeeze(1)
+            images = [image.flip(2) if flip else image for image, flip in zip(images, flipped, strict=True)]
+    return torch.stack(images).to(torch.uint8)
+
+
+REFLECT, ZERO, FLIP = Crop(padding=4, mode="reflect"), Crop(padding=3, mode="zero"), Flip()
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (REFLECT,),
+        (ZERO,),
+        (FLIP,),
+        (REFLECT, FLIP),
+        (FLIP, REFLECT),
+        (ZERO, FLIP),
+        (FLIP, ZERO),
+        (ZERO, REFLECT),
+        (REFLECT, ZERO, FLIP, FLIP),
+        (ZERO, FLIP, ZERO),
+        (Crop(padding=7, mode="reflect"),),
+        (Crop(padding=12, mode="zero"),),
+    ],
+    ids=lambda steps: "-".join(getattr(step, "mode", "flip") for step in steps),
+)
+def test_augmentation_equals_padding_and_cutting_every_image(steps):
+    index = torch.randint(0, 50, (200,), generator=torch.Generator().manual_seed(1))
+    ours = augment(RANDOM_PIXELS, index, steps, torch.Generator().manual_seed(2))
+    reference = one_by_one(RANDOM_PIXELS, index, steps, torch.Generator().manual_seed(2))
+    assert ours.dtype == torch.uint8
+    assert torch.equal(ours, reference)
+    assert not torch.equal(ours, RANDOM_PIXELS[index])
+
+
+def test_without_steps_the_pixels_are_as_they_were():
+    index = torch.tensor([3, 0, 3])
+    assert torch.equal(augment(RANDOM_PIXELS, index, (), None), RANDOM_PIXELS[index])
+
+
+def test_the_originals_are_not_touched():
+    before = RANDOM_PIXELS.clone()
+    augment(RANDOM_PIXELS, torch.arange(50), (ZERO, FLIP), torch.Generator().manual_seed(0))
+    assert torch.equal(RANDOM_PIXELS, before)
+
+
+def test_every_offset_is_equally_likely():
+    # every pixel holds its own position, so the middle one tells the offset: rows and columns, -2 to 2 each
+    pixels = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
+    index = torch.zeros(5000, dtype=torch.int64)
+    cut = augment(pixels, index, (Crop(padding=2),), torch.Generator().manual_seed(0))
+    middle = cut[:, 0, 4, 4].long()
+    places, counts = torch.stack([middle // 8 - 4, middle % 8 - 4]).unique(dim=1, return_counts=True)
+    assert places.shape == (2, 25)
+    assert (places.min(), places.max()) == (-2, 2)
+    assert stats.chisquare(counts.numpy()).pvalue > 0.001
+
+
+def test_half_of_the_images_are_flipped():
+    pixels = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
+    cut = augment(pixels, torch.zeros(5000, dtype=torch.int64), (FLIP,), torch.Generator().manual_seed(0))
+    flipped = int((cut[:, 0, 0, 0] == 7).sum())
+    assert stats.binomtest(flipped, 5000, 0.5).pvalue > 0.001
+    assert int((cut[:, 0, 0, 0] == 0).sum()) == 5000 - flipped
+
+
+def test_to_float_divides_by_255_and_is_channels_last():
+    images = to_float(RANDOM_PIXELS)
+    assert images.dtype == torch.float32
+    assert torch.equal(images, RANDOM_PIXELS.to(torch.float32) / 255)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def batches(steps=(), size=8, seed=0):
+    random = Randomness(seed)
+    images = ImageSet(RANDOM_PIXELS, torch.arange(50) % 10)
+    return TrainingBatches(images, size, steps, random), random
+
+
+def epoch_of(made, random, epoch):
+    random.start_epoch(epoch)
+    return list(made)
+
+
+def same(one, other):
+    return all(
+        torch.equal(a.images, b.images) and torch.equal(a.index, b.index) for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_batches_hold_images_with_their_labels_and_places():
+    made, random = batches()
+    epoch = epoch_of(made, random, 0)
+    for batch in epoch:
+        assert torch.equal(batch.images, to_float(RANDOM_PIXELS[batch.index]))
+        assert torch.equal(batch.labels, batch.index % 10)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("size", "count"), [(8, 6), (50, 1), (25, 2), (26, 1), (7, 7)])
+def test_the_last_partial_batch_is_dropped(size, count):
+    made, random = batches(size=size)
+    epoch = epoch_of(made, random, 0)
+    assert len(made) == len(epoch) == count
+    assert {len(batch) for batch in epoch} == {size}
+    seen = torch.cat([batch.index for batch in epoch])
+    assert len(seen.unique()) == count * size
+
+
+def test_another_epoch_is_another_order_and_drops_other_images():
+    made, random = batches()
+    orders = [torch.cat([batch.index for batch in epoch_of(made, random, epoch)]).tolist() for epoch in range(20)]
+    assert len({tuple(order) for order in orders}) == 20
+    assert {index for order in orders for index in order} == set(range(50))
+
+
+def test_the_same_epoch_is_the_same_batches():
+    made, random = batches((REFLECT, FLIP))
+    first, second = epoch_of(made, random, 3), epoch_of(made, random, 4)
+    torch.manual_seed(1)
+    again, another_random = batches((REFLECT, FLIP))
+    assert same(epoch_of(again, another_random, 3), first)
+    assert not same(second, first)
+    assert same(epoch_of(made, random, 3), first)
+    other_seed, other_random = batches((REFLECT, FLIP), seed=1)
+    assert not same(epoch_of(other_seed, other_random, 3), first)
+
+
+def test_augmentation_does_not_change_the_order_and_is_new_in_every_batch():
+    plain, random = batches()
+    augmented, other_random = batches((REFLECT,))
+    one, other = epoch_of(plain, random, 0), epoch_of(augmented, other_random, 0)
+    assert [batch.index.tolist() for batch in one] == [batch.index.tolist() for batch in other]
+    again = [
+        to_float(augment(RANDOM_PIXELS, batch.index, (REFLECT,), Randomness(0)("augmentation"))) for batch in other
+    ]
+    assert torch.equal(again[0], other[0].images)
+    assert not torch.equal(again[1], other[1].images)  # the second batch draws on

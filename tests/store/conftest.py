@@ -1,0 +1,132 @@
+"""Run folders made by hand, as a worker would leave them, and a store; the tests of reporting use them as well."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.outcome import Outcome, Verdicts
+from bench.protocol import Clean, Protocol
+from bench.records import write_record
+from bench.run_folder import RunFolder
+from bench.spec import Cell, ResolvedMethod
+from bench.store.store import Store
+
+IMAGES = 200
+
+
+def protocol_of(**changes: Any) -> Protocol:
+    """Return a protocol with three final attacks on 200 images, the last one on a subset of 100."""
+    settings = {
+        "dataset": {"name": "digits", "validation": 100},
+        "model": "small_cnn",
+        "threat": {"norm": "linf", "eps": "8/255"},
+        "training": {"epochs": 2},
+        "evaluation": {"final": ["clean", {"name": "pgd", "steps": 20}, {"name": "autoattack", "images": 100}]},
+    }
+    return Protocol.model_validate(settings | changes)
+
+
+def first(right: int, count: int = IMAGES) -> Verdicts:
+    """Return verdicts of which the first `right` are right."""
+    return np.arange(count) < right
+
+
+@dataclass
+class Maker:
+    """Makes run folders in `results`."""
+
+    results: Path
+
+    def __call__(
+        self,
+        right: Mapping[str, Sequence[int | Verdicts]] | None = None,
+        *,
+        protocol: Protocol | None = None,
+        method: str = "pgd_at",
+        status: str | None = "finished",
+        done: Mapping[str, Any] = {},
+        seed: int = 0,
+        suite: str = "tiny",
+        environment: Mapping[str, Any] = {"device": "cpu", "cpu": "A Processor"},
+        package: str = "1.0",
+        test_tracked: bool = True,
+        **resolved: Any,
+    ) -> RunFolder:
+        """Make one folder. `right`: per checkpoint, for each final attack the number right or the verdicts."""
+        protocol = protocol or protocol_of()
+        fields = {"label": method.upper(), "params": {}, "version": 1, "custom": False, "origin": "paper"}
+        row = ResolvedMethod(name=method, **{"final_is_best": False, **fields, **resolved})
+        cell = Cell(protocol=protocol, method=row, seed=seed, suite=suite)
+        folder = RunFolder.of(cell, self.results)
+        folder.begin(cell, dict(environment))
+        for epoch in range(2):
+            folder.append_epoch(epoch_record(epoch, test_tracked=test_tracked))
+        right = {"best": (150, 100, 50), "last": (160, 90, 40)} if right is None else right
+        entries = {
+            name: {"file": f"weights-{name}.safetensors", "sha256": name.ljust(64, "0"), "epoch": epoch}
+            for epoch, name in enumerate((*right, "resume"))
+        }
+        index = {"checkpoints": entries, "finished_epochs": 2, "finished": True}
+        write_record(folder.checkpoints / "index.json", index)
+        for name, figures in right.items():
+            for number, (attack, figure) in enumerate(zip(protocol.evaluation.final, figures, strict=True)):
+                count = getattr(attack, "images", None) or IMAGES
+                verdicts = first(figure, count) if isinstance(figure, int) else figure
+                identity = {**attack.model_dump(mode="json", exclude_none=True), "precision": "fp32"}
+                if not isinstance(attack, Clean):
+                    identity |= {**protocol.threat.model_dump(mode="json"), "seed": 0, "package": package}
+                outcome = Outcome(identity, attack.title, entries[name]["sha256"], verdicts, 1.5, {"note": number})
+                write_record(folder.outcome_path(name, f"{attack.name}-{number}"), outcome.to_record())
+        if status is not None:
+            costs = {"epochs": 2, "train_seconds": 3600.0, "track_seconds": 360.0, "evaluation_seconds": 1440.0}
+            folder.finish(status, **{**costs, "peak_memory_bytes": 5 * 2**30, **done})
+        return folder
+
+
+def epoch_record(epoch: int, *, test_tracked: bool = True) -> dict[str, Any]:
+    """Return what the trainer writes after an epoch."""
+    return {
+        "epoch": epoch,
+        "lr": 0.1 / (epoch + 1),
+        "train": {"loss": 2.0 - epoch, "robust": 0.3},
+        "validation": {"clean": 0.7, "robust": 0.4 + epoch / 10},
+        "test": {"clean": 0.69, "robust": 0.39} if test_tracked else None,
+        "train_seconds": 4.0,
+        "seconds": 5.0,
+    }
+
+
+def contents(store: Store) -> dict[str, Any]:
+    """Return everything that a store holds, as plain data."""
+    shown = {run.fingerprint: store.show_run(run.fingerprint) for run in store.runs(bits=True)}
+    bits = {
+        (run.fingerprint, name, key): outcome.correct
+        for run in store.runs(bits=True)
+        for name, checkpoint in run.checkpoints.items()
+        for key, outcome in checkpoint.outcomes.items()
+    }
+    return {"runs": shown, "bits": bits}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """The results folder."""
+    (tmp_path / "results").mkdir()
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def make_run(results: Path) -> Maker:
+    """Make run folders by hand; see `Maker`."""
+    return Maker(results)
+
+
+@pytest.fixture
+def store(results: Path):
+    """The default store of the results folder."""
+    with Store.of(results) as opened:
+        yield opened

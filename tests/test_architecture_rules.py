@@ -1,0 +1,113 @@
+"""Imports point downwards, there are no cycles, and files stay small: read from the source, nothing is imported."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+LAYERS = (
+    # from the bottom to the top; a module may import from its own layer and from those before it. A package stands for
+    # all modules in it.
+    (
+        "errors",
+        "records",
+        "settings",
+        "suite_file",
+        "parameters",
+        "protocol",
+        "registry",
+        "seeding",
+        "schedule",
+        "spec",
+    ),
+    ("outcome", "device", "environment"),
+    ("data", "models", "attacks"),
+    ("method",),
+    ("run_folder", "evaluation", "training"),
+    ("execution",),
+    ("store",),
+    ("reporting",),
+    ("driver", "catalogue", "diagnosis", "testing"),
+    ("__init__",),  # the public names
+    ("cli",),
+)
+HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
+
+
+def height(module: str) -> int:
+    return HEIGHT.get(module.partition(".")[0], len(LAYERS))
+
+
+def module_of(path: Path) -> str:
+    """Return `data.digits` for bench/data/digits.py, and `data` for bench/data/__init__.py."""
+    parts = path.relative_to(ROOT / "bench").with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+MODULES = {module_of(path): path for path in sorted((ROOT / "bench").rglob("*.py")) if "versions" not in path.parts}
+
+
+def imported(path: Path) -> set[str]:
+    """Return what the file imports, anywhere in it: `from bench.a import b` gives bench.a and bench.a.b."""
+    package = ["bench", *path.relative_to(ROOT / "bench").parts[:-1]]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *filter(None, [node.module])])
+            found |= {origin} - {"bench"} | {f"{origin}.{alias.name}" for alias in node.names}
+    return found
+
+
+def of_bench(path: Path) -> set[str]:
+    """Return the modules of bench that the file imports; a package only where nothing deeper in it is meant."""
+    found = {name.removeprefix("bench.") for name in imported(path) if name.startswith("bench.")}
+    names = found & set(MODULES)
+    if "bench" in imported(path) or any("." not in name and name not in MODULES for name in found):
+        names.add("__init__")
+    return {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
+
+
+IMPORTS = {module: of_bench(path) for module, path in MODULES.items()}
+
+
+def test_the_reader_of_imports_sees_them():
+    assert {"bench.registry", "bench.errors", "bench.protocol.Seed"} <= imported(MODULES["spec"])
+    assert "registry" in IMPORTS["spec"]
+    assert "data.dataset" in IMPORTS["data.digits"]
+    assert len(MODULES) > 30
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_has_a_layer(module):
+    assert module.partition(".")[0] in HEIGHT, f"add bench.{module} to LAYERS, above all that it imports"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_imports_upward(module):
+    upward = {name for name in IMPORTS[module] if height(name) > height(module)}
+    assert not upward, f"bench.{module} imports from a higher layer: {upward}"
+
+
+def test_no_cycle():
+    try:
+        TopologicalSorter(IMPORTS).prepare()
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_bench_never_imports_methods(module):
+    assert not {name for name in imported(MODULES[module]) if name.partition(".")[0] == "methods"}
+
+
+@pytest.mark.parametrize(("folder", "limit"), [("bench", 400), ("methods", 150)])
+def test_files_stay_small(folder, limit):
+    lengths = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / folder).rglob("*.py")}
+    assert lengths
+    assert not {path: length for path, length in lengths.items() if length > limit}

@@ -1,0 +1,65 @@
+import pytest
+from pydantic import ValidationError
+
+from bench.protocol import PGD, AutoAttack, Clean, Evaluation, Piecewise, Protocol, Threat, Training, TrainingAttack
+
+MINIMAL = {
+    "dataset": "digits",
+    "model": "small_cnn",
+    "threat": {"norm": "linf", "eps": "8/255"},
+    "training": {"epochs": 1},
+}
+
+
+def test_the_defaults_are_the_recipe_of_rice_et_al():
+    training = Protocol(**MINIMAL).training
+    assert training.batch_size == 128
+    sgd = training.optimizer
+    assert (sgd.lr, sgd.momentum, sgd.weight_decay, sgd.nesterov) == (0.1, 0.9, 5e-4, False)
+    assert training.schedule == Piecewise(milestones=(0.5, 0.75), factor=0.1)
+    assert training.attack == TrainingAttack(steps=10, step_size=2 / 255, random_start=True, batch_norm="train")
+    assert Protocol(**MINIMAL).dataset.validation == 1000
+
+
+def test_a_name_stands_for_a_mapping():
+    short = Protocol(**{**MINIMAL, "training": {"epochs": 1, "augmentation": ["crop", "flip"], "schedule": "cyclic"}})
+    long = {"augmentation": [{"name": "crop"}, {"name": "flip"}], "schedule": {"name": "cyclic"}, "epochs": 1}
+    assert short == Protocol(**{**MINIMAL, "dataset": {"name": "digits"}, "training": long})
+
+
+@pytest.mark.parametrize(
+    ("attack", "setting"),
+    [({"name": "none"}, "natural"), ({"steps": 1}, "single_step"), ({"steps": 2}, "multi_step"), ("none", "natural")],
+)
+def test_the_setting_of_a_training_attack(attack, setting):
+    assert Training(epochs=1, attack=attack).attack.setting == setting
+
+
+def test_titles():
+    assert [attack.title for attack in (Clean(), PGD(steps=50), AutoAttack())] == ["Clean", "PGD-50", "AutoAttack"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "values"),
+    [
+        (Threat, {"norm": "linf", "eps": 8}),
+        (Piecewise, {"milestones": [0.75, 0.5]}),
+        (Piecewise, {"milestones": [0.5, 0.5]}),
+        (Piecewise, {"milestones": [1.0]}),
+        (Evaluation, {"final": ["clean", {"name": "pgd"}, "pgd"]}),
+        (Evaluation, {"final": []}),
+    ],
+)
+def test_what_makes_no_protocol(settings, values):
+    with pytest.raises(ValidationError):
+        settings(**values)
+
+
+def test_an_l2_ball_may_be_larger_than_the_pixel_range():
+    assert Threat(norm="l2", eps=1.5).eps == 1.5
+
+
+def test_settings_that_are_none_leave_no_trace_in_the_identity():
+    identity = Protocol(**MINIMAL, evaluation={"final": [{"name": "pgd", "images": None}]}).identity()
+    assert "images" not in identity["evaluation"]["final"][0]
+    assert identity["threat"] == {"norm": "linf", "eps": 8 / 255}

@@ -1,0 +1,130 @@
+import json
+import re
+
+import pytest
+
+from bench import run_folder
+from bench.errors import DamagedFile
+from bench.run_folder import RunFolder
+
+
+@pytest.fixture
+def cell(load):
+    return load().cells[0]
+
+
+@pytest.fixture
+def folder(cell, tmp_path):
+    folder = RunFolder.of(cell, tmp_path / "results")
+    folder.begin(cell, {"host": "here"})
+    return folder
+
+
+def records(count):
+    return [{"epoch": epoch, "loss": 1 / (epoch + 1)} for epoch in range(count)]
+
+
+def test_the_name_tells_the_cell(load, tmp_path):
+    one, two = load({"seeds: [0]": "seeds: [0, 7]"}).cells
+    other_final = load({"steps: 3": "steps: 4"}).cells[0]
+    names = [RunFolder.of(cell, tmp_path).path.name for cell in (one, two, other_final)]
+    assert len(set(names)) == 3
+    assert names[1].startswith("pgd-at-seed7-")
+    assert names[0].endswith(one.fingerprint[:12])
+    assert names[0].rpartition("-")[0] == names[2].rpartition("-")[0]  # the same training
+    assert RunFolder.of(one, tmp_path).path.parent == tmp_path / "runs"
+    assert all(re.fullmatch(r"[A-Za-z0-9-]+", name) for name in names)
+
+
+def test_a_run_keeps_its_first_statement(cell, folder):
+    folder.begin(cell, {"host": "elsewhere"})
+    said = folder.cell()
+    assert said["environment"] == {"host": "here"}
+    assert said["fingerprint"] == cell.fingerprint
+    assert said["identity"] == cell.identity()
+    assert type(cell).model_validate(said["cell"]) == cell
+
+
+def test_status(cell, folder, tmp_path):
+    assert RunFolder(tmp_path / "nowhere").status() == "new"
+    assert folder.status() == "interrupted"
+    assert folder.done() is None
+    folder.finish("diverged", epoch=3)
+    assert folder.status() == "diverged"
+    assert folder.done() == {"status": "diverged", "epoch": 3}
+    folder.reopen()
+    folder.reopen()
+    assert folder.status() == "interrupted"
+
+
+def test_epochs_come_back_in_order(folder):
+    assert folder.epochs() == []
+    for record in records(3):
+        folder.append_epoch(record)
+    assert folder.epochs() == records(3)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        folder.append_epoch({"epoch": 3, "loss": float("nan")})
+    assert folder.epochs() == records(3)
+
+
+@pytest.mark.parametrize("rest", ["", '{"epoch": 2, "lo', '{"epoch": 2, "loss": 1}\n', "\x00\xff\n"])
+def test_an_epoch_that_was_not_committed_is_dropped(folder, rest):
+    for record in records(2):
+        folder.append_epoch(record)
+    path = folder.path / "epochs.jsonl"
+    path.write_bytes(path.read_bytes() + rest.encode("latin-1"))
+    assert folder.truncate_epochs(2) == records(2)
+    folder.append_epoch(records(3)[2])
+    assert folder.epochs() == records(3)
+
+
+def test_a_committed_epoch_must_be_there(folder):
+    folder.append_epoch(records(1)[0])
+    with pytest.raises(DamagedFile, match=r"epochs\.jsonl has 1 epochs, though 2 were committed$"):
+        folder.truncate_epochs(2)
+
+
+@pytest.mark.parametrize("line", [b"{", b'{"epoch": 2}', b"[]", b'{"loss": 1}', b"\xff\xfe", b""])
+def test_a_damaged_curve_names_its_line(folder, line):
+    lines = [json.dumps(record).encode() for record in records(3)]
+    lines[1] = line
+    (folder.path / "epochs.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.raises(DamagedFile, match=r"epochs\.jsonl:2: not the record of epoch 1$"):
+        folder.epochs()
+
+
+def test_set_aside_keeps_every_old_run(cell, folder, tmp_path):
+    first = folder.set_aside()
+    assert folder.status() == "new"
+    folder.begin(cell, {"host": "again"})
+    second = folder.set_aside()
+    assert [first.name, second.name] == [f"{folder.path.name}.aside-1", f"{folder.path.name}.aside-2"]
+    assert RunFolder(first).cell()["environment"] == {"host": "here"}
+    assert RunFolder(second).cell()["environment"] == {"host": "again"}
+
+
+def test_progress_is_renewed_now_and_then(folder, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(run_folder.time, "monotonic", lambda: now)
+    assert folder.read_progress() == {}
+    folder.progress(done=1)
+    now += run_folder.PROGRESS_SECONDS / 2
+    folder.progress(done=2)
+    assert folder.read_progress()["done"] == 1
+    folder.progress(done=3, force=True)
+    assert folder.read_progress()["done"] == 3
+    now += run_folder.PROGRESS_SECONDS
+    folder.progress(done=4)
+    assert folder.read_progress()["done"] == 4
+    (folder.path / "progress.json").write_text("{")
+    assert folder.read_progress() == {}
+
+
+def test_outcomes_are_found_by_checkpoint_and_attack(folder):
+    for checkpoint, attack in (("best", "0123abcd"), ("best_on_test", "0123abcd"), ("last", "ffff")):
+        run_folder.write_record(folder.outcome_path(checkpoint, attack), {"right": len(checkpoint)})
+    assert folder.read_outcomes() == {
+        ("best", "0123abcd"): {"right": 4},
+        ("best_on_test", "0123abcd"): {"right": 12},
+        ("last", "ffff"): {"right": 4},
+    }

@@ -1,0 +1,78 @@
+import pytest
+
+from bench.protocol import Training
+from bench.schedule import protocol_schedule
+
+
+def schedule(epochs, settings, lr=0.1):
+    return protocol_schedule(Training(epochs=epochs, schedule=settings, optimizer={"lr": lr}))
+
+
+@pytest.mark.parametrize(
+    ("epoch", "step", "rate"),
+    [
+        (0, 0, 0.1),
+        (99, 388, 0.1),
+        (99, 389, 0.01),
+        (100, 0, 0.01),
+        (149, 388, 0.01),
+        (149, 389, 0.001),
+        (199, 389, 0.001),
+    ],
+)
+def test_the_rate_falls_on_the_last_step_before_the_milestone(epoch, step, rate):
+    # Rice et al., train_cifar.py: `lr_schedule(epoch + (i + 1) / len(train_batches))` with `t / args.epochs < 0.5`
+    plan = schedule(200, "piecewise")
+    assert plan.rate(epoch + (step + 1) / 390) == pytest.approx(rate, rel=1e-12)
+
+
+@pytest.mark.parametrize("epochs", [10, 30, 50, 100, 110, 200])
+def test_milestones_in_hundredths_fall_where_they_are_written(epochs):
+    # 0.55 * 200 is 110.00000000000001: a schedule that multiplies falls one step too late
+    for percent in range(1, 100):
+        if percent * epochs % 100 == 0:
+            plan, epoch = (
+                schedule(epochs, {"name": "piecewise", "milestones": [percent / 100]}),
+                percent * epochs // 100,
+            )
+            assert plan.rate(epoch) == pytest.approx(0.01), percent
+            assert plan.rate(epoch - 1e-3) == 0.1
+            assert plan.first_drop == epoch
+
+
+@pytest.mark.parametrize(
+    ("epochs", "settings", "first_drop"),
+    [
+        (200, "piecewise", 100),
+        (5, "piecewise", 3),  # falls in the middle of epoch 2
+        (1, "piecewise", 1),
+        (7, {"name": "piecewise", "milestones": []}, 7),
+        (7, "constant", 7),
+        (10, "cyclic", 5),
+        (5, "cyclic", 3),
+        (30, {"name": "cyclic", "peak": 0.4}, 12),
+    ],
+)
+def test_the_first_epoch_after_the_rate_has_begun_to_fall(epochs, settings, first_drop):
+    plan = schedule(epochs, settings)
+    assert plan.epochs == epochs
+    assert plan.first_drop == first_drop
+    if first_drop < epochs:
+        assert plan.rate(first_drop + 0.01) < max(plan.rate(t / 100) for t in range(1, 100 * epochs))
+
+
+def test_constant():
+    assert {schedule(3, "constant", lr=0.3).rate(t) for t in (0.1, 1.5, 3)} == {0.3}
+
+
+@pytest.mark.parametrize(
+    ("t", "rate"), [(0, 0.0), (3, 0.05), (6, 0.1), (12, 0.2), (21, 0.1), (30, 0.0), (29, 0.2 / 18)]
+)
+def test_cyclic_rises_to_the_peak_and_falls_to_zero(t, rate):
+    plan = schedule(30, {"name": "cyclic", "peak": 0.4}, lr=0.2)
+    assert plan.rate(t) == pytest.approx(rate, abs=1e-12)
+
+
+def test_the_factor_applies_at_each_milestone():
+    plan = schedule(8, {"name": "piecewise", "milestones": [0.25, 0.5, 0.75], "factor": 0.5}, lr=1)
+    assert [plan.rate(t) for t in (1.9, 2, 4, 6, 8)] == [1, 0.5, 0.25, 0.125, 0.125]

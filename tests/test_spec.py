@@ -1,0 +1,435 @@
+import json
+
+import pytest
+import yaml
+
+from bench import spec
+from bench.errors import BenchError
+from bench.protocol import Protocol
+from bench.spec import Suite, find_suite, load_suite, select_cells, shipped_suites
+
+# --- what bad input gets ----------------------------------------------------------------------------------------------
+
+EPOCHS = "epochs: 2"
+WRONG = {
+    "epochs: 2": {
+        "epochz: 2": "6: training.epochz: unknown key 'epochz'; did you mean 'epochs'?",
+        "epochs: -2": "6: training.epochs: must be at least 1 (got -2)",
+        "epochs: 1000000": "6: training.epochs: must be at most 100000 (got 1000000)",
+        "epochs: 2.5": "6: training.epochs: must be a whole number (got 2.5)",
+        "epochs: many": "6: training.epochs: must be a whole number (got 'many')",
+        "epochs: [2]": "6: training.epochs: must be a whole number",
+        "epochs:": "6: training.epochs: must be a whole number (got nothing)",
+        "epochs: yes": "6: training.epochs: must be a number, not true or false",
+        f"epochs: 0x{'f' * 5000}": ("6: training.epochs: must be at most 100000 (got a number of thousands of digits)"),
+    },
+    "model:": {
+        "modell:": "3: modell: unknown key 'modell'; did you mean 'model'?",
+    },
+    "eps: 0.15": {
+        "eps: eight": "4: threat.eps: 'eight' is not a number; write 0.05, 5e-4 or 8/255",
+        "eps: 8": "4: threat: eps 8 exceeds the pixel range [0, 1]; write 8/255, not 8",
+        "eps: -8/255": "4: threat.eps: must be greater than 0 (got -0.03137254901960784)",
+    },
+    ", eps: 0.15": {
+        "": "4: threat.eps: this key is required",
+    },
+    "model: small_cnn\n": {
+        "": "1: model: this key is required",
+    },
+    "batch_size: 64": {
+        "batch_size: 1098": ("7: training.batch_size: only 1097 images are left to train on, too few for one batch"),
+        "augmentation: [flip, {name: crop, padding: 8}]": (
+            "7: training.augmentation.1.padding: an image of 8x8 pixels cannot be reflected into a border of 8"
+        ),
+        "augmentation: [rotate]": "7: training.augmentation.0: unknown name 'rotate'; known: crop, flip",
+        "augmentation: flip": "7: training.augmentation: must be a list (got 'flip')",
+        "precision: fp16": "7: training.precision: must be 'fp32' or 'bf16' (got 'fp16')",
+        "optimizer: adam": "7: training.optimizer: must be a mapping of keys to values (got 'adam')",
+        "schedule: piecewize": "7: training.schedule: unknown name 'piecewize'; did you mean 'piecewise'?",
+        "schedule: {name: piecewise, milestones: [0.5, 50]}": (
+            "7: training.schedule.milestones.1: must be less than 1 (got 50)"
+        ),
+        "schedule: {name: piecewise, milestones: [0.5, 0.2]}": (
+            "7: training.schedule.milestones: milestones must rise"
+        ),
+        "schedule: {name: piecewise, factr: 0.5}": (
+            "7: training.schedule.factr: unknown key 'factr'; did you mean 'factor'?"
+        ),
+    },
+    "name: pgd, steps: 2, step_size: 0.1}\neval": {
+        "name: fgsm}\neval": "8: training.attack.name: must be 'pgd' or 'none' (got 'fgsm')",
+        "random_start: maybe}\neval": "8: training.attack.random_start: must be true or false (got 'maybe')",
+    },
+    "{name: digits, validation: 200}": {
+        "{name: digit, validation: 200}": "2: dataset.name: unknown dataset 'digit'; did you mean 'digits'?",
+        "digitz": "2: dataset: unknown dataset 'digitz'; did you mean 'digits'?",
+        "{name: digits, validation: 1297}": (
+            "2: dataset.validation: 1297 validation images leave none to train on: digits has 1297 in all"
+        ),
+        "{name: digits, validation: 0}": "2: dataset.validation: must be at least 1 (got 0)",
+    },
+    "small_cnn": {
+        "smal_cnn": "3: model: unknown model 'smal_cnn'; did you mean 'small_cnn'?",
+    },
+    "{name: pgd, steps: 3, step_size: 0.05}": {
+        "{name: pdg}": "11: evaluation.final.1: unknown name 'pdg'; did you mean 'pgd'?",
+        "{steps: 3}": "11: evaluation.final.1: this needs a key 'name'",
+        "{name: pgd, stepz: 3}": "11: evaluation.final.1.stepz: unknown key 'stepz'; did you mean 'steps'?",
+        "{name: pgd, steps: five}": "11: evaluation.final.1.steps: must be a whole number (got 'five')",
+        "clean": "11: evaluation.final: the same attack stands twice",
+    },
+    "[clean, {name: pgd, steps: 3, step_size: 0.05}]": {
+        "[]": "11: evaluation.final: must not be empty",
+    },
+    "[pgd_at]": {
+        "[pgd_att]": "12: methods.0: unknown method 'pgd_att'; did you mean 'pgd_at'?",
+        "pgd_at": "12: methods: must be a list (got 'pgd_at')",
+        "[]": "12: methods: must not be empty",
+        "[~]": "12: methods.0: must be a mapping of keys to values (got nothing)",
+        "[{label: A}]": "12: methods.0.name: this key is required",
+        "[{name: pgd_at, label: ''}]": "12: methods.0.label: must not be empty (got '')",
+        "[{name: pgd_at, params: {eps: 3}}]": "12: methods.0.params.eps: unknown key 'eps'",
+        "[pgd_at, pgd_at]": ("12: methods.1: 'PGD-AT' is the same method with the same parameters as an earlier row"),
+        "[pgd_at, {name: pgd_at, label: B}]": (
+            "12: methods.1: 'B' is the same method with the same parameters as an earlier row"
+        ),
+        "[pgd_at, {name: early_stopping, label: PGD-AT}]": (
+            "12: methods.1: two rows are called 'PGD-AT'; give one of them another 'label'"
+        ),
+    },
+    "seeds: [0]": {
+        "seeds: [0, 0]": "13: seeds: the same seed stands twice",
+        "seeds: [0, -1]": "13: seeds.1: must be at least 0 (got -1)",
+        "seeds: [3000000000]": "13: seeds.0: must be less than 2147483648 (got 3000000000)",
+        "seeds: 0": "13: seeds: must be a list (got 0)",
+        "seeds: [no]": "13: seeds.0: must be a whole number (got False)",
+        "execution: {threads: 0}": "13: execution.threads: must be at least 1 (got 0)",
+    },
+    "name: tiny": {
+        "name: ../tiny": "1: name: must match ^[A-Za-z0-9][A-Za-z0-9_-]*$ (got '../tiny')",
+        f"name: {'a' * 61}": f"1: name: must have at most 60 characters (got '{'a' * 56}...)",
+        "name: 2024-12-05": "1: name: must be text",
+        '"na\\nme\\e[2J": tiny': "1: na me [2J: unknown key 'na\\nme\\x1b[2J'; did you mean 'name'?",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"), [(old, *case) for old, cases in WRONG.items() for case in cases.items()]
+)
+def test_one_sentence_with_file_line_and_key(load, tmp_path, old, new, sentence):
+    with pytest.raises(BenchError) as error:
+        load({old: new})
+    assert str(error.value) == f"{tmp_path / 'suite.yaml'}:{sentence}"
+
+
+@pytest.mark.parametrize(
+    ("plugin", "problem"),
+    [
+        (None, "no such file"),
+        ("1 / 0", "does not import: ZeroDivisionError: division by zero"),
+        ("METHODS = {'pgd_at': 1}", "the method name 'pgd_at' is registered already"),
+    ],
+)
+def test_a_wrong_plugin_names_its_place_in_the_suite(load, tmp_path, tiny_suite, plugin, problem):
+    if plugin:
+        (tmp_path / "mine.py").write_text(plugin)
+    with pytest.raises(BenchError) as error:
+        load(tiny_suite + "plugins:\n  - mine.py\n")
+    separator = " " if problem.startswith("does") else ": "
+    place = f"{tmp_path / 'suite.yaml'}:15: plugins.0"
+    assert str(error.value) == f"{place}: plug-in {(tmp_path / 'mine.py').resolve()}{separator}{problem}"
+
+
+def test_suites_are_found_by_path_and_by_shipped_name(tmp_path, monkeypatch, tiny_suite):
+    assert load_suite("quickstart").suite.name == "quickstart"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ci").mkdir()  # a folder of that name does not hide the suite
+    assert find_suite("ci") == shipped_suites()["ci"]
+    (tmp_path / "mine").write_text(tiny_suite)
+    assert load_suite("mine").suite.name == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("quickstrt", "unknown suite 'quickstrt'; did you mean 'quickstart'?"),
+        ("missing.yaml", "missing.yaml: no such suite file"),
+        ("folder/missing.yaml", "folder/missing.yaml: no such suite file"),
+    ],
+)
+def test_a_suite_that_is_not_there(tmp_path, monkeypatch, name, sentence):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BenchError) as error:
+        load_suite(name)
+    assert str(error.value) == sentence
+
+
+# --- identity ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_identity_of_a_cell_is_what_it_was(load):
+    # If this fails, every stored run would be trained again: change identities on purpose only, never by the way.
+    cell = load().cells[0]
+    assert cell.fingerprint == "c57a16bb1c92e8d7e211338b86f20780616376e7814cdd1c403400621a9c2963"
+    assert cell.training_fingerprint == "5a6fc09250700beeb35e7b4cb02332ece42442d3a20c8867149edd735359448d"
+    assert cell.protocol.fingerprint == "435f68edb96e54296662c99a2ab869dd5c20c40eaf9cf9e64012e24c8d74245a"
+
+
+def test_a_fingerprint_is_the_digest_of_what_cell_json_says(load):
+    cell = load().cells[0]
+    again = spec.Cell.model_validate(json.loads(json.dumps(cell.model_dump(mode="json"))))
+    assert again == cell
+    assert again.fingerprint == cell.fingerprint
+    assert json.loads(json.dumps(cell.identity())) == cell.identity()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name: tiny": "name: other\ndescription: Something else"},
+        {"[pgd_at]": "[{name: pgd_at, label: Baseline}]"},
+        {"[pgd_at]": "[early_stopping, {name: pgd_at, params: {}}]"},
+        {"seeds: [0]": "seeds: [1, 0]"},
+        {"seeds: [0]": "execution: {threads: 2}"},
+        {"seeds: [0]": "plugins: [plugin.py]"},
+        {"eps: 0.15": "eps: 15/100"},
+        {"eps: 0.15": "eps: '1.5e-1'"},
+        {"{norm: linf, eps: 0.15}": "{eps: 0.15, norm: linf}"},
+        {"  epochs: 2\n  batch_size: 64\n": "  batch_size: 64\n  schedule: piecewise\n  epochs: 2\n"},
+        {"[clean,": "[{name: clean},"},
+    ],
+)
+def test_what_changes_no_fingerprint(load, tmp_path, changes, clean_registries):
+    before = load().cells[0]
+    (tmp_path / "plugin.py").write_text("MODELS = {'another': 1}")
+    after = [cell for cell in load(changes).cells if (cell.method.name, cell.seed) == ("pgd_at", 0)]
+    assert [cell.fingerprint for cell in after] == [before.fingerprint]
+    assert after[0].training_fingerprint == before.training_fingerprint
+
+
+BASE = yaml.safe_load("""
+name: base
+dataset: {name: digits, validation: 200, split_seed: 0}
+model: small_cnn
+threat: {norm: linf, eps: 0.1}
+training:
+  epochs: 10
+  augmentation: [crop, flip]
+methods: [pgd_at]
+""")
+
+CHANGES = {
+    "dataset.name": "cifar10",
+    "dataset.validation": 201,
+    "dataset.split_seed": 1,
+    "model": "preact_resnet18",
+    "threat.norm": "l2",
+    "threat.eps": 0.11,
+    "training.epochs": 11,
+    "training.batch_size": 64,
+    "training.precision": "bf16",
+    "training.optimizer.lr": 0.2,
+    "training.optimizer.momentum": 0.8,
+    "training.optimizer.weight_decay": 1e-4,
+    "training.optimizer.nesterov": True,
+    "training.schedule": "constant",
+    "training.schedule.milestones": [0.5],
+    "training.schedule.factor": 0.2,
+    "training.schedule.peak": 0.4,
+    "training.attack.name": "none",
+    "training.attack.steps": 9,
+    "training.attack.step_size": 0.01,
+    "training.attack.random_start": False,
+    "training.attack.batch_norm": "eval",
+    "training.augmentation": ["flip", "crop"],
+    "training.augmentation.0.padding": 3,
+    "training.augmentation.0.mode": "zero",
+    "evaluation.track.test": False,
+    "evaluation.track.attack.steps": 9,
+    "evaluation.track.attack.step_size": 0.01,
+    "evaluation.track.attack.random_start": False,
+    "evaluation.final": ["clean", "pgd"],
+    "evaluation.final.1.steps": 19,
+    "evaluation.final.1.step_size": 0.01,
+    "evaluation.final.1.random_start": False,
+    "evaluation.final.1.images": 100,
+    "evaluation.final.2.images": 100,
+    "evaluation.final.2.batch_size": 249,
+}
+ONLY_VALUE = {"version"}  # settings that can have but one value as yet
+
+
+def changed(path: str) -> Protocol:
+    """Return the protocol of BASE, written out in full, with one of CHANGES."""
+    data = Protocol.model_validate({key: BASE[key] for key in BASE if key not in {"name", "methods"}}).model_dump()
+    *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
+    group = data
+    for key in parents:
+        group = group[key]
+    if path == "training.schedule.peak":
+        data["training"]["schedule"] = {"name": "cyclic"}
+        group = data["training"]["schedule"]
+    group[last] = CHANGES[path]
+    return Protocol.model_validate(data)
+
+
+def test_every_setting_of_the_protocol_changes_the_fingerprint():
+    base = Protocol.model_validate({key: BASE[key] for key in BASE if key not in {"name", "methods"}})
+    prints = {path: changed(path).fingerprint for path in CHANGES}
+    assert len({base.fingerprint, *prints.values()}) == len(CHANGES) + 1
+    known = {key for group in Protocol.model_json_schema()["$defs"].values() for key in group["properties"]}
+    untested = (
+        known - {path.rpartition(".")[2] for path in CHANGES} - {"name", "attack", "optimizer", "track"} - ONLY_VALUE
+    )
+    assert not untested, f"add to CHANGES: {untested}"
+
+
+def test_the_weights_depend_on_all_but_the_final_attacks(load):
+    def prints(path):
+        cell = load().cells[0].model_copy(update={"protocol": changed(path)})
+        return cell.fingerprint, cell.training_fingerprint
+
+    cells = {path: prints(path) for path in CHANGES}
+    finals = {path for path in CHANGES if path.startswith("evaluation.final")}
+    assert len({cells[path][0] for path in CHANGES}) == len(CHANGES)
+    assert len({cells[path][1] for path in finals}) == 1
+    assert len({cells[path][1] for path in CHANGES}) == len(CHANGES) - len(finals) + 1
+
+
+@pytest.mark.parametrize("update", [{"version": 2}, {"name": "other"}, {"params": {"patience": 21}}])
+def test_the_method_is_part_of_the_identity(load, update):
+    cell = load({"[pgd_at]": "[early_stopping]"}).cells[0]
+    other = cell.model_copy(update={"method": cell.method.model_copy(update=update)})
+    assert other.fingerprint != cell.fingerprint
+    assert other.training_fingerprint != cell.training_fingerprint
+
+
+def test_the_seed_is_part_of_the_identity(load):
+    assert len({cell.fingerprint for cell in load({"seeds: [0]": "seeds: [0, 1, 2]"}).cells}) == 3
+
+
+# --- cells ------------------------------------------------------------------------------------------------------------
+
+
+def test_cells_come_in_the_order_of_the_file(load):
+    loaded = load({"[pgd_at]": "[early_stopping, {name: pgd_at, label: Base}]", "seeds: [0]": "seeds: [1, 0]"})
+    assert [str(cell) for cell in loaded.cells] == [
+        "Early stopping seed 1",
+        "Early stopping seed 0",
+        "Base seed 1",
+        "Base seed 0",
+    ]
+    assert {cell.suite for cell in loaded.cells} == {"tiny"}
+
+
+PLUGIN = """
+from bench.method import Method
+from bench.parameters import MethodInfo, MethodParams, Origin, sourced
+
+class MineParams(MethodParams):
+    alpha: float = sourced(0.1, unit="1", source="paper", by_dataset={"digits/multi_step": Origin(0.2, "secondary")})
+    beta: int = sourced(3, unit="epochs", source="code", ge=1)
+    teacher: str = sourced("resnet", unit="-", source="paper")
+
+class Mine(Method[MineParams]):
+    info = MethodInfo(name="mine", title="Mine", description="", paper="", year=2024, version=4)
+    Params = MineParams
+
+class NeedyParams(MethodParams):
+    beta: int = sourced(3, unit="epochs", source="code", ge=1)
+    teacher: str = sourced(unit="-", source="paper")
+
+class Needy(Method[NeedyParams]):
+    info = MethodInfo(name="needy", title="Needy", description="", paper="", year=2024)
+    Params = NeedyParams
+
+METHODS = {"mine": Mine, "needy": Needy}
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, clean_registries):
+    """The line that gives a suite the method `mine`."""
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    return "plugins: [mine.py]\n"
+
+
+@pytest.mark.parametrize(
+    ("params", "values", "custom", "origin"),
+    [
+        ("", (0.2, 3, "resnet"), False, "secondary"),
+        ("alpha: 0.2, beta: 3", (0.2, 3, "resnet"), False, "secondary"),
+        ("alpha: 0.3", (0.3, 3, "resnet"), True, "code"),
+        ("beta: 4", (0.2, 4, "resnet"), True, "secondary"),
+        ("alpha: 0.3, beta: 4", (0.3, 4, "resnet"), True, "paper"),
+        ("alpha: 0.3, beta: 4, teacher: a", (0.3, 4, "a"), True, None),
+    ],
+)
+def test_parameters_are_resolved(load, tiny_suite, mine, params, values, custom, origin):
+    row = f"[{{name: mine, params: {{{params}}}}}]"
+    method = load(tiny_suite.replace("[pgd_at]", row) + mine).cells[0].method
+    assert tuple(method.params.values()) == values
+    assert (method.custom, method.origin) == (custom, origin)
+    assert (method.name, method.version, method.label) == ("mine", 4, "Mine")
+
+
+def test_a_value_that_has_no_canonical_one_makes_a_row_custom(load, tiny_suite, mine):
+    method = load(tiny_suite.replace("[pgd_at]", "[{name: needy, params: {teacher: a}}]") + mine).cells[0].method
+    assert (method.params, method.custom, method.origin) == ({"beta": 3, "teacher": "a"}, True, "code")
+
+
+def test_a_row_without_parameters_of_its_own_is_canonical(load):
+    method = load().cells[0].method
+    assert (method.params, method.custom, method.origin) == ({}, False, None)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ("needy", "teacher: this key is required"),
+        ("{name: needy, params: {beta: 4}}", "teacher: this key is required"),
+        ("{name: needy, params: {teacher: a, betta: 3}}", "betta: unknown key 'betta'; did you mean 'beta'?"),
+        ("{name: needy, params: {teacher: a, beta: 0}}", "beta: must be at least 1 (got 0)"),
+        ("{name: needy, params: {teacher: a, beta: yes}}", "beta: must be a number, not true or false"),
+        ("{name: needy, params: {teacher: 5}}", "teacher: must be text (got 5)"),
+    ],
+)
+def test_a_wrong_parameter_is_one_sentence(load, tmp_path, tiny_suite, mine, row, problem):
+    with pytest.raises(BenchError) as error:
+        load(tiny_suite.replace("[pgd_at]", f"[pgd_at,\n  {row}]") + mine)
+    assert str(error.value) == f"{tmp_path / 'suite.yaml'}:13: methods.1.params.{problem}"
+
+
+def test_select_cells(load):
+    cells = load({"[pgd_at]": "[early_stopping, {name: pgd_at, label: Base}]", "seeds: [0]": "seeds: [0, 1]"}).cells
+    assert select_cells(cells) == cells
+    assert [str(cell) for cell in select_cells(cells, ["Base"], [1])] == ["Base seed 1"]
+    assert [str(cell) for cell in select_cells(cells, ["pgd_at"])] == ["Base seed 0", "Base seed 1"]
+    with pytest.raises(BenchError, match=r"^the suite has no method 'pgd-at'; did you mean 'pgd_at'\?$"):
+        select_cells(cells, ["pgd-at"])
+    with pytest.raises(BenchError, match=r"^the suite has no seed 7; it has 0, 1$"):
+        select_cells(cells, [], [7])
+
+
+# --- the shipped suites and the schema --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(shipped_suites()))
+def test_shipped_suites(name):
+    loaded = load_suite(name)
+    assert loaded.suite.name == name
+    assert loaded.suite.description
+    jsonschema = pytest.importorskip("jsonschema", reason="needs the package jsonschema")
+    schema = Suite.model_json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(yaml.safe_load(shipped_suites()[name].read_text()), schema)
+
+
+@pytest.mark.parametrize("wrong", ["epochz: 2", "epochs: 0", "epochs: 2\n  schedule: cosine", "epochs: two"])
+def test_the_schema_refuses_what_the_loader_refuses(tiny_suite, wrong):
+    jsonschema = pytest.importorskip("jsonschema", reason="needs the package jsonschema")
+    data = yaml.safe_load(tiny_suite.replace(EPOCHS, wrong))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(data, Suite.model_json_schema())

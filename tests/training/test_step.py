@@ -1,0 +1,191 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bench.attacks.pgd import random_start
+from bench.data.batches import TrainingBatches
+from bench.data.digits import digits
+from bench.models.architecture import build_network
+from bench.models.small_cnn import small_cnn
+from bench.protocol import Optimizer
+from bench.seeding import Randomness, derive_seed
+from bench.training.step import Totals, sgd, train_step
+from bench.training.trainer import build_method
+
+CPU = torch.device("cpu")
+
+
+ATTACK = "{name: pgd, steps: 10, step_size: 0.02}"
+
+
+@pytest.fixture
+def start(load):
+    """Return the method and the batches of the tiny suite with a training attack, ready for the first step."""
+
+    def start(attack=ATTACK):
+        cell = load({"{name: pgd, steps: 2, step_size: 0.1}\neval": f"{attack}\neval"}).cells[0]
+        random = Randomness(cell.seed)
+        batches = TrainingBatches(digits.splits(None, 200, 0).train, 64, (), random)
+        method = build_method(cell, digits, batches, random, CPU)
+        method.model.train()
+        return method, batches
+
+    return start
+
+
+def steps(method, batches, count):
+    totals = Totals(CPU)
+    seen = []
+    for _, batch in zip(range(count), batches, strict=False):
+        train_step(method, batch, method.optimizer, totals)
+        seen.append(batch)
+    return totals, seen
+
+
+def by_hand(batches, random, threat, count):
+    """PGD-AT as one would write it down: weight gradients everywhere, cleared before the update, plain SGD."""
+    network = build_network(small_cnn, digits, derive_seed(0, "weights")).to(memory_format=torch.channels_last).train()
+    parameters = list(network.parameters())
+    velocity = [torch.zeros_like(parameter) for parameter in parameters]
+    losses, right = [], 0
+    for batch in batches[:count]:
+        x = random_start(batch.images, threat, random)
+        for _ in range(10):
+            x = x.detach().requires_grad_()
+            F.cross_entropy(network(x), batch.labels).backward()
+            x = x + 0.02 * x.grad.sign()
+            x = torch.min(torch.max(x, batch.images - threat.eps), batch.images + threat.eps).clamp(0, 1)
+        network.zero_grad()
+        logits = network(x.detach())
+        loss = F.cross_entropy(logits, batch.labels)
+        loss.backward()
+        with torch.no_grad():
+            for parameter, moving in zip(parameters, velocity, strict=True):
+                moving.mul_(0.9).add_(parameter.grad + 5e-4 * parameter)
+                parameter -= 0.1 * moving
+        losses.append(loss.item())
+        right += int((logits.argmax(1) == batch.labels).sum())
+    return network, sum(losses) / count, right / (64 * count)
+
+
+def test_five_steps_equal_pgd_at_written_by_hand(start):
+    method, batches = start()
+    totals, seen = steps(method, batches, 5)
+    random = Randomness(0)("attack")
+    network, loss, accuracy = by_hand(seen, random, method.context.protocol.threat, 5)
+    ours, theirs = method.model.state_dict(), network.state_dict()
+    for name, value in theirs.items():
+        distance = torch.linalg.vector_norm((ours[name] - value).double())
+        assert distance <= 1e-6 * torch.linalg.vector_norm(value.double()), name
+    assert totals.read() == pytest.approx((loss, accuracy), rel=1e-6)
+
+
+def test_a_step_moves_every_parameter_and_leaves_no_gradient(start):
+    method, batches = start()
+    before = {name: parameter.detach().clone() for name, parameter in method.model.named_parameters()}
+    steps(method, batches, 1)
+    for name, parameter in method.model.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+        assert parameter.grad is None
+        assert parameter.requires_grad
+
+
+def test_the_attack_leaves_no_gradient(start, monkeypatch):
+    method, batches = start()
+    perturb, found = method.perturb, []
+
+    def watched(batch):
+        adversarial = perturb(batch)
+        found.append([parameter.grad for parameter in method.model.parameters() if parameter.grad is not None])
+        assert not any(parameter.requires_grad for parameter in method.model.parameters())
+        assert not adversarial.requires_grad
+        return adversarial
+
+    monkeypatch.setattr(method, "perturb", watched)
+    steps(method, batches, 2)
+    assert found == [[], []]
+
+
+def test_hooks_are_called_in_their_order(start, monkeypatch):
+    method, batches = start("{steps: 1}")
+    called = []
+    for name in ("transform", "perturb", "backward", "loss", "after_step"):
+        hook = getattr(method, name)
+        monkeypatch.setattr(method, name, lambda *args, name=name, hook=hook: (called.append(name), hook(*args))[1])
+    weights = method.model.get_parameter("body.linear.weight")
+    before, after = weights.detach().clone(), []
+    monkeypatch.setattr(method, "after_step", lambda: (called.append("after_step"), after.append(weights.clone())))
+    steps(method, batches, 1)
+    assert called == ["transform", "perturb", "backward", "loss", "after_step"]
+    assert not torch.equal(after[0], before)
+
+
+class Work(TorchDispatchMode):
+    """Counts convolutions: forwards, and backwards by what they compute (input, weight, bias)."""
+
+    def __init__(self):
+        super().__init__()
+        self.forwards, self.backwards = 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.forwards += func is torch.ops.aten.convolution.default
+        if func is torch.ops.aten.convolution_backward.default:
+            self.backwards.append(tuple(args[-1]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("attack", "passes"),
+    [(ATTACK, 10), ("{steps: 3, step_size: 0.02}", 3), ("{steps: 3, batch_norm: eval}", 3), ("none", 0)],
+)
+def test_the_work_of_a_step(start, attack, passes):
+    method, batches = start(attack)
+    with Work() as work:
+        steps(method, batches, 1)
+    assert work.forwards == (passes + 1) * 3  # three convolutions; the last pass is the update's
+    crafting, update = work.backwards[: passes * 3], work.backwards[passes * 3 :]
+    assert crafting == [(True, False, False)] * (passes * 3)
+    assert update == [(True, True, False), (True, True, False), (False, True, False)]  # the images need no gradient
+
+
+@pytest.mark.parametrize(("attack", "updates"), [("{steps: 3}", 3), ("{steps: 3, batch_norm: eval}", 0), ("none", 0)])
+def test_running_statistics_see_the_attack_in_train_mode_only(start, attack, updates):
+    method, batches = start(attack)
+    tracked = method.model.get_buffer("body.bn1.num_batches_tracked")
+    method.perturb(next(iter(batches)))
+    assert tracked == updates
+    assert all(module.training for module in method.model.modules())
+    steps(method, batches, 1)
+    assert tracked == 2 * updates + 1
+
+
+def test_without_an_attack_the_images_are_clean(start):
+    method, batches = start("none")
+    batch = next(iter(batches))
+    assert method.perturb(batch) is batch.images
+
+
+def test_a_random_start_is_a_setting(start):
+    method, batches = start("{steps: 1, step_size: 0.02, random_start: false}")
+    batch = next(iter(batches))
+    moved = (method.perturb(batch) - batch.images).abs()
+    assert moved.max() == pytest.approx(0.02, abs=1e-6)
+    method, _ = start("{steps: 1, step_size: 0.02}")
+    assert (method.perturb(batch) - batch.images).abs().max() > 0.1
+
+
+def test_weight_decay_acts_on_every_parameter():
+    network = build_network(small_cnn, digits, 0)
+    settings = Optimizer(lr=0.3, momentum=0.8, weight_decay=0.01, nesterov=True)
+    (group,) = sgd(network, settings).param_groups
+    assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.3, 0.8, 0.01, True)
+    assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in network.parameters()]
+
+
+def test_totals_weigh_batches_by_their_size():
+    totals = Totals(CPU)
+    totals.add(torch.tensor(1.0), torch.eye(4), torch.arange(4))
+    totals.add(torch.tensor(4.0), torch.eye(2), torch.tensor([1, 1]))
+    assert totals.read() == (pytest.approx((4 * 1 + 2 * 4) / 6), pytest.approx(5 / 6))
+    assert Totals(CPU).read() == (0, 0)
