@@ -140,7 +140,7 @@ class RunFolder:
         """Return the content of `done.json`, or None while there is none."""
         try:
             return read_record(self._done)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def reopen(self) -> None:

@@ -65,7 +65,7 @@ def read_suite_file(path: Path) -> SuiteFile:
     try:
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            line = event.start_mark.line + 1
+            line = event.start_mark.line + 1 if event.start_mark else 1
             if isinstance(event, yaml.AliasEvent):
                 raise BenchError(f"{path}:{line}: aliases are not allowed in a suite; write the value out")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -83,7 +83,7 @@ def read_suite_file(path: Path) -> SuiteFile:
             loader.dispose()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
+        line = min(mark.line + 1, len(text.splitlines())) if mark else 1
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         if problem.startswith("but ") and isinstance(error, yaml.MarkedYAMLError):
             problem = f"{error.context}, {problem}"

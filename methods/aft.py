@@ -2,7 +2,8 @@
 
 Start from natural training, then fine-tune on PGD images for a few epochs under a learning rate that starts slowly and
 decays fast: eight to ten times cheaper than adversarial training from scratch (Jeddi, Shafiee, Wong, A Simple
-Fine-tuning Is All You Need: Towards Robust Deep Learning Via Adversarial Fine-tuning, 2020). Its cost counts both phases.
+Fine-tuning Is All You Need: Towards Robust Deep Learning Via Adversarial Fine-tuning, 2020). Its cost counts both
+phases.
 
 Uncertain: only the abstract could be read. The lengths of both phases and the shape of the rate are declared here.
 """
@@ -30,7 +31,9 @@ class Params(MethodParams):
         note="adversarial epochs: 10 where the protocol has 200",
     )  # fmt: skip
     peak: float = sourced(0.05, unit="learning rate", source="declared", gt=0, note="highest rate of fine-tuning")
-    rise: float = sourced(0.4, unit="share of fine-tuning", source="declared", gt=0, lt=1, note="linear from 0 to the peak")
+    rise: float = sourced(
+        0.4, unit="share of fine-tuning", source="declared", gt=0, lt=1, note="linear from 0 to the peak"
+    )
     floor: float = sourced(0.01, unit="share of the peak", source="declared", gt=0, le=1, note="rate at the end")
     initial_weights: str | None = sourced(
         None, unit="path", source="declared", note="a state dict (safetensors, or a plain torch file) to start from"
@@ -79,7 +82,7 @@ class AFT(Method[Params]):
 
 
 def slow_start_fast_decay(x: float, peak: float, rise: float, floor: float) -> float:
-    """Return the rate at `x` of fine-tuning, from 0 to 1: linear up to `peak` at `rise`, then exponential to peak·floor."""
+    """Return the rate at `x` (0 to 1) of fine-tuning: linear to `peak` at `rise`, then exponential to peak·floor."""
     if x <= rise:
         return peak * x / rise
     decayed: float = peak * floor ** ((x - rise) / (1 - rise))

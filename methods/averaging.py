@@ -19,7 +19,10 @@ from bench.parameters import MethodInfo, MethodParams, sourced
 class EMAParams(MethodParams):
     """How long the average remembers."""
 
-    decay: float = sourced(0.999, unit="1", source="code", ge=0, lt=1, note="share of the average that a step keeps")
+    decay: float = sourced(
+        0.999, unit="1", source="code", ge=0, lt=1,
+        note="share of the average that step t (from 0) keeps: min((1 + t) / (10 + t), decay)",
+    )  # fmt: skip
 
 
 class EMA(Method[EMAParams]):
@@ -35,19 +38,23 @@ class EMA(Method[EMAParams]):
     Params = EMAParams
 
     def begin_training(self) -> None:
-        self.average = frozen_copy(self.model)
+        self.average, self.steps = frozen_copy(self.model), 0
 
     def after_step(self) -> None:
-        move_towards(self.average, self.model, 1 - self.params.decay, buffers="average")
+        """Average; the first steps keep less, or the average would hold the initial weights for a thousand steps."""
+        decay = min((1 + self.steps) / (10 + self.steps), self.params.decay)
+        move_towards(self.average, self.model, 1 - decay, buffers="average")
+        self.steps += 1
 
     def evaluated_model(self) -> nn.Module:
         return self.average
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self.average.state_dict()}
+        return {"average": self.average.state_dict(), "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.average.load_state_dict(state["average"])
+        self.steps = state["steps"]
 
 
 class SWAParams(MethodParams):

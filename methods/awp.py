@@ -34,7 +34,7 @@ class AWP(Method[Params]):
 
     def backward(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         """Move the weights up the loss, then take the gradient there; `after_step` moves them back."""
-        self.moved = [parameter for parameter in self.model.parameters() if parameter.dim() > 1]
+        self.moved: list[Tensor] = [parameter for parameter in self.model.parameters() if parameter.dim() > 1]
         with self.autocast(), running_statistics_kept(self.model):
             loss, _ = self.loss(batch, adversarial)
         gradients = torch.autograd.grad(loss, self.moved)
@@ -53,4 +53,6 @@ class AWP(Method[Params]):
 
 def weight_step(weight: Tensor, gradient: Tensor, gamma: float) -> Tensor:
     """Return the step of one tensor: along its gradient, `gamma` times the tensor's norm long."""
-    return gradient * (gamma * weight.norm() / (gradient.norm() + 1e-20))
+    length = gamma * torch.linalg.vector_norm(weight)
+    step: Tensor = gradient * (length / (torch.linalg.vector_norm(gradient) + 1e-20))
+    return step

@@ -1,8 +1,9 @@
 """DOM: keep a network from fitting ever harder what it fits too well already.
 
-A sample whose natural loss lies below a fixed threshold is over-memorised. From the first rate drop on, DOM either removes
-such samples from the loss (`dom_re`, here) or augments them until they are hard enough (`methods.dom_augment`). One rule serves natural, single-step and multi-step training (Lin, Yu, Han, Liu, On the Over-Memorization During Natural,
-Robust and Catastrophic Overfitting, ICLR 2024).
+A sample whose natural loss lies below a fixed threshold is over-memorised. From the first rate drop on, DOM either
+removes such samples from the loss (`dom_re`, here) or augments them until they are hard enough (`methods.dom_augment`).
+One rule serves natural, single-step and multi-step training (Lin, Yu, Han, Liu, On the Over-Memorization During
+Natural, Robust and Catastrophic Overfitting, ICLR 2024).
 """
 
 from typing import Any, ClassVar
@@ -64,7 +65,7 @@ class DOMRemove(DOM):
         return batch
 
     def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
-        """mean over the batch of 1[natural loss >= threshold] times the adversarial cross-entropy."""
+        """Return the mean over the batch of 1[natural loss >= threshold] times the adversarial cross-entropy."""
         if not self.active:
             return super().loss(batch, adversarial)
         logits = self.model(adversarial)

@@ -1,12 +1,12 @@
 """DOM by augmentation: over-memorised samples are augmented until the network finds them hard enough again.
 
-The rule of `methods.dom` selects the samples. Each is augmented up to a few times: a try that brings its natural loss to
-the threshold is taken, one that does not is blended into the image, and the last try is taken as it is. The attack then
-runs on the result (Lin, Yu, Han, Liu, On the Over-Memorization During Natural, Robust and Catastrophic Overfitting, ICLR
-2024).
+The rule of `methods.dom` selects the samples. Each is augmented up to a few times: a try that brings its natural loss
+to the threshold is taken, one that does not is blended into the image, and the last try is taken as it is. The attack
+then runs on the result (Lin, Yu, Han, Liu, On the Over-Memorization During Natural, Robust and Catastrophic
+Overfitting, ICLR 2024).
 
-Uncertain: the loss of a try is probed here among the whole batch, the samples that are not selected as they are; the
-released code's choice could not be confirmed.
+Differs from the released code in one point: there, a try is judged in a batch of the selected samples alone; here the
+others stay in that batch as they are, so that all batches have one size and no batch statistics rest on a few images.
 """
 
 from typing import ClassVar
@@ -56,7 +56,9 @@ class DOMAugment(DOM):
 class AugMixParams(Params):
     """How over-memorised samples are augmented."""
 
-    blend: float = sourced(0.5, unit="1", source="code", ge=0, le=1, note="share of a rejected try that stays in the image")
+    blend: float = sourced(
+        0.5, unit="1", source="code", ge=0, le=1, note="share of a rejected try that stays in the image"
+    )
     tries: int = sourced(
         2, unit="tries", source="code", ge=1, note="the last one is taken as it is",
         by_dataset=by_setting({

@@ -1,9 +1,9 @@
 """FOMO: forget some weights on purpose, relearn with the guidance of a stable model, keep what is general.
 
-From the first rate drop on, a random share of the later layers' weights is re-initialised every few epochs (forgetting);
-the following epochs train on adversarial images while the outputs of a stable model guide those of the working one
-(relearning); the stable model is the moving average of the working one's weights (consolidation), and is what is
-evaluated (Ramkumar, Arani, Zonooz, ICLR 2024).
+From the first rate drop on, a random share of the later layers' weights is re-initialised every few epochs
+(forgetting); the following epochs train on adversarial images while the outputs of a stable model guide those of the
+working one (relearning); the stable model is the moving average of the working one's weights (consolidation), and is
+what is evaluated (Ramkumar, Arani, Zonooz, ICLR 2024).
 
 Uncertain: the paper's text could not be read in full. The phases are as published; when and how often to forget, the
 share (3.5 % and 5 % are both quoted), the layers and the fresh values are declared here; averaging and consistency are
@@ -42,10 +42,16 @@ class Params(MethodParams):
     consolidation: float = sourced(
         0.2, unit="probability", source="secondary", gt=0, le=1, note="of averaging after a step"
     )
-    decay: float = sourced(0.999, unit="1", source="secondary", ge=0, lt=1, note="of the average: min(1 - 1/(t+1), decay)")
-    clean_consistency: float = sourced(1.0, unit="1", source="secondary", ge=0, note="weight of KL(stable, working), clean")
+    decay: float = sourced(
+        0.999, unit="1", source="secondary", ge=0, lt=1, note="of the average: min(1 - 1/(t+1), decay)"
+    )
+    clean_consistency: float = sourced(
+        1.0, unit="1", source="secondary", ge=0, note="weight of KL(stable, working), clean"
+    )
     robust_consistency: float = sourced(1.0, unit="1", source="secondary", ge=0, note="the same on adversarial images")
-    evaluate: Literal["stable", "working"] = sourced("stable", unit="-", source="declared", note="model that is reported")
+    evaluate: Literal["stable", "working"] = sourced(
+        "stable", unit="-", source="declared", note="model that is reported"
+    )
 
 
 class FOMO(Method[Params]):
@@ -125,14 +131,16 @@ def later_layers(model: nn.Module, parts: int) -> list[tuple[str, nn.Module]]:
 
 @torch.no_grad()
 def forget(model: nn.Module, params: Params, seed: int) -> None:
-    """Give `params.fraction` of each later weight tensor, at random places, fresh values from its layer's own default."""
+    """Give `params.fraction` of each later weight tensor, at random places, fresh values from its layer's default."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for _, layer in later_layers(model, params.later_parts):
             weight: Tensor = layer.weight  # type: ignore[assignment]
-            fresh = copy.deepcopy(layer).cpu()
-            fresh.reset_parameters()  # type: ignore[operator]
+            drawn = copy.deepcopy(layer).cpu()
+            drawn.reset_parameters()  # type: ignore[operator]
+            fresh: Tensor = drawn.weight  # type: ignore[assignment]
             count = round(params.fraction * weight.numel())
             places = torch.zeros(weight.numel(), dtype=torch.bool)
             places[torch.randperm(weight.numel())[:count]] = True
-            weight.copy_(torch.where(places.view(weight.shape).to(weight.device), fresh.weight.to(weight.device), weight))
+            chosen = places.view(weight.shape).to(weight.device)
+            weight.copy_(torch.where(chosen, fresh.to(weight.device), weight))

@@ -1,9 +1,10 @@
 """MART: adversarial training that looks harder at images which are misclassified even when clean.
 
-The adversarial cross-entropy is boosted by a margin on the most likely wrong class, and the divergence between clean and
-adversarial outputs is weighted by how little the network believes in the true class of the clean image (Wang, Zou, Yi,
-Bailey, Ma, Gu, Improving Adversarial Robustness Requires Revisiting Misclassified Examples, ICLR 2020). Steps and step
-size are the protocol's; the released ResNet-18 recipe (rate 0.01, weight decay 3.5e-3, 120 epochs) is not part of it.
+The adversarial cross-entropy is boosted by a margin on the most likely wrong class, and the divergence between clean
+and adversarial outputs is weighted by how little the network believes in the true class of the clean image (Wang, Zou,
+Yi, Bailey, Ma, Gu, Improving Adversarial Robustness Requires Revisiting Misclassified Examples, ICLR 2020). Steps and
+step size are the protocol's; the released ResNet-18 recipe (rate 0.01, weight decay 3.5e-3, 120 epochs) is not part of
+it.
 """
 
 import torch

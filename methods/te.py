@@ -1,8 +1,9 @@
 """TE: temporal ensembling, which keeps the network close to the average of its own past predictions.
 
-From shortly before the first rate drop on, each sample's clean predictions are averaged over the epochs, and the network
-is held to that average by a squared error that grows, in the loss and in the attack alike; one-hot labels alone would
-have to be memorised (Dong, Xu, Yang, Pang, Deng, Su, Zhu, Exploring Memorization in Adversarial Training, ICLR 2022).
+From shortly before the first rate drop on, each sample's clean predictions are averaged over the epochs, and the
+network is held to that average by a squared error that grows, in the loss and in the attack alike; one-hot labels alone
+would have to be memorised (Dong, Xu, Yang, Pang, Deng, Su, Zhu, Exploring Memorization in Adversarial Training, ICLR
+2022).
 """
 
 import math
@@ -25,7 +26,9 @@ class Params(MethodParams):
     momentum: float = sourced(0.9, unit="1", source="code", ge=0, lt=1, note="share of the average that an epoch keeps")
     weight: float = sourced(300.0, unit="1", source="code", ge=0, note="largest weight of the squared error")
     start: float = sourced(0.45, unit="share of training", source="code", ge=0, lt=1, note="first epoch: 90 of 200")
-    ramp: float = sourced(0.3, unit="share of training", source="code", gt=0, le=1, note="rise of the weight: 60 of 200")
+    ramp: float = sourced(
+        0.3, unit="share of training", source="code", gt=0, le=1, note="rise of the weight: 60 of 200"
+    )
 
 
 class TE(Method[Params]):
@@ -74,7 +77,8 @@ class TE(Method[Params]):
         """Return weight · mean over the classes of (softmax - ensemble)², [n]; zero before the ensemble starts."""
         if not self.active:
             return torch.zeros(len(logits), device=logits.device)
-        return self.weight * (logits.float().softmax(1) - self.target).square().mean(1)
+        squares: Tensor = (logits.float().softmax(1) - self.target).square()
+        return squares.mean(1) * self.weight
 
     def state_dict(self) -> dict[str, Any]:
         return {"ensemble": self.ensemble}

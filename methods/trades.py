@@ -1,9 +1,9 @@
 """TRADES: natural cross-entropy plus the divergence between clean and adversarial outputs.
 
-The attack raises that same divergence, from a start close to the image, with the network in eval mode; the weight trades
-clean accuracy for robustness (Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan, Theoretically Principled Trade-off between
-Robustness and Accuracy, ICML 2019). Steps and step size are the protocol's; the released code's own recipe (eps 0.031,
-step 0.007, weight decay 2e-4, a stop at epoch 76) is not part of it.
+The attack raises that same divergence, from a start close to the image, with the network in eval mode; the weight
+trades clean accuracy for robustness (Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan, Theoretically Principled Trade-off
+between Robustness and Accuracy, ICML 2019). Steps and step size are the protocol's; the released code's own recipe (eps
+0.031, step 0.007, weight decay 2e-4, a stop at epoch 76) is not part of it.
 """
 
 import torch

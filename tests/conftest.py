@@ -32,7 +32,7 @@ seeds: [0]
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_suite() -> str:
     """The text of a suite of one cell."""
     return TINY_SUITE

@@ -8,14 +8,18 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from bench import registry
 from bench.attacks.autoattack import check_classes
 from bench.data.dataset import Dataset
 from bench.evaluation import evaluated_images, forward_passes
 from bench.models.architecture import size_of
 from bench.protocol import AutoAttack, Protocol
+from bench.records import fingerprint
 from bench.run_folder import RunFolder, Status
 from bench.spec import Cell
+from bench.training.trainer import build_without_data
 
 Action = Literal["skip", "run", "reopen", "anew"]
 """skip: it has ended; run: start or continue it; reopen: continue though it failed; anew: set the old folder aside."""
@@ -46,16 +50,20 @@ def plan(cells: Sequence[Cell], results: Path, rerun: Rerun = Rerun.MISSING) -> 
     """Return what is to be done for each cell, given what the results folder holds.
 
     Raises:
-        BenchError: a final attack is not defined for the data.
+        BenchError: a final attack is not defined for the data, or a method refuses the network or its parameters.
     """
     for protocol in {cell.protocol.fingerprint: cell.protocol for cell in cells}.values():
         if any(isinstance(attack, AutoAttack) for attack in protocol.evaluation.final):
             check_classes(registry.DATASETS.get(protocol.dataset.name).classes)
-    planned = []
+    planned, built = [], set()
     for cell in cells:
         folder = RunFolder.of(cell, results)
         status = folder.status()
         planned.append(Planned(cell, folder, status, _action(status, rerun)))
+        key = (cell.protocol.fingerprint, cell.method.name, fingerprint(cell.method.params))
+        if planned[-1].action != "skip" and key not in built:  # whatever the method refuses, it refuses before anything
+            built.add(key)
+            build_without_data(cell, registry.DATASETS.get(cell.protocol.dataset.name), torch.device("cpu"))
     return planned
 
 

@@ -42,15 +42,16 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 def replace_relu(network: nn.Module, activation: Callable[[], nn.Module]) -> int:
     """Put a fresh `activation` in the place of every `nn.ReLU` module of `network`, and return how many there were.
 
+    A module that stands in several places, as in `Sequential(a, relu, b, relu)`, is replaced by one in all of them.
+
     Raises:
         BenchError: the network has no ReLU module, so a smooth activation would change nothing.
     """
-    count = 0
+    fresh: dict[nn.Module, nn.Module] = {}
     for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # named_children() shows a module only once
             if isinstance(child, nn.ReLU):
-                setattr(parent, name, activation())
-                count += 1
-    if not count:
+                setattr(parent, name, fresh.setdefault(child, activation()))
+    if not fresh:
         raise BenchError(f"no ReLU to replace in {type(network).__name__}: smooth activations would change nothing")
-    return count
+    return len(fresh)

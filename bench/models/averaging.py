@@ -25,11 +25,11 @@ def move_towards(average: nn.Module, model: nn.Module, share: float, buffers: Li
     """
     for mean, value in zip(average.parameters(), model.parameters(), strict=True):
         mean.lerp_(value, share)
-    for mean, value in zip(average.buffers(), model.buffers(), strict=True):
-        if buffers == "average" and mean.is_floating_point():
-            mean.lerp_(value, share)
+    for kept, current in zip(average.buffers(), model.buffers(), strict=True):
+        if buffers == "average" and kept.is_floating_point():
+            kept.lerp_(current, share)
         else:
-            mean.copy_(value)
+            kept.copy_(current)
 
 
 @contextmanager

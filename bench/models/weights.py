@@ -39,7 +39,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(item, Tensor) for item in content.values()):
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(item, Tensor) for item in content.values())
+    ):
         raise BenchError(f"weights {path}: not a state dict; it must map names to tensors")
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 

@@ -11,6 +11,8 @@ from bench.reporting.statistics import CONFIDENCE, Estimate, binomial_error
 
 DECLARED, BY_CONSTRUCTION, FALLEN = "†", "‡", "§"
 NONE = "–"
+LEVEL = f"{100 * CONFIDENCE:.0f} %"
+TEST_LEVEL = f"{100 * (1 - CONFIDENCE):.0f} %"
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ def table(board: Leaderboard) -> Table:
     for index, attack in enumerate(board.attacks):
         columns += [Column(attack.title, title) for title in ("best", "last", "gap")]
         if index == board.ranked_by:
-            columns.append(Column(attack.title, f"best, {CONFIDENCE:.0%}"))
-    columns += [Column("", "Seeds"), Column("", "Parameters", numeric=False), Column("", "Hours a seed")]
+            columns.append(Column(attack.title, f"best, {LEVEL}"))
+    columns += [Column("", "Seeds", numeric=False), Column("", "Parameters", numeric=False), Column("", "Hours a seed")]
     ranks = [row.rank for row in board.rows]
     rows = [_cells(row, board, shared=ranks.count(row.rank) > 1) for row in board.rows]
     return Table(
@@ -85,7 +87,8 @@ def _figure(figure: Estimate, marks: Iterable[str] = ()) -> str:
 
 def _seeds(row: Row) -> str:
     others = {"collapsed": row.collapsed, "diverged": row.diverged, "unfinished": row.unfinished}
-    return ", ".join([str(len(row.seeds)), *(f"{len(seeds)} {what}" for what, seeds in others.items() if seeds)])
+    left_out = ", ".join(f"{len(seeds)} {what}" for what, seeds in others.items() if seeds)
+    return f"{len(row.seeds)} ({left_out})" if left_out else f"{len(row.seeds)}"
 
 
 def _parameters(row: Row) -> str:
@@ -152,11 +155,11 @@ def _on_spread(board: Leaderboard) -> list[str]:
     if any(figure.covers == "seeds" for figure in estimates):
         notes.append(
             "± is the sample standard deviation over the n seeds that the column Seeds counts; "
-            f"{CONFIDENCE:.0%} is Student's t-interval of their mean, for these test images."
+            f"{LEVEL} is Student's t-interval of their mean, for these test images."
         )
     if any(figure.covers == "images" for figure in estimates):
         notes.append(
-            f"Of a row with one seed, the {CONFIDENCE:.0%} interval covers the choice of test images only, "
+            f"Of a row with one seed, the {LEVEL} interval covers the choice of test images only, "
             "not what another seed would give."
         )
     return notes
@@ -164,9 +167,9 @@ def _on_spread(board: Leaderboard) -> list[str]:
 
 def _on_ranks(board: Leaderboard) -> str:
     return (
-        f"Rank: by {board.attacks[board.ranked_by].title} at best. A row shares a rank (=) if a paired test at the 5 % "
-        "level cannot tell it from the first row of that rank: a hierarchical bootstrap over images and seeds, or for "
-        "two rows with one seed each McNemar's exact test, which covers images only."
+        f"Rank: by {board.attacks[board.ranked_by].title} at best. A row shares a rank (=) if a paired test at the "
+        f"{TEST_LEVEL} level cannot tell it from the first row of that rank: a hierarchical bootstrap over images and "
+        "seeds, or for two rows with one seed each McNemar's exact test, which covers images only."
     )
 
 
@@ -175,7 +178,7 @@ def _on_marks(board: Leaderboard) -> list[str]:
     if any(row.origin == "declared" for row in board.rows):
         notes.append(
             f"{DECLARED} Some parameters are this benchmark's own choice, because no readable source gives them; "
-            "`bench show method` names them."
+            "the command bench show method names them."
         )
     if any(row.gap_by_construction for row in board.rows):
         notes.append(
@@ -194,12 +197,12 @@ def _on_seeds(board: Leaderboard) -> list[str]:
         if row.collapsed:
             notes.append(
                 f"{row.label}: collapsed and not averaged, since at best {attack} leaves no more than guessing or "
-                f"{NEAR_ZERO:.0%}: {_listed(row.collapsed)}."
+                f"{100 * NEAR_ZERO:.0f} %: {_listed(row.collapsed)}."
             )
         if row.fallen:
             notes.append(
                 f"{FALLEN} {row.label}: averaged, though at last {attack} leaves no more than guessing or "
-                f"{NEAR_ZERO:.0%}: {_listed(row.fallen)}."
+                f"{100 * NEAR_ZERO:.0f} %: {_listed(row.fallen)}."
             )
         if row.diverged:
             epochs = ", ".join(

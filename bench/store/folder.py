@@ -22,14 +22,19 @@ def read_run(folder: RunFolder) -> tuple[ProtocolRow, RunRow]:
         BenchError: the folder is not that of a run.
         DamagedFile: a file is not what was written there, or two of them contradict each other.
     """
-    try:
-        cell = folder.cell()
-    except FileNotFoundError:
-        raise BenchError(f"{folder.path} is not a run folder: it has no cell.json") from None
+    cell = cell_of(folder)
     try:
         return _protocol(folder, cell), _run(folder, cell)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedFile(f"{folder.path} is damaged: its records lack what they should hold ({error!r})") from error
+
+
+def cell_of(folder: RunFolder) -> dict[str, Any]:
+    """Return what the folder is for. Raises BenchError if it is not that of a run, DamagedFile as `read_record`."""
+    try:
+        return folder.cell()
+    except FileNotFoundError:
+        raise BenchError(f"{folder.path} is not a run folder: it has no cell.json") from None
 
 
 def _protocol(folder: RunFolder, cell: dict[str, Any]) -> ProtocolRow:

@@ -6,7 +6,7 @@ however often they are taken in.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import JSON, BigInteger, Double, ForeignKey, ForeignKeyConstraint, LargeBinary, MetaData, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, attribute_keyed_dict, mapped_column, relationship
@@ -22,7 +22,7 @@ class Base(DeclarativeBase):
             "ix": "ix_%(table_name)s_%(column_0_name)s",
         }
     )
-    type_annotation_map = {dict[str, Any]: JSON(), float: Double()}  # noqa: RUF012
+    type_annotation_map: ClassVar[dict[Any, Any]] = {float: Double()}
 
 
 class ProtocolRow(Base):
@@ -31,7 +31,7 @@ class ProtocolRow(Base):
     __tablename__ = "protocol"
 
     fingerprint: Mapped[str] = mapped_column(String(64), primary_key=True)
-    content: Mapped[dict[str, Any]]
+    content: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
 class RunRow(Base):
@@ -46,7 +46,7 @@ class RunRow(Base):
     method: Mapped[str] = mapped_column(String(100))
     version: Mapped[int]
     label: Mapped[str] = mapped_column(Text)
-    params: Mapped[dict[str, Any]]
+    params: Mapped[dict[str, Any]] = mapped_column(JSON)
     custom: Mapped[bool]
     origin: Mapped[str | None] = mapped_column(String(20))
     """The weakest source among the canonical parameters in force."""
@@ -59,7 +59,7 @@ class RunRow(Base):
     """The epoch, from 0, whose loss was no longer a number."""
     classes: Mapped[int | None]
     """Classes of the dataset, which say what guessing achieves."""
-    environment: Mapped[dict[str, Any]]
+    environment: Mapped[dict[str, Any]] = mapped_column(JSON)
     folder: Mapped[str] = mapped_column(String(255))
     """Path of the run folder relative to the results folder."""
     epochs: Mapped[int]
@@ -126,10 +126,10 @@ class OutcomeRow(Base):
     attack: Mapped[str] = mapped_column(String(20))
     """clean, pgd or autoattack."""
     title: Mapped[str] = mapped_column(Text)
-    identity: Mapped[dict[str, Any]]
+    identity: Mapped[dict[str, Any]] = mapped_column(JSON)
     count: Mapped[int]
     right: Mapped[int]
     accuracy: Mapped[float]
-    correct: Mapped[bytes] = mapped_column(LargeBinary, deferred=True, deferred_raiseload=True)
+    correct: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
     seconds: Mapped[float]
-    detail: Mapped[dict[str, Any]]
+    detail: Mapped[dict[str, Any]] = mapped_column(JSON)

@@ -13,8 +13,10 @@ from sqlalchemy.orm import Session, selectinload, undefer
 from bench.errors import BenchError, NothingMeasured
 from bench.run_folder import RunFolder
 from bench.store.database import WRITING, name_of, open_database, reported
-from bench.store.folder import digest, read_run
+from bench.store.folder import cell_of, digest, read_run
 from bench.store.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
+
+ORDER = (RunRow.protocol_fingerprint, RunRow.suite, RunRow.method, RunRow.label, RunRow.seed, RunRow.fingerprint)
 
 FILE = "bench.sqlite"  # the default store, in the results folder
 
@@ -80,10 +82,9 @@ class Store:
 
     def ingest_if_new(self, folder: RunFolder) -> None:
         """Take in a run folder unless it has been since its run ended; raises as `ingest`."""
+        query = select(RunRow.done_sha256).where(RunRow.fingerprint == cell_of(folder).get("fingerprint"))
         with reported(self._engine), Session(self._engine) as session:
-            known = session.execute(
-                select(RunRow.done_sha256).where(RunRow.fingerprint == folder.cell()["fingerprint"])
-            ).one_or_none()
+            known = session.execute(query).one_or_none()
         if known is None or known.done_sha256 is None or known.done_sha256 != digest(folder.done()):
             self.ingest(folder)
 
@@ -102,19 +103,13 @@ class Store:
         )
         if protocol is not None:
             query = query.where(RunRow.protocol_fingerprint.startswith(protocol, autoescape=True))
-        order = (
-            RunRow.protocol_fingerprint,
-            RunRow.suite,
-            RunRow.method,
-            RunRow.label,
-            RunRow.seed,
-            RunRow.fingerprint,
-        )
         with reported(self._engine), Session(self._engine) as session:
-            return list(session.scalars(query.order_by(*order)))
+            return list(session.scalars(query.order_by(*ORDER)))
 
     def list_runs(self) -> list[dict[str, Any]]:
-        """Return one line of plain data for every run."""
+        """Return one line of plain data for every run, ordered as `runs`."""
+        with reported(self._engine), Session(self._engine) as session:
+            runs = list(session.scalars(select(RunRow).order_by(*ORDER)))
         return [
             {
                 "name": Path(run.folder).name,
@@ -125,7 +120,7 @@ class Store:
                 "epochs": run.epochs,
                 "protocol": run.protocol_fingerprint[:12],
             }
-            for run in self.runs()
+            for run in runs
         ]
 
     def show_run(self, name: str) -> dict[str, Any]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from bench import registry
 from bench.attacks.pgd import frozen
-from bench.data.batches import Batch
-from bench.data.dataset import Dataset
+from bench.data.batches import Batch, to_float
+from bench.data.dataset import Dataset, Splits
 from bench.evaluation import correct_under
 from bench.method import Method
 from bench.protocol import Clean
@@ -22,9 +23,12 @@ from bench.run_folder import RunFolder
 from bench.seeding import generator
 from bench.spec import Cell, Suite, resolve_method
 from bench.training.step import Totals, train_step
-from bench.training.trainer import Trainer
+from bench.training.trainer import Trainer, build_evaluated
 
 EPOCHS = 6  # both rate drops, at 3 and at 4 or 5, lie inside
+TRAINED = 160  # images that the small trainings see: five batches an epoch are enough to enter every phase
+MEASURED = 50  # validation and test images after each of their epochs
+BATCHES = 2  # an epoch, where a check looks at batches and not at whole trainings
 CHANCE = 0.1
 CPU = torch.device("cpu")
 TOLERANCE = 1e-6  # of projections, in fp32
@@ -43,41 +47,70 @@ def conform(method: str) -> None:
             check(method, Path(folder))
 
 
-def small_cell(method: str, epochs: int = EPOCHS) -> Cell:
+# --- what the checks run on ------------------------------------------------------------------------------------------
+
+
+def small_cell(method: str, norm: Literal["linf", "l2"] = "linf") -> Cell:
     """Return a cell of `method` with canonical parameters: a small network on digits, PGD-3, two rate drops."""
+    eps, step_size = {"linf": (0.1, 0.05), "l2": (0.5, 0.25)}[norm]
     suite = Suite.model_validate(
         {
             "name": "conformance",
             "dataset": {"name": "digits", "validation": 200},
             "model": "small_cnn",
-            "threat": {"norm": "linf", "eps": 0.1},
+            "threat": {"norm": norm, "eps": eps},
             "training": {
-                "epochs": epochs,
-                "batch_size": 64,
+                "epochs": EPOCHS,
+                "batch_size": 32,
                 "schedule": {"name": "piecewise", "milestones": [0.5, 0.75]},
-                "attack": {"name": "pgd", "steps": 3, "step_size": 0.05},
+                "attack": {"name": "pgd", "steps": 3, "step_size": step_size},
                 "augmentation": [{"name": "crop", "padding": 1, "mode": "zero"}],
             },
-            "evaluation": {"track": {"attack": {"name": "pgd", "steps": 2, "step_size": 0.05}}, "final": ["clean"]},
+            "evaluation": {
+                "track": {"attack": {"name": "pgd", "steps": 1, "step_size": step_size}},
+                "final": ["clean"],
+            },
             "methods": [method],
         }
     )
     return Cell(protocol=suite.protocol, method=resolve_method(suite, suite.methods[0]), seed=0, suite=suite.name)
 
 
-def trainer_of(cell: Cell, folder: Path) -> Trainer:
-    """Return a trainer of `cell` whose run folder lies in `folder`; one that exists is continued."""
+def dataset_of(cell: Cell) -> Dataset:
+    """Return the dataset of `cell`."""
+    dataset: Dataset = registry.DATASETS.get(cell.protocol.dataset.name)
+    return dataset
+
+
+def trainer_of(cell: Cell, folder: Path, *, whole: bool = False, kept: Path | None = None) -> Trainer:
+    """Return a trainer of `cell` whose run folder lies in `folder`; one that exists is continued.
+
+    It trains on the first images of the dataset alone, unless `whole`. With `kept` it leaves there a copy of `folder`
+    as it was after every epoch: `kept / "1"` and so on.
+    """
     run = RunFolder.of(cell, folder)
     run.begin(cell, {})
-    dataset: Dataset = registry.DATASETS.get(cell.protocol.dataset.name)
-    splits = dataset.splits(None, cell.protocol.dataset.validation, cell.protocol.dataset.split_seed)
-    return Trainer(cell, dataset, splits, run, CPU)
+    dataset, settings = dataset_of(cell), cell.protocol.dataset
+    splits = dataset.splits(None, settings.validation, settings.split_seed)
+    if not whole:
+        some, few = torch.arange(TRAINED), torch.arange(MEASURED)
+        splits = Splits(splits.train.take(some), splits.validation.take(few), splits.test.take(few))
+    trainer = Trainer(cell, dataset, splits, run, CPU)
+    if kept is not None:
+        save = trainer._save
+
+        def save_and_keep(record: dict[str, Any]) -> None:
+            save(record)
+            shutil.copytree(folder, kept / str(len(trainer.history)))
+
+        trainer._save = save_and_keep  # type: ignore[method-assign]
+    return trainer
 
 
-def phases(trainer: Trainer, batches: int) -> Iterator[tuple[int, Method[Any], Batch]]:
+def phases(trainer: Trainer, batches: int = BATCHES) -> Iterator[tuple[int, Method[Any], Batch]]:
     """Yield (epoch, method, batch) for the first `batches` of every epoch, so that a method's every phase is seen.
 
-    The caller trains on the batch if it wants to.
+    After each the network has been trained on it, so that later phases meet weights that have learned something.
     """
     for epoch in range(trainer.plan.epochs):
         trainer.random.start_epoch(epoch)
@@ -85,39 +118,45 @@ def phases(trainer: Trainer, batches: int) -> Iterator[tuple[int, Method[Any], B
         trainer.method.model.train()
         for batch in islice(trainer.batches, batches):
             yield epoch, trainer.method, batch
+            train_step(trainer.method, batch, trainer.optimizer, Totals(CPU))
         trainer.method.end_epoch(epoch)
 
 
-def crafted(method: Method[Any], batch: Batch) -> tuple[Batch, Tensor]:
-    """Return the transformed batch and its adversarial images, made as the training step makes them."""
+def crafted(method: Method[Any], batch: Batch) -> tuple[Batch, Tensor, Tensor]:
+    """Return the transformed batch, a copy of its images, and the adversarial ones, made as the training step does."""
     with method.autocast(), frozen(method.model):
         with torch.no_grad():
             batch = method.transform(batch)
-        return batch, method.perturb(batch)
+        before = batch.images.clone()
+        return batch, before, method.perturb(batch)
 
 
 # --- the checks ------------------------------------------------------------------------------------------------------
 
 
 def perturbations_stay_inside(method: str, folder: Path) -> None:
-    """Images stay in [0, 1] and adversarial ones within eps of those that were attacked, in every epoch."""
-    trainer = trainer_of(small_cell(method), folder)
-    eps = trainer.cell.protocol.threat.eps
-    for epoch, running, batch in phases(trainer, 2):
-        attacked, adversarial = crafted(running, batch)
-        for name, images in (("transformed", attacked.images), ("adversarial", adversarial)):
-            if images.shape != batch.images.shape or not ((images >= 0) & (images <= 1)).all():
-                raise NotConforming(f"{method}: {name} images are not in [0, 1] or change shape in epoch {epoch}")
-        farthest = (adversarial - attacked.images).abs().max().item()
-        if farthest > eps + TOLERANCE:
-            raise NotConforming(f"{method}: a perturbation of {farthest:.4f} exceeds eps {eps} in epoch {epoch}")
+    """Images stay in [0, 1] and adversarial ones within eps of those that were attacked, in every epoch and norm."""
+    norms: tuple[Literal["linf", "l2"], ...] = ("linf", "l2")
+    for norm in norms:
+        trainer = trainer_of(small_cell(method, norm), folder / norm)
+        eps = trainer.cell.protocol.threat.eps
+        for epoch, running, batch in phases(trainer):
+            _, attacked, adversarial = crafted(running, batch)
+            for name, images in (("transformed", attacked), ("adversarial", adversarial)):
+                if images.shape != batch.images.shape or not ((images >= 0) & (images <= 1)).all():
+                    raise NotConforming(f"{method}: {name} images are not in [0, 1] or change shape in epoch {epoch}")
+            order = torch.inf if norm == "linf" else 2
+            farthest = torch.linalg.vector_norm((adversarial - attacked).flatten(1), order, dim=1).max().item()
+            if farthest > eps + TOLERANCE:
+                raise NotConforming(
+                    f"{method}: a perturbation of {norm} norm {farthest:.4f} exceeds eps {eps} in epoch {epoch}"
+                )
 
 
 def loss_is_finite(method: str, folder: Path) -> None:
     """The loss is one finite number, and the logits have a row for every image, in every epoch."""
-    trainer = trainer_of(small_cell(method), folder)
-    for epoch, running, batch in phases(trainer, 2):
-        transformed, adversarial = crafted(running, batch)
+    for epoch, running, batch in phases(trainer_of(small_cell(method), folder)):
+        transformed, _, adversarial = crafted(running, batch)
         loss, logits = running.loss(transformed, adversarial)
         if loss.shape != () or not torch.isfinite(loss):
             raise NotConforming(f"{method}: the loss in epoch {epoch} is {loss.tolist()}, not one finite number")
@@ -125,26 +164,43 @@ def loss_is_finite(method: str, folder: Path) -> None:
             raise NotConforming(f"{method}: the logits in epoch {epoch} have shape {list(logits.shape)}")
 
 
-def gradients_come_from_the_update_alone(method: str, folder: Path) -> None:
-    """Crafting leaves no gradient and no frozen parameter; the update gives every parameter a finite gradient."""
-    trainer = trainer_of(small_cell(method), folder)
-    for epoch, running, batch in phases(trainer, 1):
-        transformed, adversarial = crafted(running, batch)
-        parameters = dict(running.model.named_parameters())
-        for name, parameter in parameters.items():
+def crafting_leaves_no_trace(method: str, folder: Path) -> None:
+    """Crafting leaves no gradient, no frozen or changed parameter, no module in another mode, and the clean images."""
+    for epoch, running, batch in phases(trainer_of(small_cell(method), folder)):
+        values = [parameter.detach().clone() for parameter in running.model.parameters()]
+        transformed, before, _ = crafted(running, batch)
+        for (name, parameter), value in zip(running.model.named_parameters(), values, strict=True):
             if parameter.grad is not None:
                 raise NotConforming(f"{method}: crafting left a gradient in {name} in epoch {epoch}")
             if not parameter.requires_grad:
                 raise NotConforming(f"{method}: {name} is frozen after crafting in epoch {epoch}")
+            if not torch.equal(parameter, value):
+                raise NotConforming(f"{method}: crafting changed {name} in epoch {epoch}")
+        for name, module in running.model.named_modules():
+            if not module.training:
+                raise NotConforming(
+                    f"{method}: {name or 'the network'} is in eval mode after crafting in epoch {epoch}"
+                )
+        if not torch.equal(transformed.images, before):
+            raise NotConforming(f"{method}: crafting changed the clean images in epoch {epoch}")
+
+
+def every_parameter_gets_a_gradient(method: str, folder: Path) -> None:
+    """The update gives every parameter a finite gradient, and not only zeros."""
+    for epoch, running, batch in phases(trainer_of(small_cell(method), folder)):
+        transformed, _, adversarial = crafted(running, batch)
+        parameters = dict(running.model.named_parameters())
+        values = [parameter.detach().clone() for parameter in parameters.values()]
         running.backward(transformed, adversarial)
         for name, parameter in parameters.items():
             if parameter.grad is None or not torch.isfinite(parameter.grad).all():
                 raise NotConforming(f"{method}: {name} has no finite gradient after backward in epoch {epoch}")
         if not any(parameter.grad.abs().sum() > 0 for parameter in parameters.values() if parameter.grad is not None):
             raise NotConforming(f"{method}: every gradient is zero in epoch {epoch}")
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
-        running.after_step()
+        with torch.no_grad():  # as if this backward had not been: an attack on the weights has moved them
+            for parameter, value in zip(parameters.values(), values, strict=True):
+                parameter.copy_(value)
+                parameter.grad = None
 
 
 def same_seed_same_weights(method: str, folder: Path) -> None:
@@ -161,10 +217,9 @@ def same_seed_same_weights(method: str, folder: Path) -> None:
 
 def resumes_exactly(method: str, folder: Path) -> None:
     """For every k, training k epochs, stopping, and training the rest gives the bits and the curve of one go."""
-    whole = trainer_of(small_cell(method), folder / "whole")
+    whole = trainer_of(small_cell(method), folder / "whole", kept=folder)
     whole.run()
     for k in range(1, len(whole.history)):
-        trainer_of(small_cell(method), folder / str(k)).run(epochs=k)
         torch.manual_seed(k)
         second = trainer_of(small_cell(method), folder / str(k))
         second.run()
@@ -180,14 +235,27 @@ def curve(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def state_round_trips(method: str, folder: Path) -> None:
-    """What `state_dict` returns after training, a fresh method takes, and returns again."""
-    trained = trainer_of(small_cell(method), folder / "trained")
-    trained.run()
+    """What `state_dict` returns after training, a fresh method takes and returns again.
+
+    The weights of the evaluated model likewise: a fresh one that loads them gives the same logits.
+    """
+    cell = small_cell(method)
+    trained = trainer_of(cell, folder / "trained")
+    for _ in phases(trained):
+        pass
     state = trained.method.state_dict()
-    fresh = trainer_of(small_cell(method), folder / "fresh").method
+    fresh = trainer_of(cell, folder / "fresh").method
     fresh.load_state_dict(state)
     if not same(fresh.state_dict(), state):
         raise NotConforming(f"{method}: its state is not what was loaded into it")
+    evaluated, images = trained.method.evaluated_model().eval(), to_float(trained.test.pixels)
+    try:
+        loaded = build_evaluated(cell, dataset_of(cell), evaluated.state_dict(), CPU)
+    except RuntimeError as error:
+        raise NotConforming(f"{method}: the weights of its evaluated model do not load into a fresh one") from error
+    with torch.no_grad():
+        if not torch.equal(loaded(images), evaluated(images)):
+            raise NotConforming(f"{method}: a fresh model with the weights of its evaluated one answers differently")
 
 
 def same(one: Any, other: Any) -> bool:
@@ -203,15 +271,14 @@ def same(one: Any, other: Any) -> bool:
 
 def learns_something(method: str, folder: Path) -> None:
     """After one epoch the trained network is right about at least twice as many test digits as chance."""
-    trainer = trainer_of(small_cell(method), folder)
+    trainer = trainer_of(small_cell(method), folder, whole=True)
     trainer.random.start_epoch(0)
     trainer.method.begin_epoch(0)
+    trainer.method.model.train()
     for group in trainer.optimizer.param_groups:
         group["lr"] = trainer.training.optimizer.lr
-    totals = Totals(CPU)
     for batch in trainer.batches:
-        trainer.method.model.train()
-        train_step(trainer.method, batch, trainer.optimizer, totals)
+        train_step(trainer.method, batch, trainer.optimizer, Totals(CPU))
     right = correct_under(
         trainer.method.model, trainer.test, Clean(), trainer.cell.protocol.threat, generator(0, "conformance")
     )
@@ -223,7 +290,8 @@ def learns_something(method: str, folder: Path) -> None:
 CHECKS: tuple[Check, ...] = (
     perturbations_stay_inside,
     loss_is_finite,
-    gradients_come_from_the_update_alone,
+    crafting_leaves_no_trace,
+    every_parameter_gets_a_gradient,
     same_seed_same_weights,
     resumes_exactly,
     state_round_trips,

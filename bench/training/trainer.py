@@ -181,10 +181,19 @@ def build_method(
     return method
 
 
+def build_without_data(cell: Cell, dataset: Dataset, device: torch.device) -> Method[Any]:
+    """Return the method of `cell` as `build_method` does, with no images to train on.
+
+    Raises:
+        BenchError: the method refuses the network or its parameters, such as weights that do not fit.
+    """
+    random = Randomness(cell.seed, device)
+    nothing = ImageSet(torch.empty(0, *dataset.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
+    return build_method(cell, dataset, TrainingBatches(nothing, 1, (), random), random, device)
+
+
 def build_evaluated(cell: Cell, dataset: Dataset, weights: dict[str, Any], device: torch.device) -> nn.Module:
     """Return the network of `cell` with `weights`, on `device`, in eval mode with frozen parameters."""
-    random = Randomness(cell.seed, device)
-    batches = TrainingBatches(ImageSet(torch.empty(0), torch.empty(0)), 1, (), random)
-    model = build_method(cell, dataset, batches, random, device).evaluated_model()
+    model = build_without_data(cell, dataset, device).evaluated_model()
     model.load_state_dict(weights)
     return model.eval().requires_grad_(False)

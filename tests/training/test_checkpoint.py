@@ -29,12 +29,12 @@ def commit(folder, value, epoch, *names, **state):
 
 
 def identical(one, other):
-    """Compare nested trees bit for bit: types, dtypes, shapes, NaNs."""
+    """Compare nested trees bit for bit: keys, types, dtypes, shapes, NaNs."""
     if isinstance(one, torch.Tensor):
         assert (one.dtype, one.shape) == (other.dtype, other.shape)
         assert one.contiguous().view(-1).view(torch.uint8).equal(other.contiguous().view(-1).view(torch.uint8))
     elif isinstance(one, dict):
-        assert list(one) == list(other)
+        assert set(one) == set(other)
         for key in one:
             identical(one[key], other[key])
     elif isinstance(one, list | tuple):
@@ -49,7 +49,7 @@ def identical(one, other):
 # --- what is written comes back ---------------------------------------------------------------------------------------
 
 TREES = {
-    "scalars": {"a": 1, "b": 0.1 + 0.2, "c": True, "d": None, "e": "é\n", "nan": math.nan, "inf": -math.inf, "f": 10**30},
+    "scalars": {"a": 1, "b": 0.1 + 0.2, "c": True, "d": None, "e": "é\n", "f": math.nan, "g": -math.inf, "h": 10**30},
     "tensors": {
         "nested": {"half": torch.tensor([1.5, -0.0, math.nan], dtype=torch.bfloat16), "empty": torch.empty(0, 3)},
         "list": [torch.tensor(5), [torch.tensor([True, False])], (1, 2)],

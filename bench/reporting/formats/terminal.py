@@ -12,13 +12,15 @@ from rich.text import Text
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.table import Column, Table, table
 
+UNLIMITED = 10_000  # characters; wider than any table
+
 
 def render_terminal(board: Leaderboard, console: Console) -> None:
     """Print a leaderboard; where it is wider than the console, as one table for each attack."""
     shown = table(board)
     console.print(Text(shown.title, style="bold"))
     whole = _table(shown, range(len(shown.columns)))
-    if console.measure(whole).maximum <= console.width:
+    if console.measure(whole, options=console.options.update(width=UNLIMITED)).maximum <= console.width:
         console.print(whole)
     else:
         for columns in _parts(shown.columns):

@@ -1,0 +1,135 @@
+"""The commands do what they say, on stdout what was asked for and on stderr the rest."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bench.run_folder import RunFolder
+from bench.spec import load_suite, shipped_suites
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory, request):
+    """Run the tiny suite once, and return (its path, the results folder, what the command printed)."""
+    folder = tmp_path_factory.mktemp("ran")
+    path = folder / "suite.yaml"
+    path.write_text(request.getfixturevalue("tiny_suite"))
+    command = [sys.executable, "-m", "bench", "run", str(path), "--results", str(folder / "results")]
+    return path, folder / "results", subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_run_trains_reports_and_then_has_nothing_to_do(bench, ran):
+    path, results, first = ran
+    assert first.returncode == 0
+    assert "PGD-AT" in first.stdout
+    assert "PGD-3" in first.stdout
+    assert "1 cells ran" in first.stderr
+    second = bench("run", path, "--results", results)
+    assert second.code == 0
+    assert "nothing to do" in second.err
+    assert second.out == first.stdout
+
+
+def test_run_as_json(bench, ran):
+    path, results, _ = ran
+    (run,) = json.loads(bench("run", path, "--results", results, "--json").out)
+    assert (run["method"], run["seed"], run["status"]) == ("PGD-AT", 0, "finished")
+    assert os.path.isdir(run["folder"])  # noqa: PTH112
+
+
+def test_report_prints_the_table_alone(bench, ran):
+    path, results, _ = ran
+    for words in ((), (path,), ("--methods", "pgd_at"), ("--selection", "test")):
+        result = bench("report", *words, "--results", results, "--format", "markdown")
+        assert (result.code, result.err) == (0, "")
+        assert result.out.startswith("### ")
+        assert "| PGD-AT |" in result.out
+    accuracies = RunFolder.of(load_suite(str(path)).cells[0], results).epochs()[-1]["test"]["clean"]
+    assert f"| {100 * accuracies:.2f} |" in result.out, "clean accuracy at last, as it was tracked"
+
+
+def test_dry_run_says_what_would_run_and_writes_nothing(bench, suite, tmp_path, ran):
+    path, results, _ = ran
+    result = bench("run", path, "--results", tmp_path / "other", "--dry-run")
+    assert "1 of 1 cells would run" in result.out
+    assert not (tmp_path / "other").exists()
+    (row,) = json.loads(bench("run", path, "--results", results, "--dry-run", "--json").out)
+    assert (row["status"], row["action"], row["pflop"]) == ("finished", "skip", 0)
+
+
+def test_a_diverged_cell_is_exit_code_3(bench, suite, tmp_path):
+    path = suite({"batch_size: 64": "batch_size: 64\n  optimizer: {lr: 1e30}"})
+    result = bench("run", path, "--results", tmp_path / "results")
+    assert result.code == 3
+    assert "diverged" in result.err
+    assert "epoch 0" in result.err
+
+
+@pytest.mark.parametrize("kind", ["methods", "models", "datasets", "suites", "runs"])
+def test_list(bench, ran, kind):
+    _, results, _ = ran
+    rows = json.loads(bench("list", kind, "--json", "--results", results).out)
+    assert rows
+    assert all(row["name"] for row in rows)
+    text = bench("list", kind, "--results", results).out
+    assert all(row["name"] in text for row in rows)
+    if kind == "models":
+        sizes = {row["name"]: (row["parameters"], row["gflops"]) for row in rows}
+        assert sizes["preact_resnet18"][0] == 11_172_170
+        assert sizes["preact_resnet18"][1] == pytest.approx(1.11, rel=0.01)
+
+
+def test_show(bench, ran):
+    _, results, _ = ran
+    method = json.loads(bench("show", "method", "early_stopping", "--json").out)
+    assert method["parameters"][0]["source"] == "declared"
+    assert "patience" in bench("show", "method", "early_stopping").out
+    assert json.loads(bench("show", "suite", "ci", "--json").out)["protocol"]["model"] == "small_cnn"
+    assert "He et al." in bench("show", "model", "preact_resnet18").out
+    assert "CC BY" in bench("show", "dataset", "digits").out
+    run = json.loads(bench("show", "run", "pgd", "--json", "--results", results).out)
+    assert run["status"] == "finished"
+    assert len(run["curve"]) == 2
+    assert "curve" in bench("show", "run", "pgd", "--results", results).out
+
+
+def test_validate_and_schema(bench, suite):
+    assert "1 methods x 1 seeds = 1 cells" in bench("validate", suite()).out
+    for name in shipped_suites():
+        assert bench("validate", name).code == 0
+    (found,) = json.loads(bench("validate", "ci", "--json").out)
+    assert len(found["protocol"]) == 64
+    schema = json.loads(bench("validate", "--schema").out)
+    assert "training" in schema["properties"]
+    assert bench("validate").code == 2
+
+
+def test_doctor(bench, tmp_path, monkeypatch):
+    result = bench("doctor", "--results", tmp_path)
+    assert result.code == 0, result.out
+    assert "torch" in result.out
+    checks = json.loads(bench("doctor", "--json", "--results", tmp_path).out)
+    assert {check["check"] for check in checks} >= {"versions", "store", "results folder"}
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    broken = bench("doctor", "--results", tmp_path)
+    assert broken.code == 2
+    assert "BAD  AutoAttack" in broken.out
+
+
+def test_version_and_help(bench):
+    assert bench("--version").out.strip() == "0.1.0"
+    assert "run" in bench("--help").out
+    assert bench().code == 2
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    code = "import sys; sys.argv = ['bench', '--help']\nfrom bench.cli.main import main\ntry: main()\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'pandas', 'sqlalchemy', 'numpy', 'pydantic'} & set(sys.modules)))"
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+    assert time.monotonic() - started < 2, "well under half a second on a machine with nothing else to do"

@@ -1,0 +1,102 @@
+"""Ctrl-C, a polite end and a kill at any moment: what is saved is whole, and the same command goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from filelock import FileLock
+
+from bench.run_folder import RunFolder
+from bench.spec import load_suite
+from bench.testing.conformance import curve
+
+
+@pytest.fixture
+def path(suite):
+    return suite({"epochs: 2": "epochs: 12", "seeds: [0]": "seeds: [0]\nexecution: {threads: 1}"})
+
+
+def start(path, results):
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench", "run", str(path), "--results", str(results)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for_epochs(folder, count):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (folder.path / "epochs.jsonl").exists() and len(folder.epochs()) >= count:
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"no {count} epochs in {folder.path}")
+
+
+def result_of(folder):
+    verdicts = {key: (record["correct"], record["weights_sha256"]) for key, record in folder.read_outcomes().items()}
+    return curve(folder.epochs()), verdicts
+
+
+@pytest.fixture
+def undisturbed(path, tmp_path):
+    process = start(path, tmp_path / "whole")
+    process.communicate(timeout=300)
+    assert process.returncode == 0
+    return result_of(RunFolder.of(load_suite(str(path)).cells[0], tmp_path / "whole"))
+
+
+def test_interrupted_and_continued(path, tmp_path, undisturbed):
+    folder = RunFolder.of(load_suite(str(path)).cells[0], tmp_path / "results")
+
+    process = start(path, tmp_path / "results")
+    wait_for_epochs(folder, 2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the whole group
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "saved in" in err
+    assert f"continue with: bench run {path} --results {tmp_path / 'results'}" in err
+    assert 2 <= len(folder.epochs()) < 12
+
+    process = start(path, tmp_path / "results")
+    wait_for_epochs(folder, 5)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+
+    process = start(path, tmp_path / "results")
+    wait_for_epochs(folder, 8)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+
+    process = start(path, tmp_path / "results")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "PGD-AT" in out
+    assert result_of(folder) == undisturbed
+    assert folder.log.read_text().count("resumed after epoch") == 3
+
+
+def test_a_killed_driver_leaves_no_worker_behind(path, tmp_path):
+    folder = RunFolder.of(load_suite(str(path)).cells[0], tmp_path / "results")
+    process = start(path, tmp_path / "results")
+    wait_for_epochs(folder, 1)
+    os.kill(process.pid, signal.SIGKILL)  # the driver alone
+    process.communicate(timeout=60)
+    time.sleep(3)
+    before = len(folder.epochs())
+    time.sleep(2)
+    assert len(folder.epochs()) == before
+
+
+def test_a_cell_that_another_run_holds_is_left_alone(bench, path, tmp_path):
+    folder = RunFolder.of(load_suite(str(path)).cells[0], tmp_path / "results")
+    folder.path.mkdir(parents=True)
+    with FileLock(folder.lock):
+        result = bench("run", path, "--results", tmp_path / "results")
+    assert result.code == 3
+    assert "another bench run is working on it" in result.err
+    assert folder.epochs() == []

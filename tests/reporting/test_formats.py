@@ -1,0 +1,188 @@
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from bench.reporting.formats.markdown import escape, render_markdown
+from bench.reporting.formats.terminal import render_terminal
+from bench.reporting.leaderboard import leaderboards
+from bench.reporting.table import table
+
+GPU = {"device": "cuda", "gpu": "A GPU", "cpu": "A Processor"}
+
+
+@pytest.fixture
+def board(make_run, store):
+    """Return a board with a bit of everything."""
+    for seed in range(3):
+        right = {"best": (150 + seed, 100, 50 + seed), "last": (160, 90, 40 - seed)}
+        store.ingest(make_run(right, seed=seed, done={"classes": 10}, environment=GPU))
+    stop = {"method": "early_stopping", "label": "Early | stop", "final_is_best": True, "origin": "declared"}
+    store.ingest(make_run({"best": (150, 100, 30), "last": (150, 100, 30)}, done={"classes": 10}, **stop))
+    for seed, (best, last) in enumerate(((33, 0), (5, 4))):
+        right = {"best": (150, 100, best), "last": (150, 100, last)}
+        store.ingest(make_run(right, method="fomo", custom=True, seed=seed, done={"classes": 10}, package="2.0"))
+    store.ingest(make_run({}, method="mart", status="diverged", done={"epoch": 3}, origin=None))
+    store.ingest(make_run({}, method="mart", status="diverged", seed=1, origin=None))
+    store.ingest(make_run({}, method="mart", status=None, seed=2, origin=None))
+    (board,) = leaderboards(store)
+    return board
+
+
+def shown(board) -> dict[str, dict[str, str]]:
+    """Return the cells by the row's label and the column's heading."""
+    found = table(board)
+    headings = [f"{column.group} {column.title}".strip() for column in found.columns]
+    return {row[1]: dict(zip(headings, row, strict=True)) for row in found.rows}
+
+
+def test_cells(board):
+    rows = shown(board)
+    assert list(rows) == ["PGD_AT", "FOMO", "Early | stop", "MART"]
+    assert rows["PGD_AT"] == {
+        "Rank": "1", "Method": "PGD_AT",
+        "Clean best": "75.50 ± 0.50", "Clean last": "80.00 ± 0.00", "Clean gap": "-4.50 ± 0.50",
+        "PGD-20 best": "50.00 ± 0.00", "PGD-20 last": "45.00 ± 0.00", "PGD-20 gap": "5.00 ± 0.00",
+        "AutoAttack best": "51.00 ± 1.00", "AutoAttack last": "39.00 ± 1.00", "AutoAttack gap": "12.00 ± 2.00",
+        "AutoAttack best, 95 %": "48.52–53.48",
+        "Seeds": "3", "Parameters": "paper", "Hours a seed": "1.00 + 0.50 GPU",
+    }  # fmt: skip
+    assert rows["FOMO"] | {"Rank": "2="} == rows["FOMO"]
+    assert rows["FOMO"]["AutoAttack best"] == "33.00"
+    assert rows["FOMO"]["AutoAttack last"] == "0.00 §"
+    assert rows["FOMO"]["PGD-20 last"] == "50.00"
+    assert rows["FOMO"]["Seeds"] == "1 (1 collapsed)"
+    assert rows["FOMO"]["Parameters"] == "paper, custom"
+    assert rows["Early | stop"]["Rank"] == "2="
+    assert rows["Early | stop"]["AutoAttack gap"] == rows["Early | stop"]["Clean gap"] == "0.00 ‡"
+    assert rows["Early | stop"]["Parameters"] == "declared †"
+    assert rows["MART"]["Seeds"] == "0 (2 diverged, 1 unfinished)"
+    assert {rows["MART"][name] for name in ("Rank", "AutoAttack best", "Parameters", "Hours a seed")} == {"–"}
+
+
+def test_notes(board):
+    assert list(table(board).notes) == [
+        "best: the checkpoint with the highest PGD-10 accuracy on the 100 training images held out for validation; "
+        "last: the final epoch; gap: best minus last.",
+        "Figures are percentages of the test images: Clean 200, PGD-20 200, AutoAttack 100 (a class-balanced subset; "
+        "binomial standard error of a seed up to 5.00 points).",
+        "± is the sample standard deviation over the n seeds that the column Seeds counts; "
+        "95 % is Student's t-interval of their mean, for these test images.",
+        "Of a row with one seed, the 95 % interval covers the choice of test images only, "
+        "not what another seed would give.",
+        "Rank: by AutoAttack at best. A row shares a rank (=) if a paired test at the 5 % level cannot tell it from "
+        "the first row of that rank: a hierarchical bootstrap over images and seeds, or for two rows with one seed "
+        "each McNemar's exact test, which covers images only.",
+        "† Some parameters are this benchmark's own choice, because no readable source gives them; the command bench "
+        "show method names them.",
+        "‡ The gap is zero by construction: the method's last model is its best one by definition.",
+        "custom: some parameters differ from the method's canonical ones.",
+        "FOMO: collapsed and not averaged, since at best AutoAttack leaves no more than guessing or 1 %: seed 1, best "
+        "5.00, last 4.00.",
+        "§ FOMO: averaged, though at last AutoAttack leaves no more than guessing or 1 %: seed 0, best 33.00, "
+        "last 0.00.",
+        "MART: diverged, the loss was no longer a number: seed 0 in epoch 3, seed 1.",
+        "MART: not finished and not averaged: seed 2.",
+        "PGD-20 was not the same in all runs, so compare with care: package=1.0; package=2.0.",
+        "AutoAttack was not the same in all runs, so compare with care: package=1.0; package=2.0.",
+        "Hours a seed: training + evaluation, the tracking of every epoch included, by the clock on that device. "
+        "Hardware: A Processor (3 runs), A GPU (3 runs).",
+    ]
+
+
+def test_a_plain_board_has_no_notes_on_what_it_has_not(make_run, store):
+    right = {"best": (150, 100, 50), "last": (160, 90, 40), "best_on_test": (150, 100, 55)}
+    for seed in range(2):
+        store.ingest(make_run(right, seed=seed))
+    (board,) = leaderboards(store, selection="test")
+    notes = table(board).notes
+    assert len(notes) == 5
+    assert "accuracy on the test images themselves, an oracle that flatters every method; last" in notes[0]
+    assert not any(mark in note for note in notes for mark in "†‡§")
+
+
+def test_a_board_of_diverged_runs_only(make_run, store):
+    store.ingest(make_run({}, status="diverged"))
+    (board,) = leaderboards(store)
+    assert "± " not in " ".join(table(board).notes)
+    assert table(board).notes[-1].endswith("on that device.")
+
+
+def test_very_small_figures(make_run, store):
+    done = {"train_seconds": 3.6, "track_seconds": 0.0, "evaluation_seconds": 0.0}
+    store.ingest(make_run({"best": (150, 100, 50), "last": (150, 100, 50)}, done=done, environment=GPU))
+    store.ingest(make_run({"best": (150, 100, 50), "last": (150, 100, 50)}, done=done, seed=1))
+    (board,) = leaderboards(store)
+    (row,) = shown(board).values()
+    assert row["Hours a seed"] == "0.001 + 0.00 CPU; 0.001 + 0.00 GPU"
+    assert row["AutoAttack gap"] == "0.00 ± 0.00"
+
+
+# --- markdown --------------------------------------------------------------------------------------------------------
+
+
+def test_markdown(board):
+    lines = render_markdown(board).split("\n")
+    assert lines[0] == f"### {board.title}"
+    header, rule, *rows = [line for line in lines if line.startswith("|")]
+    assert header.startswith("| Rank | Method | Clean best | Clean last | Clean gap | PGD-20 best |")
+    assert rule.startswith("| ---: | :--- | ---: |")
+    assert rows[2].startswith("| 2= | Early \\| stop | 75.00 | 75.00 | 0.00 ‡ |")
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in (header, rule, *rows)} == {16}
+    notes = [line for line in lines if line.startswith("- ")]
+    assert len(notes) == len(table(board).notes)
+    assert notes[6].startswith("- ‡ The gap is zero by construction")
+
+
+def test_hostile_labels_stay_text(make_run, store):
+    label = "a|b\n# c `d` <img src=x onerror=y> [e](http://f) *g* _h_ i_j ~~k~~ $l$ \\| &amp; \x1b[31m"
+    store.ingest(make_run(label=label, done={"classes": 10}, status="diverged"))
+    (board,) = leaderboards(store)
+    text = render_markdown(board)
+    (line,) = [line for line in text.split("\n") if "onerror" in line and line.startswith("|")]
+    assert line.split(" | ")[1] == (
+        r"a\|b # c \`d\` &lt;img src=x onerror=y&gt; \[e\](http://f) \*g\* \_h\_ i_j \~\~k\~\~ \$l\$ \\\| &amp;amp;  "
+        r"\[31m"
+    )
+    console = Console(file=io.StringIO(), width=400, force_terminal=True, color_system=None)
+    render_terminal(board, console)
+    assert "[e](http://f)" in console.file.getvalue()
+    assert "\x1b[31m" not in console.file.getvalue() + text
+
+
+def test_escape():
+    assert escape("a_b") == "a_b"
+    assert escape("_a b_") == r"\_a b\_"
+    assert escape("1 < 2 & 3 > 2") == "1 &lt; 2 &amp; 3 &gt; 2"
+
+
+# --- terminal --------------------------------------------------------------------------------------------------------
+
+
+def render(board, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    render_terminal(board, console)
+    return console.file.getvalue()
+
+
+def test_a_wide_terminal_gets_one_table(board):
+    text = render(board, 260)
+    assert text.startswith(board.title)
+    assert text.count("Method") == 1
+    assert re.search(r"2= +Early \| stop +75\.00 +75\.00 +0\.00 ‡ .* 1\.00 \+ 0\.50 CPU", text)
+
+
+def test_a_narrow_terminal_gets_a_table_for_each_attack(board):
+    text = render(board, 100)
+    assert text.count("Method") == 4
+    assert max(map(len, text.split("\n  ")[0].splitlines())) <= 100
+    for cell in (cell for row in shown(board).values() for cell in row.values()):
+        assert cell in text
+
+
+def test_all_formats_say_the_same(board):
+    wide, markdown = render(board, 260), render_markdown(board).replace("\\|", "|")
+    for piece in (*(cell for row in table(board).rows for cell in row), *table(board).notes):
+        assert piece in wide
+        assert piece in markdown
