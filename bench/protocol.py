@@ -204,6 +204,13 @@ class Track(Settings):
     test: bool = True
     """Measure the test images too, not only the held-out validation images; needed for `best_on_test`."""
 
+    @field_validator("attack")
+    @classmethod
+    def _all_images(cls, attack: PGD) -> PGD:
+        if attack.images is not None:
+            raise PydanticCustomError("images", "'images' is for final attacks; tracking measures every image")
+        return attack
+
 
 class Evaluation(Settings):
     """How checkpoints are judged."""

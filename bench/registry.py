@@ -77,8 +77,12 @@ def load_plugin(path: Path) -> None:
     Raises:
         BenchError: the file is missing, does not import, lists nothing, or takes a name that exists.
     """
-    path = path.resolve()
-    if not path.is_file():
+    try:
+        path = path.resolve()
+        there = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
         raise BenchError(f"plug-in {path}: no such file")
     name = f"bench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:

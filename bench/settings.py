@@ -53,7 +53,7 @@ Number = Annotated[float, BeforeValidator(parse_number, json_schema_input_type=f
 class Settings(BaseModel):
     """A frozen group of settings. An unknown key is an error that names the nearest known one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod

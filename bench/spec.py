@@ -25,7 +25,7 @@ class MethodEntry(Settings):
 
     name: Name
     label: str | None = Field(None, min_length=1, max_length=80)
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field({})
 
 
 MethodRow = Annotated[MethodEntry, BeforeValidator(named, json_schema_input_type=MethodEntry | str)]
@@ -81,7 +81,7 @@ class Execution(Settings):
     """How the cells are run; never part of an identity."""
 
     threads: int | None = Field(None, ge=1, le=1024)
-    """CPU threads of each worker. Sums depend on it in the last bits, so a suite that promises equal weights fixes it."""
+    """CPU threads of each worker. Sums depend on it in the last bits: a suite that promises equal weights fixes it."""
 
 
 class Suite(Protocol):
@@ -92,7 +92,7 @@ class Suite(Protocol):
     methods: tuple[MethodRow, ...] = Field(min_length=1)
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     plugins: tuple[str, ...] = ()
-    """Python files that define further methods, datasets or models, relative to the suite. They are executed: trust them."""
+    """Python files that define further methods, datasets or models, relative to the suite; executed, so trust them."""
     execution: Execution = Execution()
 
     @field_validator("seeds")
@@ -143,7 +143,7 @@ class LoadedSuite:
             self.suite = Suite.model_validate(file.data)
         except ValidationError as error:
             raise self._located(error) from None
-        self.plugins = tuple(str((file.path.parent / path).resolve()) for path in self.suite.plugins)
+        self.plugins = tuple(str(file.path.parent.resolve() / path) for path in self.suite.plugins)
         for index, plugin in enumerate(self.plugins):
             with self._at("plugins", index):
                 registry.load_plugin(Path(plugin))
@@ -221,6 +221,7 @@ _COMPLAINTS = {
     "greater_than_equal": "must be at least {ge:.10g}",
     "less_than": "must be less than {lt:.10g}",
     "less_than_equal": "must be at most {le:.10g}",
+    "finite_number": "must be a finite number",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",

@@ -114,7 +114,9 @@ def _index(
             _index(value, (*location, index), lines, path, loader)
     else:
         try:
-            loader.construct_object(node)
+            scalar = loader.construct_object(node)
         except (ValueError, KeyError, IndexError, AttributeError) as error:  # what PyYAML raises for 2024-13-45
             problem = f"'{node.value:.60}' is no {node.tag.removeprefix('tag:yaml.org,2002:')}"
             raise BenchError(f"{path}:{node.start_mark.line + 1}: invalid YAML: {problem}") from error
+        if isinstance(scalar, int) and scalar.bit_length() > 64:
+            raise BenchError(f"{path}:{node.start_mark.line + 1}: the number {node.value:.60} is too large")

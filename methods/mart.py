@@ -52,9 +52,11 @@ class MART(Method[Params]):
 
 def mart_loss(clean: Tensor, adversarial: Tensor, labels: Tensor, beta: float) -> Tensor:
     """Return the mean loss of a batch from both logits, [n, classes]; constants as in the released code."""
-    p_clean, p_adversarial = clean.softmax(1), adversarial.softmax(1)
+    log_clean, p_adversarial = clean.log_softmax(1), adversarial.softmax(1)
+    p_clean = log_clean.exp()
     wrong = p_adversarial.scatter(1, labels[:, None], -1.0).amax(1)
     boosted = F.cross_entropy(adversarial, labels) - torch.log(1.0001 - wrong + 1e-12).mean()
-    divergence = F.kl_div(torch.log(p_adversarial + 1e-12), p_clean, reduction="none").sum(1)
+    # Not F.kl_div: its gradient is NaN where a probability of the clean image underflows to zero.
+    divergence = (p_clean * (log_clean - torch.log(p_adversarial + 1e-12))).sum(1)
     doubt = 1.0000001 - p_clean.gather(1, labels[:, None]).squeeze(1)
     return boosted + beta * (divergence * doubt).mean()

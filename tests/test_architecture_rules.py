@@ -32,7 +32,7 @@ LAYERS = (
     ("reporting",),
     ("driver", "catalogue", "diagnosis", "testing"),
     ("__init__",),  # the public names
-    ("cli",),
+    ("cli", "__main__"),
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 

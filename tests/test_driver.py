@@ -14,13 +14,19 @@ from bench.testing.conformance import curve
 
 
 def weights(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.checkpoints.glob("*.safetensors")}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.checkpoints.glob("*.safetensors")
+    }
 
 
 def test_two_cells_run_side_by_side_and_again_bit_for_bit(load, tmp_path):
-    loaded = load({"methods: [pgd_at]": "methods: [pgd_at, early_stopping]", "seeds: [0]": "seeds: [3]\nexecution: {threads: 1}"})
+    loaded = load(
+        {"methods: [pgd_at]": "methods: [pgd_at, early_stopping]", "seeds: [0]": "seeds: [3]\nexecution: {threads: 1}"}
+    )
     seen = []
-    first = run_suite(loaded, results=tmp_path / "a", watch=lambda states: seen.append([state.status for state in states]))
+    first = run_suite(
+        loaded, results=tmp_path / "a", watch=lambda states: seen.append([state.status for state in states])
+    )
     assert [state.status for state in first] == ["finished", "finished"]
     assert ["running", "running"] in seen
     with Store.of(tmp_path / "a") as store:

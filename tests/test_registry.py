@@ -58,12 +58,12 @@ def test_an_entry_that_does_not_import_is_one_sentence(elsewhere, name):
 
 
 def test_a_name_belongs_to_one_object(elsewhere):
-    first = object()
+    first = ["equal"]
     elsewhere.add("mine", first)
     elsewhere.add("mine", first)
     assert elsewhere.get("mine") is first
     with pytest.raises(BenchError, match=r"^the thing name 'mine' is registered already$"):
-        elsewhere.add("mine", object())
+        elsewhere.add("mine", ["equal"])
     with pytest.raises(BenchError, match="'there' is registered already"):
         elsewhere.add("there", object())
     assert elsewhere.get("there") is pgd
@@ -120,9 +120,19 @@ def test_a_wrong_plugin_is_one_sentence_and_can_be_mended(plugin, text, problem)
     assert METHODS.get("mine").info.title == "Mine"
 
 
-@pytest.mark.parametrize(("name", "problem"), [("plugin.py", "no such file"), ("plugin.txt", "not a Python file")])
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("plugin.py", "no such file"),
+        (".", "no such file"),
+        ("a" * 5000, "no such file"),
+        ("a\0b", "no such file"),
+        ("plugin.txt", "not a Python file"),
+    ],
+    ids=["missing", "folder", "long", "null", "text"],
+)
 def test_a_plugin_is_a_python_file(tmp_path, name, problem):
     (tmp_path / "plugin.txt").write_text(PLUGIN)
     with pytest.raises(BenchError) as error:
         load_plugin(tmp_path / name)
-    assert str(error.value) == f"plug-in {tmp_path / name}: {problem}"
+    assert str(error.value) == f"plug-in {tmp_path / name}: {problem}".replace("\0", " ")

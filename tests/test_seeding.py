@@ -48,6 +48,23 @@ def test_an_epoch_continues_its_streams_and_the_next_renews_them():
     assert draw(random("attack")) == first
 
 
+def test_seeds_for_code_that_has_no_generators():
+    random = Randomness(3)
+    random.start_epoch(5)
+    assert random.seed("transforms") == random.seed("transforms") == derive_seed(3, "transforms", 5)
+
+
+def test_generators_on_the_host_are_their_own_where_the_device_is_another():
+    random = Randomness(3, "cpu")
+    random.start_epoch(5)
+    expected = generator(3, "forget", 5)
+    assert draw(random.on_host("forget")) == draw(expected)
+    assert draw(random.on_host("forget")) == draw(expected)
+    elsewhere = Randomness(3, "meta")  # a device without generators: the host's must not need it
+    elsewhere.start_epoch(5)
+    assert draw(elsewhere.on_host("forget")) == draw(generator(3, "forget", 5))
+
+
 def test_one_purpose_does_not_move_another():
     alone, together = Randomness(0), Randomness(0)
     draw(together("order"))

@@ -1,7 +1,8 @@
 import pytest
 from pydantic import Field, ValidationError
+from pydantic_core import PydanticCustomError
 
-from bench.settings import Number, Settings, shown
+from bench.settings import Number, Settings, parse_number, shown
 
 
 class Group(Settings):
@@ -54,6 +55,11 @@ def test_yes_is_no_number(key):
     with pytest.raises(ValidationError, match=r"a number, not true or false|True is not a finite number"):
         Group(**{key: True})
     assert Group(flag=True).flag is True
+
+
+def test_truth_is_no_number_on_its_own_either():
+    with pytest.raises(PydanticCustomError, match="True is not a finite number"):
+        parse_number(True)
 
 
 def test_an_unknown_key_suggests_the_nearest():

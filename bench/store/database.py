@@ -118,7 +118,7 @@ def _engine(url: str | URL) -> Engine:
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # SQLAlchemy says when a transaction begins; the driver would leave DDL outside
+    connection.isolation_level = None  # SQLAlchemy says when a transaction begins, not the driver
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA foreign_keys = ON")
 

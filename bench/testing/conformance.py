@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -82,12 +82,28 @@ def dataset_of(cell: Cell) -> Dataset:
     return dataset
 
 
-def trainer_of(cell: Cell, folder: Path, *, whole: bool = False, kept: Path | None = None) -> Trainer:
+def trainer_of(cell: Cell, folder: Path, *, whole: bool = False) -> Trainer:
     """Return a trainer of `cell` whose run folder lies in `folder`; one that exists is continued.
 
-    It trains on the first images of the dataset alone, unless `whole`. With `kept` it leaves there a copy of `folder`
-    as it was after every epoch: `kept / "1"` and so on.
+    It trains on the first images of the dataset alone, unless `whole`.
     """
+    return _trainer(Trainer, cell, folder, whole)
+
+
+class KeepingTrainer(Trainer):
+    """Leaves a copy of its results in `kept` after every epoch, named 1, 2, ...: what a run that stops there leaves."""
+
+    kept: Path
+
+    def _save(self, record: dict[str, Any]) -> None:
+        super()._save(record)
+        shutil.copytree(self.folder.path.parents[1], self.kept / str(len(self.history)))
+
+
+TrainerT = TypeVar("TrainerT", bound=Trainer)
+
+
+def _trainer(kind: type[TrainerT], cell: Cell, folder: Path, whole: bool = False) -> TrainerT:
     run = RunFolder.of(cell, folder)
     run.begin(cell, {})
     dataset, settings = dataset_of(cell), cell.protocol.dataset
@@ -95,16 +111,7 @@ def trainer_of(cell: Cell, folder: Path, *, whole: bool = False, kept: Path | No
     if not whole:
         some, few = torch.arange(TRAINED), torch.arange(MEASURED)
         splits = Splits(splits.train.take(some), splits.validation.take(few), splits.test.take(few))
-    trainer = Trainer(cell, dataset, splits, run, CPU)
-    if kept is not None:
-        save = trainer._save
-
-        def save_and_keep(record: dict[str, Any]) -> None:
-            save(record)
-            shutil.copytree(folder, kept / str(len(trainer.history)))
-
-        trainer._save = save_and_keep  # type: ignore[method-assign]
-    return trainer
+    return kind(cell, dataset, splits, run, CPU)
 
 
 def phases(trainer: Trainer, batches: int = BATCHES) -> Iterator[tuple[int, Method[Any], Batch]]:
@@ -217,7 +224,8 @@ def same_seed_same_weights(method: str, folder: Path) -> None:
 
 def resumes_exactly(method: str, folder: Path) -> None:
     """For every k, training k epochs, stopping, and training the rest gives the bits and the curve of one go."""
-    whole = trainer_of(small_cell(method), folder / "whole", kept=folder)
+    whole = _trainer(KeepingTrainer, small_cell(method), folder / "whole")
+    whole.kept = folder
     whole.run()
     for k in range(1, len(whole.history)):
         torch.manual_seed(k)

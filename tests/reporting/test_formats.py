@@ -111,12 +111,13 @@ def test_a_board_of_diverged_runs_only(make_run, store):
 
 def test_very_small_figures(make_run, store):
     done = {"train_seconds": 3.6, "track_seconds": 0.0, "evaluation_seconds": 0.0}
-    store.ingest(make_run({"best": (150, 100, 50), "last": (150, 100, 50)}, done=done, environment=GPU))
-    store.ingest(make_run({"best": (150, 100, 50), "last": (150, 100, 50)}, done=done, seed=1))
+    store.ingest(make_run({"best": (150, 100, 45), "last": (150, 100, 46)}, done=done, environment=GPU))
+    store.ingest(make_run({"best": (150, 100, 47), "last": (150, 100, 46)}, done=done, seed=1))
     (board,) = leaderboards(store)
     (row,) = shown(board).values()
     assert row["Hours a seed"] == "0.001 + 0.00 CPU; 0.001 + 0.00 GPU"
-    assert row["AutoAttack gap"] == "0.00 ± 0.00"
+    assert board.rows[0].figures[2].gap.mean < 0  # by rounding
+    assert row["AutoAttack gap"] == "0.00 ± 1.41"
 
 
 # --- markdown --------------------------------------------------------------------------------------------------------
@@ -147,7 +148,7 @@ def test_hostile_labels_stay_text(make_run, store):
     )
     console = Console(file=io.StringIO(), width=400, force_terminal=True, color_system=None)
     render_terminal(board, console)
-    assert "[e](http://f)" in console.file.getvalue()
+    assert console.file.getvalue().count("[e](http://f)") == 2  # in the table and in a note
     assert "\x1b[31m" not in console.file.getvalue() + text
 
 

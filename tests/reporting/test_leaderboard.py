@@ -113,6 +113,12 @@ def test_without_autoattack_the_last_attack_ranks(take, board):
     assert [row.method for row in found.rows] == ["pgd_at", "mart"]
 
 
+def test_autoattack_ranks_wherever_it_stands(take, board):
+    protocol = protocol_of(evaluation={"final": [{"name": "autoattack", "images": 100}, "clean"]})
+    take({"best": (50, 100), "last": (50, 100)}, protocol=protocol)
+    assert board().ranked_by == 0
+
+
 def test_attacks_of_the_same_kind_are_kept_apart(take, board):
     final = [{"name": "pgd", "step_size": 0.01}, {"name": "pgd", "step_size": 0.02}, {"name": "pgd", "images": 50}]
     protocol = protocol_of(evaluation={"final": final})
@@ -340,9 +346,9 @@ def test_ranks_go_by_best_and_not_by_last(take, board):
 
 
 def test_equal_rows_stand_in_the_order_of_their_labels(take, board):
-    for method in ("b", "c", "a"):
-        take(method=method)
-    assert ranks(board) == [("a", 1), ("b", 1), ("c", 1)]
+    for method, label in (("a", "Y"), ("b", "Z"), ("c", "X")):
+        take(method=method, label=label)
+    assert ranks(board) == [("c", 1), ("a", 1), ("b", 1)]
 
 
 def test_several_seeds_are_compared_over_seeds_and_images(take, board):

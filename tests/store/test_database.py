@@ -215,6 +215,12 @@ def test_a_file_that_is_no_database(tmp_path):
         Store(f"sqlite:///{path}")
 
 
+def test_a_writer_waits_for_another_one(path):
+    engine = open_database(f"sqlite:///{path}", create=False)
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 30_000
+
+
 def test_a_locked_database_is_one_sentence(make_run, results, path, monkeypatch):
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     folder = make_run()

@@ -171,11 +171,11 @@ def test_without_an_attack_the_images_are_clean(start):
 
 
 def test_a_random_start_is_a_setting(start):
-    method, batches = start("{steps: 1, step_size: 0.02, random_start: false}")
+    method, batches = start("{steps: 1, step_size: 0.03, random_start: false}")
     batch = next(iter(batches))
     moved = (method.perturb(batch) - batch.images).abs()
-    assert moved.max() == pytest.approx(0.02, abs=1e-6)
-    method, _ = start("{steps: 1, step_size: 0.02}")
+    assert moved.max() == pytest.approx(0.03, abs=1e-6)
+    method, _ = start("{steps: 1, step_size: 0.03}")
     assert (method.perturb(batch) - batch.images).abs().max() > 0.1
 
 

@@ -1,0 +1,83 @@
+"""What the reference checks share: a method of a small cell, ready to train, and its first batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bench.data.batches import Batch, TrainingBatches
+from bench.data.digits import digits
+from bench.method import Method
+from bench.seeding import Randomness
+from bench.spec import Cell, Suite, resolve_method
+from bench.training.trainer import build_method
+
+CPU = torch.device("cpu")
+ATTACK = {"name": "pgd", "steps": 3, "step_size": 0.05}
+
+
+@pytest.fixture
+def start() -> Callable[..., Method[Any]]:
+    """Return a method in epoch `epoch` of a training: `start("fomo", epochs=200, epoch=100, fraction=0.5)`."""
+
+    def start(
+        name: str,
+        *,
+        epochs: int = 6,
+        epoch: int = 0,
+        model: str = "small_cnn",
+        attack: object = ATTACK,
+        dtype: torch.dtype = torch.float32,
+        **params: Any,
+    ) -> Method[Any]:
+        suite = Suite.model_validate(
+            {
+                "name": "reference",
+                "dataset": {"name": "digits", "validation": 200},
+                "model": model,
+                "threat": {"norm": "linf", "eps": 0.1},
+                "training": {"epochs": epochs, "batch_size": 16, "attack": attack},
+                "methods": [{"name": name, "params": params}],
+            }
+        )
+        cell = Cell(protocol=suite.protocol, method=resolve_method(suite, suite.methods[0]), seed=0, suite="reference")
+        images = digits.splits(None, 200, 0).train.take(torch.arange(64))
+        random = Randomness(0)
+        method = build_method(cell, digits, TrainingBatches(images, 16, (), random), random, CPU)
+        method.model.to(dtype).train()
+        random.start_epoch(epoch)
+        method.begin_epoch(epoch)
+        return method
+
+    return start
+
+
+@pytest.fixture
+def first_batch() -> Callable[[Method[Any]], Batch]:
+    """Return the first batch of a method's epoch, in the precision of its network."""
+
+    def first_batch(method: Method[Any]) -> Batch:
+        batch = next(iter(method.context.batches))
+        dtype = next(method.model.parameters()).dtype
+        return Batch(batch.images.to(dtype), batch.labels, batch.index)
+
+    return first_batch
+
+
+@pytest.fixture
+def trained() -> Callable[[nn.Module], nn.Module]:
+    """Move the weights and batch statistics of a network a little, so that nothing is at its initial value."""
+
+    def trained(network: nn.Module) -> nn.Module:
+        random = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for value in (*network.parameters(), *(b for b in network.buffers() if b.is_floating_point())):
+                if value.dim() != 4 or value.shape[0] != 1:  # the normalisation of the input stays
+                    value.mul_(1 + 0.2 * torch.rand(value.shape, generator=random)).add_(0.02)
+        return network
+
+    return trained

@@ -1,0 +1,65 @@
+"""What holds for the file of every registered method."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+from bench.parameters import SOURCES, MethodInfo, MethodParams
+from bench.registry import METHODS
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "methods").glob("*.py"))
+OURS = [name for name in METHODS.names() if METHODS.get(name).__module__.partition(".")[0] == "methods"]
+
+
+def test_the_methods_of_the_benchmark_are_registered():
+    assert set(OURS) == {
+        *("pgd_at", "early_stopping", "fomo", "dom_re", "dom_augmix", "dom_randaugment", "sat", "aft"),
+        *("trades", "mart", "awp", "ema", "swa", "te"),
+    }
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_it_says_what_it_is(name):
+    info = METHODS.get(name).info
+    assert isinstance(info, MethodInfo)
+    assert info.name == name
+    assert all((info.title, info.description, info.paper))
+    assert 2018 <= info.year <= 2026
+    assert info.final_is_best == (name == "early_stopping")
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_every_parameter_says_where_it_comes_from(name):
+    params = METHODS.get(name).Params
+    assert issubclass(params, MethodParams)
+    known = params.sources()
+    assert set(known) == set(params.model_fields)
+    for field, sourced in known.items():
+        assert sourced.unit, field
+        assert sourced.note, field
+        for source in (sourced.source, *(origin.source for origin in sourced.by_dataset.values())):
+            assert source in SOURCES
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_its_docstrings_cite_the_paper(name):
+    kind = METHODS.get(name)
+    assert kind.__doc__
+    assert kind.Params.__doc__
+    module = inspect.getdoc(inspect.getmodule(kind))
+    assert module
+    assert kind.info.paper.split(",")[0].split(" et al")[0] in module
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_its_file_is_short_and_has_no_training_loop(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            called, owner = node.func.attr, ast.unparse(node.func.value)
+            assert called not in {"step", "zero_grad"}, f"line {node.lineno}: the optimiser is the trainer's"
+            assert called != "backward" or owner == "super()", f"line {node.lineno}: a backward of its own"

@@ -1,0 +1,39 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bench.errors import BenchError
+from bench.models.activations import ACTIVATIONS
+from bench.training.step import Totals, train_step
+
+KINDS = {"silu": nn.SiLU, "gelu": nn.GELU, "elu": nn.ELU, "softplus": nn.Softplus, "mish": nn.Mish}
+
+
+def test_the_default_is_silu(start):
+    assert start("sat").params.activation == "silu"
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_relu_is_replaced_for_attack_and_training(start, first_batch, monkeypatch, activation):
+    method = start("sat", activation=activation)
+    assert not any(isinstance(module, nn.ReLU) for module in method.model.modules())
+    if activation in KINDS:
+        assert any(isinstance(module, KINDS[activation]) for module in method.model.modules())
+    monkeypatch.setattr(F, "relu", lambda *_args, **_kwargs: pytest.fail("a ReLU was called"))
+    before = method.model.body.conv1.weight.detach().clone()
+    train_step(method, first_batch(method), method.optimizer, Totals(torch.device("cpu")))
+    assert not torch.equal(method.model.body.conv1.weight, before)
+
+
+def test_a_learnable_sharpness_is_trained(start, first_batch):
+    method = start("sat", activation="smooth_relu")
+    raw = method.model.body.relu.raw
+    assert any(raw is parameter for parameter in method.optimizer.param_groups[0]["params"])
+    train_step(method, first_batch(method), method.optimizer, Totals(torch.device("cpu")))
+    assert raw.item() != 20
+
+
+def test_an_unknown_activation_is_one_sentence(load):
+    with pytest.raises(BenchError, match=r"suite\.yaml:\d+: methods\.0\.params\.activation: must be .*'silu'.*'relu6'"):
+        load({"methods: [pgd_at]": "methods: [{name: sat, params: {activation: relu6}}]"})
