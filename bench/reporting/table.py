@@ -41,7 +41,7 @@ def table(board: Leaderboard) -> Table:
         columns += [Column(attack.title, title) for title in ("best", "last", "gap")]
         if index == board.ranked_by:
             columns.append(Column(attack.title, f"best, {LEVEL}"))
-    columns += [Column("", "Seeds", numeric=False), Column("", "Parameters", numeric=False), Column("", "Hours a seed")]
+    columns += [Column("", "Seeds", numeric=False), Column("", "Parameters", numeric=False), Column("", "Time a seed")]
     ranks = [row.rank for row in board.rows]
     rows = [_cells(row, board, shared=ranks.count(row.rank) > 1) for row in board.rows]
     return Table(
@@ -72,7 +72,7 @@ def _cells(row: Row, board: Leaderboard, *, shared: bool) -> list[str]:
             cells += [_figure(figures.best), _figure(figures.last, last), _figure(figures.gap, gap)]
         if index == board.ranked_by:
             cells.append("–".join(map(_percent, figures.best.interval)) if figures else NONE)
-    return [*cells, _seeds(row), _parameters(row), _hours(row)]
+    return [*cells, _seeds(row), _parameters(row), _times(row)]
 
 
 def _percent(share: float) -> str:
@@ -96,12 +96,15 @@ def _parameters(row: Row) -> str:
     return ", ".join(part for part in (origin, "custom" if row.custom else None) if part) or NONE
 
 
-def _hours(row: Row) -> str:
-    return "; ".join(f"{_short(cost.training)} + {_short(cost.evaluation)} {cost.device}" for cost in row.costs) or NONE
+def _times(row: Row) -> str:
+    times = [f"{_time(cost.training)} + {_time(cost.evaluation)} on {cost.device}" for cost in row.costs]
+    return "; ".join(times) or NONE
 
 
-def _short(hours: float) -> str:
-    return f"{hours:.2f}" if hours >= 0.1 or hours == 0 else f"{hours:.2g}"
+def _time(hours: float) -> str:
+    if hours >= 0.1:
+        return f"{hours:.2f} h"
+    return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
 
 
 # --- notes -----------------------------------------------------------------------------------------------------------
@@ -120,7 +123,7 @@ def _notes(board: Leaderboard) -> list[str]:
             for attack in board.attacks
             if attack.variants
         ),
-        "Hours a seed: training + evaluation, the tracking of every epoch included, by the clock on that device."
+        "Time a seed: training + evaluation, which includes the tracking of every epoch, by the clock."
         + (f" Hardware: {_counted(board.hardware)}." if board.hardware else ""),
     ]
 

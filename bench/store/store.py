@@ -14,7 +14,7 @@ from bench.errors import BenchError, NothingMeasured
 from bench.run_folder import RunFolder
 from bench.store.database import WRITING, name_of, open_database, reported
 from bench.store.folder import cell_of, digest, read_run
-from bench.store.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
+from bench.store.schema import CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
 
 ORDER = (RunRow.protocol_fingerprint, RunRow.suite, RunRow.method, RunRow.label, RunRow.seed, RunRow.fingerprint)
 
@@ -153,19 +153,17 @@ def _described(run: RunRow) -> dict[str, Any]:
     """Return a fully loaded run as plain data."""
     fields = {column.key: getattr(run, column.key) for column in RunRow.__table__.columns}
     judged = sorted(run.checkpoints.values(), key=lambda row: row.name)
+    outcomes = [row.outcomes[key] for row in judged for key in sorted(row.outcomes)]
     return {
         "name": Path(run.folder).name,
         **fields,
         "protocol": run.protocol.content,
         "curve": [_columns(row, "run") for row in run.curve],
         "checkpoints": [_columns(row, "run") for row in judged],
-        "outcomes": [
-            _columns(outcome, "run", "key", "correct")
-            for row in judged
-            for outcome in sorted(row.outcomes.values(), key=lambda outcome: outcome.key)
-        ],
+        "attacks": {outcome.key: outcome.identity for outcome in outcomes},
+        "outcomes": [_columns(outcome, "run", "attack", "identity", "correct") for outcome in outcomes],
     }
 
 
-def _columns(row: CheckpointRow | OutcomeRow | Any, *without: str) -> dict[str, Any]:
+def _columns(row: EpochRow | CheckpointRow | OutcomeRow, *without: str) -> dict[str, Any]:
     return {column.key: getattr(row, column.key) for column in row.__table__.columns if column.key not in without}

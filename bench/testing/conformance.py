@@ -165,8 +165,10 @@ def loss_is_finite(method: str, folder: Path) -> None:
     for epoch, running, batch in phases(trainer_of(small_cell(method), folder)):
         transformed, _, adversarial = crafted(running, batch)
         loss, logits = running.loss(transformed, adversarial)
-        if loss.shape != () or not torch.isfinite(loss):
-            raise NotConforming(f"{method}: the loss in epoch {epoch} is {loss.tolist()}, not one finite number")
+        if loss.shape != ():
+            raise NotConforming(f"{method}: the loss in epoch {epoch} has shape {list(loss.shape)}, not one number")
+        if not torch.isfinite(loss):
+            raise NotConforming(f"{method}: the loss in epoch {epoch} is {loss.item()}")
         if logits.shape != (len(batch), running.context.classes):
             raise NotConforming(f"{method}: the logits in epoch {epoch} have shape {list(logits.shape)}")
 

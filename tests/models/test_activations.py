@@ -36,7 +36,9 @@ def test_smooth_relu_has_a_continuous_derivative(raw):
 def test_smooth_relus_gradients_agree_with_differences():
     smooth = SmoothReLU(2.0).double()
     x = torch.randn(20, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, raw: torch.func.functional_call(smooth, {"raw": raw}, (x,)), (x, smooth.raw))
+    assert torch.autograd.gradcheck(
+        lambda x, raw: torch.func.functional_call(smooth, {"raw": raw}, (x,)), (x, smooth.raw)
+    )
 
 
 def test_the_sharpness_is_learned():

@@ -46,7 +46,7 @@ def test_cells(board):
         "PGD-20 best": "50.00 ± 0.00", "PGD-20 last": "45.00 ± 0.00", "PGD-20 gap": "5.00 ± 0.00",
         "AutoAttack best": "51.00 ± 1.00", "AutoAttack last": "39.00 ± 1.00", "AutoAttack gap": "12.00 ± 2.00",
         "AutoAttack best, 95 %": "48.52–53.48",
-        "Seeds": "3", "Parameters": "paper", "Hours a seed": "1.00 + 0.50 GPU",
+        "Seeds": "3", "Parameters": "paper", "Time a seed": "1.00 h + 0.50 h on GPU",
     }  # fmt: skip
     assert rows["FOMO"] | {"Rank": "2="} == rows["FOMO"]
     assert rows["FOMO"]["AutoAttack best"] == "33.00"
@@ -58,7 +58,7 @@ def test_cells(board):
     assert rows["Early | stop"]["AutoAttack gap"] == rows["Early | stop"]["Clean gap"] == "0.00 ‡"
     assert rows["Early | stop"]["Parameters"] == "declared †"
     assert rows["MART"]["Seeds"] == "0 (2 diverged, 1 unfinished)"
-    assert {rows["MART"][name] for name in ("Rank", "AutoAttack best", "Parameters", "Hours a seed")} == {"–"}
+    assert {rows["MART"][name] for name in ("Rank", "AutoAttack best", "Parameters", "Time a seed")} == {"–"}
 
 
 def test_notes(board):
@@ -86,7 +86,7 @@ def test_notes(board):
         "MART: not finished and not averaged: seed 2.",
         "PGD-20 was not the same in all runs, so compare with care: package=1.0; package=2.0.",
         "AutoAttack was not the same in all runs, so compare with care: package=1.0; package=2.0.",
-        "Hours a seed: training + evaluation, the tracking of every epoch included, by the clock on that device. "
+        "Time a seed: training + evaluation, which includes the tracking of every epoch, by the clock. "
         "Hardware: A Processor (3 runs), A GPU (3 runs).",
     ]
 
@@ -106,16 +106,16 @@ def test_a_board_of_diverged_runs_only(make_run, store):
     store.ingest(make_run({}, status="diverged"))
     (board,) = leaderboards(store)
     assert "± " not in " ".join(table(board).notes)
-    assert table(board).notes[-1].endswith("on that device.")
+    assert table(board).notes[-1].endswith("by the clock.")
 
 
 def test_very_small_figures(make_run, store):
-    done = {"train_seconds": 3.6, "track_seconds": 0.0, "evaluation_seconds": 0.0}
+    done = {"train_seconds": 3.6, "track_seconds": 0.0, "evaluation_seconds": 90.0}
     store.ingest(make_run({"best": (150, 100, 45), "last": (150, 100, 46)}, done=done, environment=GPU))
     store.ingest(make_run({"best": (150, 100, 47), "last": (150, 100, 46)}, done=done, seed=1))
     (board,) = leaderboards(store)
     (row,) = shown(board).values()
-    assert row["Hours a seed"] == "0.001 + 0.00 CPU; 0.001 + 0.00 GPU"
+    assert row["Time a seed"] == "3.6 s + 1.5 min on CPU; 3.6 s + 1.5 min on GPU"
     assert board.rows[0].figures[2].gap.mean < 0  # by rounding
     assert row["AutoAttack gap"] == "0.00 ± 1.41"
 
@@ -171,7 +171,7 @@ def test_a_wide_terminal_gets_one_table(board):
     text = render(board, 260)
     assert text.startswith(board.title)
     assert text.count("Method") == 1
-    assert re.search(r"2= +Early \| stop +75\.00 +75\.00 +0\.00 ‡ .* 1\.00 \+ 0\.50 CPU", text)
+    assert re.search(r"2= +Early \| stop +75\.00 +75\.00 +0\.00 ‡ .* 1\.00 h \+ 0\.50 h on CPU", text)
 
 
 def test_a_narrow_terminal_gets_a_table_for_each_attack(board):

@@ -294,6 +294,8 @@ def test_show_run(make_run, store):
     assert (shown["name"], shown["seed"]) == (folders[1].path.name, 1)
     assert shown["protocol"]["model"] == "small_cnn"
     assert [row["name"] for row in shown["checkpoints"]] == ["best", "last"]
+    assert shown["attacks"]["autoattack-2"]["package"] == "1.0"
+    assert [row["key"] for row in shown["outcomes"]] == ["autoattack-2", "clean-0", "pgd-1"] * 2
     assert shown["outcomes"][0]["title"] == "AutoAttack"
     assert shown["outcomes"][0]["accuracy"] == 0.5
     with pytest.raises(BenchError, match=r"'pgd-at' is the beginning of several runs, such as pgd-at-seed0.* and pgd"):

@@ -245,8 +245,8 @@ BREAKAGES = {
         OtherShape: "adversarial images are not in [0, 1] or change shape",
     },
     "loss_is_finite": {
-        LateNaN: "the loss in epoch 3 is nan, not one finite number",
-        LossOfEachSample: "not one finite number",
+        LateNaN: "the loss in epoch 3 is nan",
+        LossOfEachSample: "the loss in epoch 0 has shape [32], not one number",
         TwoLogitsPerImage: "the logits in epoch 0 have shape [64, 10]",
     },
     "crafting_leaves_no_trace": {
@@ -339,8 +339,4 @@ def test_the_small_trainings_see_every_phase(tmp_path):
     ],
 )
 def test_states_are_compared_to_the_leaves(one, other, equal):
-    if isinstance(one, dict) and isinstance(one.get("a"), tuple) and len(one["a"]) != len(other["a"]):
-        with pytest.raises(ValueError):
-            same(one, other)
-    else:
-        assert same(one, other) == equal
+    assert same(one, other) == equal
