@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.device import check_precision, cores, resolve_device
-from bench.errors import BenchError
+from bench.errors import BenchError, DamagedFile
 from bench.execution.local import Handle, LocalExecutor
 from bench.execution.plan import Planned, Rerun, plan
 from bench.execution.worker import Job
+from bench.run_folder import RunFolder
 from bench.spec import LoadedSuite, select_cells
 from bench.store.store import Store
 
@@ -121,7 +122,7 @@ def run_suite(
     with Store.of(results, store) as opened:
         for state in states:
             if state.planned.action == "skip":
-                opened.ingest_if_new(state.planned.folder)
+                _store(state, opened.ingest_if_new)
         _run(states, resources, results, data, opened, watch)
     return states
 
@@ -166,4 +167,12 @@ def _end(state: CellState, handle: Handle, store: Store) -> None:
         return
     state.status = folder.status()
     state.reason = (folder.done() or {}).get("reason", "")
-    store.ingest(folder)
+    _store(state, store.ingest)
+
+
+def _store(state: CellState, ingest: Callable[[RunFolder], None]) -> None:
+    """Take a run folder into the store; one that is damaged fails its own cell and stops no other."""
+    try:
+        ingest(state.planned.folder)
+    except DamagedFile as error:
+        state.status, state.reason = "failed", state.reason or str(error)

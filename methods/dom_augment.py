@@ -98,6 +98,8 @@ class DOMAugMix(DOMAugment):
 class DOMRandAugment(DOMAugment):
     """With RandAugment (Cubuk et al., 2020)."""
 
-    info = MethodInfo("dom_randaugment", "DOM-RandAugment", "RandAugment on the same samples", PAPER, 2024)
+    info = MethodInfo(
+        "dom_randaugment", "DOM-RandAugment", "RandAugment on samples with too small a natural loss", PAPER, 2024
+    )
     Params = RandAugmentParams
     operation = "RandAugment"

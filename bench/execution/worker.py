@@ -109,7 +109,7 @@ def execute(job: Job) -> str:
         log.exception("failed")
         folder.finish("failed", reason=f"{type(error).__name__}: {error}", **_cost(folder, job.device))
         return "failed"
-    folder.finish("finished", **_cost(folder, job.device))
+    folder.finish("finished", classes=dataset.classes, **_cost(folder, job.device))
     log.info("finished in %.1f s", time.monotonic() - started)
     return "finished"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from bench.errors import BenchError, DamagedFile
+from bench.errors import DamagedFile
 from bench.outcome import Outcome
 from bench.records import fingerprint, read_record
 from bench.run_folder import RunFolder
@@ -19,8 +19,7 @@ def read_run(folder: RunFolder) -> tuple[ProtocolRow, RunRow]:
     """Return the rows that `folder` makes: the same ones whenever they are read.
 
     Raises:
-        BenchError: the folder is not that of a run.
-        DamagedFile: a file is not what was written there, or two of them contradict each other.
+        DamagedFile: the folder is not that of a run, a file is not what was written there, or two of them contradict each other.
     """
     cell = cell_of(folder)
     try:
@@ -30,11 +29,11 @@ def read_run(folder: RunFolder) -> tuple[ProtocolRow, RunRow]:
 
 
 def cell_of(folder: RunFolder) -> dict[str, Any]:
-    """Return what the folder is for. Raises BenchError if it is not that of a run, DamagedFile as `read_record`."""
+    """Return what the folder is for. Raises DamagedFile if it is not that of a run, or as `read_record`."""
     try:
         return folder.cell()
     except FileNotFoundError:
-        raise BenchError(f"{folder.path} is not a run folder: it has no cell.json") from None
+        raise DamagedFile(f"{folder.path} is not a run folder: it has no cell.json") from None
 
 
 def _protocol(folder: RunFolder, cell: dict[str, Any]) -> ProtocolRow:

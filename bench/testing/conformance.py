@@ -229,14 +229,16 @@ def resumes_exactly(method: str, folder: Path) -> None:
     whole = _trainer(KeepingTrainer, small_cell(method), folder / "whole")
     whole.kept = folder
     whole.run()
-    for k in range(1, len(whole.history)):
+    count = len(whole.history)
+    for k in range(1, count):
         torch.manual_seed(k)
         second = trainer_of(small_cell(method), folder / str(k))
         second.run()
+        resumed = f"{method}: stopped after {k} of {count} epochs and resumed"
         if second.checkpoints.entries != whole.checkpoints.entries:
-            raise NotConforming(f"{method}: stopped after {k} epochs and resumed, it ends with different weights")
+            raise NotConforming(f"{resumed}, it ends with different weights")
         if curve(second.history) != curve(whole.history):
-            raise NotConforming(f"{method}: stopped after {k} epochs and resumed, its curve differs")
+            raise NotConforming(f"{resumed}, its curve differs")
 
 
 def curve(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ def close(one, other):
 
 
 def test_ema_is_a_weighted_sum_of_all_steps(start, trained):
-    """a_n = sum of w_i (1 - d_i) d_(i+1) ... d_n, with w_0 the initial weights and d_t = min((1 + t)/(10 + t), decay)."""
+    """a_n is the sum of w_i (1 - d_i) d_(i+1) ... d_n; w_0 is the initial network, d_t is min((1+t)/(10+t), decay)."""
     method = start("ema", decay=0.25)
     seen, averaged = [values(method.model)], [statistics(method.model)]
     decays = [1 / 10, 2 / 11, 0.25, 0.25, 0.25]  # 3/12 is the decay itself

@@ -85,7 +85,7 @@ def test_it_forgets_at_the_first_drop_and_then_regularly(start, monkeypatch, epo
     monkeypatch.setattr(
         methods.fomo, "forget", lambda model, _params, seed: (found.append(epoch), seeds.add(seed), model)
     )
-    for epoch in range(epochs):  # noqa: B007
+    for epoch in range(epochs):
         method.context.random.start_epoch(epoch)
         method.begin_epoch(epoch)
     assert found == expected

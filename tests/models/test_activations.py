@@ -124,7 +124,7 @@ def test_a_module_in_several_places_is_replaced_in_all_of_them():
 
 @pytest.mark.parametrize("network", [nn.Sequential(nn.Linear(2, 2), nn.SiLU()), nn.Sequential(nn.ReLU6())])
 def test_a_network_without_relu_is_refused(network):
-    with pytest.raises(BenchError, match="^no ReLU to replace in Sequential: smooth activations would change nothing$"):
+    with pytest.raises(BenchError, match=r"^no ReLU to replace in Sequential: "):
         replace_relu(network, nn.SiLU)
 
 

@@ -265,9 +265,9 @@ BREAKAGES = {
         DrawsFromTheGlobalGenerator: "two trainings with the same seed end with different weights",
     },
     "resumes_exactly": {
-        ForgetsItsState: "stopped after 1 epochs and resumed, it ends with different weights",
-        KeepsAGeneratorOfItsOwn: "stopped after 1 epochs and resumed, it ends with different weights",
-        ForgetsAtTheDrop: "stopped after 4 epochs and resumed, it ends with different weights",
+        ForgetsItsState: "stopped after 1 of 6 epochs and resumed, it ends with different weights",
+        KeepsAGeneratorOfItsOwn: "stopped after 1 of 6 epochs and resumed, it ends with different weights",
+        ForgetsAtTheDrop: "stopped after 4 of 6 epochs and resumed, it ends with different weights",
     },
     "state_round_trips": {
         LoadsNothing: "its state is not what was loaded into it",

@@ -1,0 +1,44 @@
+"""PGD-AT with label smoothing: the loss asks for a little less than certainty.
+
+Each label gives a small share of its weight to all classes equally, so that the network gains nothing from ever larger
+logits (Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, Rethinking the Inception Architecture for Computer Vision, CVPR 2016).
+The attack raises the plain cross-entropy.
+
+This file is an example: a complete method outside the benchmark. A suite loads it by `plugins: [label_smoothing.py]`.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.data.batches import Batch
+from bench.method import Method
+from bench.parameters import MethodInfo, MethodParams, sourced
+
+
+class Params(MethodParams):
+    """How much of a label is given away."""
+
+    smoothing: float = sourced(
+        0.1, unit="share of the label", source="paper", ge=0, lt=1, note="spread over all classes equally"
+    )
+
+
+class LabelSmoothing(Method[Params]):
+    """Plain PGD adversarial training whose loss has soft labels."""
+
+    info = MethodInfo(
+        name="label_smoothing",
+        title="PGD-AT + LS",
+        description="PGD-AT with label smoothing in the loss",
+        paper="Szegedy et al., CVPR 2016",
+        year=2016,
+    )
+    Params = Params
+
+    def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the smoothed cross-entropy on the adversarial images, and the logits."""
+        logits = self.model(adversarial)
+        return F.cross_entropy(logits, batch.labels, label_smoothing=self.params.smoothing), logits
+
+
+METHODS = {"label_smoothing": LabelSmoothing}

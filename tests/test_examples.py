@@ -1,0 +1,139 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from bench.cli.main import main
+from bench.errors import BenchError
+from bench.registry import METHODS, load_plugin
+from bench.spec import load_suite
+from bench.testing import conform
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PLUGIN, PACKAGE, SUITE = EXAMPLES / "label_smoothing.py", EXAMPLES / "package", EXAMPLES / "plugin.yaml"
+
+pytestmark = pytest.mark.usefixtures("clean_registries", "forget_plugins")
+
+
+@pytest.fixture
+def forget_plugins():
+    """Let every test import the plug-in files anew, since what they register is forgotten."""
+    yield
+    for name in [name for name in sys.modules if name.startswith("bench_plugin_")]:
+        del sys.modules[name]
+
+
+# --- a plug-in file --------------------------------------------------------------------------------------------------
+
+
+def test_the_suite_loads_the_method_of_its_plugin():
+    loaded = load_suite(str(SUITE))
+    rows = {row.label: row for row in loaded.methods}
+    assert list(rows) == ["PGD-AT", "PGD-AT + LS", "PGD-AT + LS, 0.3"]
+    ours = rows["PGD-AT + LS"]
+    assert (ours.name, ours.params, ours.origin, ours.custom) == ("label_smoothing", {"smoothing": 0.1}, "paper", False)
+    assert rows["PGD-AT + LS, 0.3"].custom
+    assert loaded.cells[0].plugins == (str(PLUGIN),)
+
+
+def test_the_method_conforms():
+    load_plugin(PLUGIN)
+    conform("label_smoothing")
+
+
+def test_its_loss_is_what_it_says():
+    load_plugin(PLUGIN)
+    kind = METHODS.get("label_smoothing")
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.25, 3.0]], dtype=torch.float64)
+    method = kind(kind.Params(smoothing=0.3), None)
+    method.model = lambda _images: logits
+    batch = type("Batch", (), {"labels": torch.tensor([0, 1])})
+    total = 0.0
+    for row, label in zip(logits.tolist(), (0, 1), strict=True):
+        for place, logit in enumerate(row):
+            weight = 0.3 / 3 + (0.7 if place == label else 0)
+            total -= weight * (logit - math.log(sum(map(math.exp, row))))
+    loss, returned = method.loss(batch, None)
+    assert loss.item() == pytest.approx(total / 2)
+    assert returned is logits
+
+
+def suite_with(folder, plugin, method="label_smoothing"):
+    content = yaml.safe_load(SUITE.read_text()) | {"plugins": [plugin], "methods": [method]}
+    path = folder / "suite.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("import torch.nn.functional as F", "import torch.nn.functinal as F", "does not import: ModuleNotFoundError: "),
+        (
+            "class LabelSmoothing(Method[Params]):",
+            "class LabelSmoothing(Method[Params])",
+            "does not import: SyntaxError",
+        ),
+        ('{"label_smoothing": Lab', '{"fomo": Lab', "the method name 'fomo' is registered already"),
+        ('METHODS = {"label_smoothing": LabelSmoothing}', "", "lists no parts: it needs METHODS, DATASETS or MODELS"),
+    ],
+    ids=["import", "syntax", "taken name", "no parts"],
+)
+def test_a_wrong_plugin_ends_the_command_before_anything_runs(tmp_path, monkeypatch, capsys, old, new, problem):
+    text = PLUGIN.read_text()
+    assert text.count(old) == 1
+    (tmp_path / "mine.py").write_text(text.replace(old, new))
+    suite = suite_with(tmp_path, "mine.py")
+    monkeypatch.setattr(sys, "argv", ["bench", "run", str(suite), "--results", str(tmp_path / "results")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err.strip()
+    assert printed.startswith(f"bench: {suite}:4: plugins.0: plug-in {tmp_path / 'mine.py'}")
+    assert problem in printed
+    assert "\n" not in printed
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_suite_that_does_not_name_the_file_does_not_know_the_method(tmp_path):
+    (tmp_path / "suite.yaml").write_text(SUITE.read_text().replace("plugins:", "# plugins:"))
+    with pytest.raises(BenchError, match=r"suite\.yaml:\d+: methods\.1: unknown method 'label_smoothing'"):
+        load_suite(str(tmp_path / "suite.yaml"))
+
+
+# --- an installed package --------------------------------------------------------------------------------------------
+
+
+def test_the_package_holds_the_same_method():
+    assert (PACKAGE / "bench_label_smoothing.py").read_text() == PLUGIN.read_text()
+
+
+@pytest.mark.skipif(
+    find_spec("hatchling") is None or find_spec("pip") is None, reason="needs pip and hatchling to build the package"
+)
+def test_the_package_is_found_through_its_entry_point(tmp_path):
+    site, source = tmp_path / "site", tmp_path / "package"
+    source.mkdir()
+    for file in PACKAGE.iterdir():
+        if file.is_file():
+            (source / file.name).write_bytes(file.read_bytes())
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, "--target", site, source], check=True)
+    environment = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "200"}
+    (tmp_path / "suite.yaml").write_text(SUITE.read_text().replace("plugins:", "# plugins:"))
+
+    def bench(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "bench", *arguments],
+            env=environment, cwd=tmp_path, check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+
+    assert "label_smoothing" in {row["name"] for row in json.loads(bench("list", "methods", "--json"))}
+    assert "3 cells" in bench("validate", "suite.yaml")
