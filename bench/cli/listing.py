@@ -11,6 +11,9 @@ import typer
 from bench.cli.options import Json, Results, StoreURL, print_json
 
 
+NAME = 16  # columns that a name keeps where a terminal is narrow
+
+
 class Kind(StrEnum):
     """What can be listed."""
 
@@ -73,12 +76,17 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 
     if not rows:
         return
+    console = Console()
+    if not console.is_terminal:
+        console.width = 240  # a file or another program has no edge to wrap at
     table = Table(box=None, pad_edge=False)
     for key in rows[0]:
-        table.add_column(key.replace("_", " "), no_wrap=key == "name", overflow="fold")
+        table.add_column(
+            key.replace("_", " "), no_wrap=True, overflow="ellipsis", min_width=NAME if key == "name" else 0
+        )
     for row in rows:
         table.add_row(*(_text(value) for value in row.values()))
-    Console().print(table)
+    console.print(table)
 
 
 def _print_fields(fields: dict[str, Any]) -> None:

@@ -52,13 +52,22 @@ def run(
 
     from bench.cli.view import View
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end is an interrupt, whoever asks for it
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever asks for an end, it is an interrupt
     try:
         with View(quiet=json) as view:
             states = run_suite(
-                loaded, methods=only, seeds=only_seeds, results=results, store=store, data=data, device=device, jobs=jobs, threads=threads,
-                rerun=Rerun(rerun), watch=view.update,
-            )  # fmt: skip
+                loaded,
+                results=results,
+                store=store,
+                data=data,
+                device=device,
+                jobs=jobs,
+                threads=threads,
+                methods=only,
+                seeds=only_seeds,
+                rerun=Rerun(rerun),
+                watch=view.update,
+            )
             view.finish(states)
     except KeyboardInterrupt:
         command = shlex.join(["bench", *sys.argv[1:]])
@@ -67,6 +76,8 @@ def run(
             file=sys.stderr,
         )
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
     if json:
         print_json(

@@ -115,10 +115,9 @@ class View:
     def _table(self, states: Sequence[CellState], progress: Sequence[dict[str, Any]]) -> Table:
         shares = [self._share(state, where) for state, where in zip(states, progress, strict=True)]
         ended = sum(state.status not in {"running", "waiting"} for state in states)
-        table = Table(
-            title=f"{ended} of {len(states)} cells, {_duration(time.monotonic() - self._started)}, {self._left(shares)}",
-            title_justify="left", box=None, pad_edge=False,
-        )  # fmt: skip
+        so_far = _duration(time.monotonic() - self._started)
+        title = f"{ended} of {len(states)} cells, {so_far}, {self._left(shares)}"
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for heading in ("cell", "status", "", "where", "robust: train", "validation", "test"):
             table.add_column(heading, justify="right" if heading in {"robust: train", "validation", "test"} else "left")
         rows = sorted(zip(states, progress, shares, strict=True), key=lambda row: row[0].status != "running")

@@ -19,7 +19,8 @@ def read_run(folder: RunFolder) -> tuple[ProtocolRow, RunRow]:
     """Return the rows that `folder` makes: the same ones whenever they are read.
 
     Raises:
-        DamagedFile: the folder is not that of a run, a file is not what was written there, or two of them contradict each other.
+        DamagedFile: the folder is not that of a run, a file is not what was written there, or two of them contradict
+            each other.
     """
     cell = cell_of(folder)
     try:

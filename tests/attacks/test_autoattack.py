@@ -124,7 +124,7 @@ def test_random_state_and_tracer_are_left_alone(trained):
 
 
 def test_a_network_that_is_always_wrong_is_done_at_once(trained):
-    model, images, labels = trained(10)
+    model, images, _ = trained(10)
     final = run(model, images, (model(images).argmax(1) + 1) % 10, Threat(norm="linf", eps=0.1))
     assert not final.robust.any()
     assert set(final.accuracy_after.values()) == {0.0}

@@ -27,8 +27,8 @@ def test_planning_writes_nothing(load, tmp_path):
 
 
 def test_work_is_counted_by_hand(load):
-    changes = {"model: small_cnn": "model: preact_resnet18", "steps: 2, step_size: 0.1}\nevaluation": "steps: 4}\nevaluation"}
-    protocol = load(changes).suite.protocol
+    steps = {"steps: 2, step_size: 0.1}\nevaluation": "steps: 4}\nevaluation"}
+    protocol = load({"model: small_cnn": "model: preact_resnet18", **steps}).suite.protocol
     found = work(protocol)
     # On 8x8 images PreActResNet-18 needs a sixteenth of what it needs on 32x32, but for the classifier.
     forward = 1.111e9 / 16 / 1e15

@@ -47,7 +47,8 @@ def test_a_finished_run_folder_is_complete(cell, finished):
 
 def test_the_outcome_of_the_last_checkpoint_is_its_tracked_accuracy(finished):
     """Two ways to the same number: tracking after the last epoch, and the clean outcome of `last`."""
-    clean = next(record for (name, key), record in finished.read_outcomes().items() if (name, key[:5]) == ("last", "clean"))
+    outcomes = finished.read_outcomes().items()
+    clean = next(record for (name, key), record in outcomes if name == "last" and key.startswith("clean"))
     assert clean["right"] / clean["count"] == pytest.approx(finished.epochs()[-1]["test"]["clean"])
 
 
@@ -138,12 +139,8 @@ def test_a_damaged_donor_is_passed_over(load, finished, tmp_path):
 
 
 def test_autoattack_continues_where_it_was_killed(load, tmp_path, monkeypatch):
-    text = {
-        "final: [clean, {name: pgd, steps: 3, step_size: 0.05}]": "final: [{name: autoattack, images: 12, batch_size: 5}]",
-        "test: true": "test: false",
-    }
-    text.pop("test: true")
-    cell = load({**text, "epochs: 2": "epochs: 1"}).cells[0]
+    final = "[clean, {name: pgd, steps: 3, step_size: 0.05}]"
+    cell = load({final: "[{name: autoattack, images: 12, batch_size: 5}]", "epochs: 2": "epochs: 1"}).cells[0]
     assert execute(job_of(cell, tmp_path / "whole")) == "finished"
 
     class Killed(BaseException):
