@@ -10,8 +10,7 @@ import typer
 
 from bench.cli.options import Json, Results, StoreURL, print_json
 
-
-NAME = 16  # columns that a name keeps where a terminal is narrow
+KEPT = 24  # columns that a value keeps where a terminal is narrow
 
 
 class Kind(StrEnum):
@@ -80,10 +79,11 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     if not console.is_terminal:
         console.width = 240  # a file or another program has no edge to wrap at
     table = Table(box=None, pad_edge=False)
-    for key in rows[0]:
-        table.add_column(
-            key.replace("_", " "), no_wrap=True, overflow="ellipsis", min_width=NAME if key == "name" else 0
-        )
+    *others, last = rows[0]
+    for key in others:
+        widest = max(len(_text(row[key])) for row in rows)
+        table.add_column(key.replace("_", " "), no_wrap=True, overflow="ellipsis", min_width=min(widest, KEPT))
+    table.add_column(last.replace("_", " "), no_wrap=True, overflow="ellipsis")  # gives way where there is no room
     for row in rows:
         table.add_row(*(_text(value) for value in row.values()))
     console.print(table)

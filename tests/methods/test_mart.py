@@ -36,6 +36,15 @@ def test_the_loss(start, first_batch, trained, beta):
     torch.testing.assert_close(logits.double(), robust, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("beta", [5.0, 0.0, 1.0])
+def test_the_formula_where_outputs_differ_much(beta):
+    random = torch.Generator().manual_seed(0)
+    clean, adversarial = (3 * torch.randn(8, 10, generator=random, dtype=torch.float64) for _ in range(2))
+    labels = torch.randint(0, 10, (8,), generator=random)
+    found = mart_loss(clean, adversarial, labels, beta).item()
+    assert found == pytest.approx(by_hand(clean, adversarial, labels, beta), rel=1e-8)
+
+
 def test_a_sure_wrong_answer_keeps_the_loss_finite():
     logits = torch.tensor([[100.0, -100.0], [-100.0, 100.0]], requires_grad=True)
     loss = mart_loss(logits, -logits, torch.tensor([0, 1]), 5.0)
