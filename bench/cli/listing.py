@@ -10,8 +10,6 @@ import typer
 
 from bench.cli.options import Json, Results, StoreURL, print_json
 
-KEPT = 24  # columns that a value keeps where a terminal is narrow
-
 
 class Kind(StrEnum):
     """What can be listed."""
@@ -76,16 +74,18 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     console = Console()
-    if not console.is_terminal:
-        console.width = 240  # a file or another program has no edge to wrap at
+    texts = [[_text(value) for value in row.values()] for row in rows]
+    headings = [key.replace("_", " ") for key in rows[0]]
+    widths = [max(map(len, column)) for column in zip(headings, *texts, strict=True)]
+    if console.is_terminal:  # one line each: the last column gives way
+        widths[-1] = max(10, min(widths[-1], console.width - sum(widths[:-1]) - 2 * len(widths) + 2))
+    else:  # a file or another program has no edge to wrap at
+        console.width = sum(widths) + 2 * len(widths)
     table = Table(box=None, pad_edge=False)
-    *others, last = rows[0]
-    for key in others:
-        widest = max(len(_text(row[key])) for row in rows)
-        table.add_column(key.replace("_", " "), no_wrap=True, overflow="ellipsis", min_width=min(widest, KEPT))
-    table.add_column(last.replace("_", " "), no_wrap=True, overflow="ellipsis")  # gives way where there is no room
-    for row in rows:
-        table.add_row(*(_text(value) for value in row.values()))
+    for heading, width in zip(headings, widths, strict=True):
+        table.add_column(heading, width=width, no_wrap=True, overflow="ellipsis")
+    for row in texts:
+        table.add_row(*row)
     console.print(table)
 
 
