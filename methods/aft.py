@@ -9,13 +9,17 @@ Uncertain: only the abstract could be read. The lengths of both phases and the s
 """
 
 from pathlib import Path
+from typing import Any
 
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from bench.data.batches import Batch
+from bench.errors import BenchError
 from bench.method import Method
 from bench.models.weights import load_weights
 from bench.parameters import MethodInfo, MethodParams, sourced
+from bench.records import file_sha256
 from bench.schedule import Schedule
 
 
@@ -38,6 +42,17 @@ class Params(MethodParams):
     initial_weights: str | None = sourced(
         None, unit="path", source="declared", note="a state dict (safetensors, or a plain torch file) to start from"
     )
+    initial_sha256: str | None = sourced(
+        None, unit="-", source="declared", note="digest of that file, filled in: other weights make another cell"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _state_the_digest(cls, data: dict[str, Any]) -> dict[str, Any]:
+        path = data.get("initial_weights")
+        if isinstance(path, str) and data.get("initial_sha256") is None and Path(path).is_file():
+            return {**data, "initial_sha256": file_sha256(Path(path))}
+        return data
 
 
 class AFT(Method[Params]):
@@ -54,7 +69,10 @@ class AFT(Method[Params]):
 
     def build(self, network: nn.Module) -> nn.Module:
         if self.params.initial_weights is not None:
-            load_weights(network, Path(self.params.initial_weights))
+            path = Path(self.params.initial_weights)
+            load_weights(network, path)
+            if file_sha256(path) != self.params.initial_sha256:
+                raise BenchError(f"weights {path}: not the file that the cell states; it has changed since")
         return network
 
     def schedule(self, protocol_schedule: Schedule) -> Schedule:

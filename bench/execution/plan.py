@@ -13,6 +13,7 @@ import torch
 from bench import registry
 from bench.attacks.autoattack import check_classes
 from bench.data.dataset import Dataset
+from bench.errors import BenchError
 from bench.evaluation import evaluated_images, forward_passes
 from bench.models.architecture import size_of
 from bench.protocol import AutoAttack, Protocol
@@ -63,7 +64,10 @@ def plan(cells: Sequence[Cell], results: Path, rerun: Rerun = Rerun.MISSING) -> 
         key = (cell.protocol.fingerprint, cell.method.name, fingerprint(cell.method.params))
         if planned[-1].action != "skip" and key not in built:  # whatever the method refuses, it refuses before anything
             built.add(key)
-            build_without_data(cell, registry.DATASETS.get(cell.protocol.dataset.name), torch.device("cpu"))
+            try:
+                build_without_data(cell, registry.DATASETS.get(cell.protocol.dataset.name), torch.device("cpu"))
+            except BenchError as error:
+                raise BenchError(f"method '{cell.method.label}': {error}") from error
     return planned
 
 

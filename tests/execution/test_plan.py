@@ -1,6 +1,13 @@
 """What is still to be done, and how much work it is."""
 
+import pytest
+from safetensors.torch import save_file
+
+from bench.data.digits import digits
+from bench.errors import BenchError
 from bench.execution.plan import Rerun, plan, work
+from bench.models.architecture import build_network
+from bench.models.small_cnn import small_cnn
 from bench.run_folder import RunFolder
 
 
@@ -45,3 +52,24 @@ def test_work_is_counted_by_hand(load):
 def test_natural_training_has_no_attack_to_pay_for(load):
     natural = load({"attack: {name: pgd, steps: 2, step_size: 0.1}\nevaluation": "attack: none\nevaluation"})
     assert work(load().suite.protocol)["training"] / work(natural.suite.protocol)["training"] == 7 / 3
+
+
+def test_other_initial_weights_are_another_cell(load, tmp_path):
+    network = build_network(small_cnn, digits, seed=1)
+    fingerprints = set()
+    for seed in (1, 2):
+        save_file(build_network(small_cnn, digits, seed=seed).state_dict(), tmp_path / "w.safetensors")
+        row = f"methods: [{{name: aft, params: {{initial_weights: {tmp_path / 'w.safetensors'}}}}}]"
+        (cell,) = load({"methods: [pgd_at]": row}).cells
+        fingerprints.add(cell.fingerprint)
+        assert plan([cell], tmp_path / "results")[0].action == "run"
+    assert len(fingerprints) == 2
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(BenchError, match=r"method 'AFT': weights .*w\.safetensors: .*changed since"):
+        plan([cell], tmp_path / "results")
+
+
+def test_what_a_method_refuses_is_refused_before_anything_is_trained(load, tmp_path):
+    row = f"methods: [{{name: aft, params: {{initial_weights: {tmp_path / 'none.safetensors'}}}}}]"
+    with pytest.raises(BenchError, match=r"method 'AFT': weights .*none\.safetensors: no such file"):
+        plan(load({"methods: [pgd_at]": row}).cells, tmp_path / "results")
