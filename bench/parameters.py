@@ -87,7 +87,7 @@ class MethodParams(Settings):
         """Return the canonical value of each field that has one, for this dataset and training setting."""
         values = {}
         for name, known in cls.sources().items():
-            default = cls.model_fields[name].get_default(call_default_factory=True, validated_data={})
+            default = cls.model_fields[name].default
             origin = Origin(default, known.source)
             for key in (f"{dataset}/{setting}", dataset):
                 if key in known.by_dataset:

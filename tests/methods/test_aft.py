@@ -1,3 +1,5 @@
+import hashlib
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -73,6 +75,17 @@ def test_given_weights_replace_natural_training(start, first_batch, weights):
     for name, value in method.model.state_dict().items():
         if "running" not in name and "tracked" not in name:  # crafting has updated the statistics
             assert torch.equal(value, network.state_dict()[name]), name
+
+
+def test_weights_that_have_changed_are_refused(start, weights):
+    network, path = weights
+    digest = start("aft", initial_weights=str(path)).params.initial_sha256
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    save_file(build_network(small_cnn, digits, 8).state_dict(), path)
+    with pytest.raises(BenchError, match=r"natural\.safetensors: not the file that the cell states"):
+        start("aft", initial_weights=str(path), initial_sha256=digest)
+    save_file(network.state_dict(), path)
+    start("aft", initial_weights=str(path), initial_sha256=digest)
 
 
 def test_weights_that_do_not_fit_are_refused(start, weights):
