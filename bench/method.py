@@ -69,6 +69,12 @@ class Method(Generic[ParamsT]):
         """Return the network to train, given the protocol's freshly initialised one."""
         return network
 
+    def initialise(self, network: nn.Module) -> None:
+        """Set the initial weights of what `build` returned, where they are not the freshly drawn ones.
+
+        Not called where trained weights are loaded next: on resuming, and for the evaluation.
+        """
+
     def schedule(self, protocol_schedule: Schedule) -> Schedule:
         """Return the learning-rate schedule; its `epochs` is the length of training."""
         return protocol_schedule

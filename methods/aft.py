@@ -67,13 +67,12 @@ class AFT(Method[Params]):
     )
     Params = Params
 
-    def build(self, network: nn.Module) -> nn.Module:
+    def initialise(self, network: nn.Module) -> None:
         if self.params.initial_weights is not None:
             path = Path(self.params.initial_weights)
             load_weights(network, path)
             if file_sha256(path) != self.params.initial_sha256:
                 raise BenchError(f"weights {path}: not the file that the cell states; it has changed since")
-        return network
 
     def schedule(self, protocol_schedule: Schedule) -> Schedule:
         """The protocol's schedule, compressed to the natural phase, then slow start and fast decay."""

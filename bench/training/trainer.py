@@ -44,10 +44,11 @@ class Trainer:
         self.validation, self.test = splits.validation, splits.test
         self.random = Randomness(cell.seed, device)
         self.batches = TrainingBatches(splits.train, self.training.batch_size, self.training.augmentation, self.random)
-        self.method = build_method(cell, dataset, self.batches, self.random, device)
+        self.checkpoints = Checkpoints(folder.checkpoints)
+        fresh = not self.checkpoints.entries
+        self.method = build_method(cell, dataset, self.batches, self.random, device, initialise=fresh)
         self.plan = self.method.plan
         self.optimizer = self.method.optimizer
-        self.checkpoints = Checkpoints(folder.checkpoints)
         self.history: list[dict[str, Any]] = []
 
     def run(self, epochs: int | None = None) -> None:
@@ -162,9 +163,21 @@ class Trainer:
 
 
 def build_method(
-    cell: Cell, dataset: Dataset, batches: TrainingBatches, random: Randomness, device: torch.device
+    cell: Cell,
+    dataset: Dataset,
+    batches: TrainingBatches,
+    random: Randomness,
+    device: torch.device,
+    *,
+    initialise: bool = True,
 ) -> Method[Any]:
-    """Return the method of `cell` with its model on `device`, its optimiser and its schedule, ready to train."""
+    """Return the method of `cell` with its model on `device`, its optimiser and its schedule, ready to train.
+
+    Without `initialise`, the initial weights are left as drawn, since trained ones are loaded next.
+
+    Raises:
+        BenchError: the method refuses the network or its parameters, such as weights that do not fit.
+    """
     protocol = cell.protocol
     context = Context(protocol, dataset.classes, batches, random, device)
     kind: type[Method[Any]] = registry.METHODS.get(cell.method.name)
@@ -173,6 +186,8 @@ def build_method(
     with torch.random.fork_rng(devices=[]):  # a method may draw fresh layers
         torch.manual_seed(derive_seed(cell.seed, "build"))
         built = method.build(network)
+        if initialise:
+            method.initialise(built)
     method.model = built.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     method.optimizer = sgd(method.model, protocol.training.optimizer)
     method.plan = method.schedule(protocol_schedule(protocol.training))
@@ -181,19 +196,15 @@ def build_method(
     return method
 
 
-def build_without_data(cell: Cell, dataset: Dataset, device: torch.device) -> Method[Any]:
-    """Return the method of `cell` as `build_method` does, with no images to train on.
-
-    Raises:
-        BenchError: the method refuses the network or its parameters, such as weights that do not fit.
-    """
+def build_without_data(cell: Cell, dataset: Dataset, device: torch.device, *, initialise: bool = True) -> Method[Any]:
+    """Return the method of `cell` as `build_method` does, with no images to train on; raises as it does."""
     random = Randomness(cell.seed, device)
     nothing = ImageSet(torch.empty(0, *dataset.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
-    return build_method(cell, dataset, TrainingBatches(nothing, 1, (), random), random, device)
+    return build_method(cell, dataset, TrainingBatches(nothing, 1, (), random), random, device, initialise=initialise)
 
 
 def build_evaluated(cell: Cell, dataset: Dataset, weights: dict[str, Any], device: torch.device) -> nn.Module:
     """Return the network of `cell` with `weights`, on `device`, in eval mode with frozen parameters."""
-    model = build_without_data(cell, dataset, device).evaluated_model()
+    model = build_without_data(cell, dataset, device, initialise=False).evaluated_model()
     model.load_state_dict(weights)
     return model.eval().requires_grad_(False)

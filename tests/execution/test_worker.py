@@ -4,10 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
+from bench.data.digits import digits
 from bench.errors import DamagedFile
 from bench.execution import worker
 from bench.execution.worker import Job, adopt_training, attack_key, execute
+from bench.models.architecture import build_network
+from bench.models.small_cnn import small_cnn
 from bench.outcome import Outcome
 from bench.run_folder import RunFolder
 from bench.training.checkpoint import Checkpoints
@@ -165,3 +169,20 @@ def test_autoattack_continues_where_it_was_killed(load, tmp_path, monkeypatch):
         one, other = Outcome.from_record(record), Outcome.from_record(killed[key])
         np.testing.assert_array_equal(one.correct, other.correct)
         assert one.detail == other.detail
+
+
+def test_initial_weights_are_needed_for_the_start_alone(load, tmp_path):
+    save_file(build_network(small_cnn, digits, seed=1).state_dict(), tmp_path / "w.safetensors")
+    row = f"methods: [{{name: aft, params: {{finetuning: 1, initial_weights: {tmp_path / 'w.safetensors'}}}}}]"
+    (cell,) = load({"methods: [pgd_at]": row}).cells
+    assert execute(job_of(cell, tmp_path)) == "finished"
+    (tmp_path / "w.safetensors").unlink()
+    folder = RunFolder.of(cell, tmp_path)
+    before = folder.read_outcomes()
+    for outcome in folder.outcomes.iterdir():
+        outcome.unlink()
+    folder.reopen()
+    assert execute(job_of(cell, tmp_path)) == "finished"
+    assert {key: record["correct"] for key, record in folder.read_outcomes().items()} == {
+        key: record["correct"] for key, record in before.items()
+    }
