@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,23 @@ def check_writable(results: Path) -> None:
         raise BenchError(f"the results folder {results} cannot be written: {error.strerror}") from error
 
 
+def open_store(results: Path, url: str | None) -> Store:
+    """Open the store, creating the results folder; if the store cannot be opened, the folder is not left behind.
+
+    Raises:
+        BenchError: the results folder cannot be written, or as `Store` does.
+    """
+    existed = results.exists()
+    check_writable(results)
+    try:
+        return Store.of(results, url)
+    except BenchError:
+        if not existed:
+            with suppress(OSError):
+                results.rmdir()
+        raise
+
+
 def run_suite(
     loaded: LoadedSuite,
     *,
@@ -117,9 +135,8 @@ def run_suite(
     resources = share_out(device, jobs, threads or loaded.suite.execution.threads, len(cells))
     check_precision(loaded.suite.training, resolve_device(resources.device))
     planned = plan(cells, results, rerun)
-    check_writable(results)
     states = [CellState(item, item.status if item.action == "skip" else "waiting") for item in planned]
-    with Store.of(results, store) as opened:
+    with open_store(results, store) as opened:
         for state in states:
             if state.planned.action == "skip":
                 _store(state, opened.ingest_if_new)

@@ -55,7 +55,7 @@ def test_a_store_that_cannot_be_opened(bench, suite, tmp_path):
         result = bench("run", suite(), "--results", tmp_path / "results", "--store", url)
         refused(result, "store")
         assert "secret" not in result.err
-    assert not list(tmp_path.glob("results/runs/*"))
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_store_of_a_newer_version(bench, suite, tmp_path):
