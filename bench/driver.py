@@ -13,10 +13,10 @@ from typing import Any
 
 from bench.device import check_precision, cores, resolve_device
 from bench.errors import BenchError, DamagedFile
-from bench.execution.local import Handle, LocalExecutor
+from bench.execution.local import BUSY, Handle, LocalExecutor
 from bench.execution.plan import Planned, Rerun, plan
 from bench.execution.worker import Job
-from bench.run_folder import RunFolder
+from bench.run_folder import Busy, RunFolder
 from bench.spec import LoadedSuite, select_cells
 from bench.store.store import Store
 
@@ -137,19 +137,42 @@ def run_suite(
     planned = plan(cells, results, rerun)
     states = [CellState(item, item.status if item.action == "skip" else "waiting") for item in planned]
     with open_store(results, store) as opened:
-        for state in states:
-            if state.planned.action == "skip":
-                _store(state, opened.ingest_if_new)
-        _run(states, resources, results, data, opened, watch)
+        unstored = [state for state in states if not _prepare(state, opened)]
+        try:
+            unstored += _run(states, resources, results, data, opened, watch)
+        finally:
+            for state in unstored:  # the store was locked or full for a while: once more, and now it is an error
+                opened.ingest(state.planned.folder)
     return states
+
+
+def _prepare(state: CellState, store: Store) -> bool:
+    """Make a cell's folder ready before anything runs, and return False if the store could not take in an ended one.
+
+    All folders are set aside or reopened at the beginning, so that after an interruption the command without `--rerun`
+    goes on.
+    """
+    item = state.planned
+    if item.action == "skip":
+        with suppress(DamagedFile):
+            state.reason = (item.folder.done() or {}).get("reason", "")
+        return _store(state, store.ingest_if_new)
+    if item.action != "run":
+        try:
+            with item.folder.hold():
+                item.folder.set_aside() if item.action == "anew" else item.folder.reopen()
+        except Busy:
+            state.status, state.reason = "busy", BUSY
+    return True
 
 
 def _run(
     states: Sequence[CellState], resources: Resources, results: Path, data: Path | None, store: Store, watch: Watch
-) -> None:
-    """Keep `resources.jobs` workers busy until every waiting cell has ended."""
+) -> list[CellState]:
+    """Keep `resources.jobs` workers busy until every waiting cell has ended; return those that could not be stored."""
     waiting = [state for state in states if state.status == "waiting"]
     running: list[tuple[CellState, Handle]] = []
+    unstored: list[CellState] = []
     if waiting:
         # Threads of libraries that read their number at start, in workers and in the server that forks them.
         os.environ["OMP_NUM_THREADS"] = str(resources.threads)
@@ -158,38 +181,35 @@ def _run(
         while waiting or running:
             while waiting and len(running) < resources.jobs:
                 state = waiting.pop(0)
-                item, adopt = state.planned, state.planned.action != "anew"
-                if item.action == "anew":
-                    item.folder.set_aside()
-                elif item.action == "reopen":
-                    item.folder.reopen()
-                job = Job(item.cell, results, resources.device, data, resources.threads, adopt)
+                job = Job(state.planned.cell, results, resources.device, data, resources.threads)
                 running.append((state, executor.submit(job)))
                 state.status = "running"
             time.sleep(POLL_SECONDS)
             for state, handle in [pair for pair in running if pair[1].ended()]:
                 running.remove((state, handle))
-                _end(state, handle, store)
+                state.status, state.reason = handle.fate()
+                if state.status != "busy" and not _store(state, store.ingest):
+                    unstored.append(state)
             watch(states)
     finally:
         for _, handle in running:
-            handle.cancel()
+            handle.terminate()
+        for state, handle in running:
+            handle.join()
+            with suppress(BenchError):  # what it has so far; the folder keeps it in any case
+                store.ingest(state.planned.folder)
+    return unstored
 
 
-def _end(state: CellState, handle: Handle, store: Store) -> None:
-    """Take down how a cell ended, and store it."""
-    folder = state.planned.folder
-    if handle.busy():
-        state.status, state.reason = "busy", "another bench run is working on it"
-        return
-    state.status = folder.status()
-    state.reason = (folder.done() or {}).get("reason", "")
-    _store(state, store.ingest)
+def _store(state: CellState, ingest: Callable[[RunFolder], None]) -> bool:
+    """Take a run folder into the store; return False if the store failed.
 
-
-def _store(state: CellState, ingest: Callable[[RunFolder], None]) -> None:
-    """Take a run folder into the store; one that is damaged fails its own cell and stops no other."""
+    A folder that is damaged fails its own cell and stops no other.
+    """
     try:
         ingest(state.planned.folder)
     except DamagedFile as error:
         state.status, state.reason = "failed", state.reason or str(error)
+    except BenchError:
+        return False
+    return True

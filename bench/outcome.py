@@ -16,8 +16,8 @@ Verdicts: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 class Outcome:
     """For one checkpoint and one attack: per image, does the prediction stay right?
 
-    `correct`: bool, [n]. `images` is None for the whole test set, or the size of the balanced subset. `detail` holds
-    what the attack has to say beyond the verdicts, such as AutoAttack's accuracy after each of its parts.
+    `correct`: bool, [n], of the whole test set or of the balanced subset that `attack` names. `detail` holds what the
+    attack has to say beyond the verdicts, such as AutoAttack's accuracy after each of its parts.
     """
 
     attack: dict[str, Any]

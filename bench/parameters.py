@@ -37,7 +37,8 @@ class Sourced:
     """What is known of one parameter: unit, origin, note, and its values for particular datasets.
 
     `by_dataset` maps a dataset's name ("svhn"), or name and setting ("cifar10/single_step"), to a value with its
-    source; the more particular one wins, and the field's default serves every other dataset.
+    source, and "*/single_step" to one for any other dataset; the more particular one wins, and the field's default
+    serves the rest.
     """
 
     unit: str
@@ -89,7 +90,7 @@ class MethodParams(Settings):
         for name, known in cls.sources().items():
             default = cls.model_fields[name].default
             origin = Origin(default, known.source)
-            for key in (f"{dataset}/{setting}", dataset):
+            for key in (f"{dataset}/{setting}", dataset, f"*/{setting}"):
                 if key in known.by_dataset:
                     origin = known.by_dataset[key]
                     break

@@ -33,7 +33,14 @@ class Registry:
 
     @cached_property
     def _entry_points(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=self._group)}
+        points: dict[str, EntryPoint] = {}
+        for point in entry_points(group=self._group):
+            if points.setdefault(point.name, point).value != point.value:
+                raise BenchError(
+                    f"two installed packages register the {self.kind} '{point.name}': {points[point.name].value} and "
+                    f"{point.value}; uninstall one"
+                )
+        return points
 
     def names(self) -> list[str]:
         """Return every known name, sorted."""
@@ -95,7 +102,7 @@ def load_plugin(path: Path) -> None:
     try:
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise BenchError(f"plug-in {path} does not import: {type(error).__name__}: {error}") from error
         parts = [
             (registry, entries)

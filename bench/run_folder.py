@@ -9,7 +9,7 @@
     progress.json    where it is now; a display file, may be lost
     done.json        last of all: finished, diverged or failed  (record)
 
-Only the worker that holds `lock` writes here.
+Only a process that holds `lock` writes here: the worker, and the driver where no worker is.
 """
 
 from __future__ import annotations
@@ -18,16 +18,27 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+
+from filelock import FileLock, Timeout
 
 from bench.errors import BenchError, DamagedFile
 from bench.records import read_record, write_atomically, write_record
 from bench.spec import Cell
 
+CHECKPOINTS = ("best", "best_on_test", "last")
+"""The checkpoints that are evaluated; `resume` is the fourth, there only while training is unfinished."""
+
 Status = Literal["new", "interrupted", "finished", "diverged", "failed"]
 
 PROGRESS_SECONDS = 0.5  # how often the display file is renewed at most
+
+
+class Busy(Exception):
+    """Another process holds the run folder."""
 
 
 class RunFolder:
@@ -55,6 +66,16 @@ class RunFolder:
         label = re.sub(r"[^A-Za-z0-9]+", "-", cell.method.name).strip("-")
         name = f"{label}-seed{cell.seed}-{cell.training_fingerprint[:12]}-{cell.fingerprint[:12]}"
         return cls(results / "runs" / name)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Within, no other process works in this folder, which is created if need be. Raises Busy if one does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.lock, timeout=0):
+                yield
+        except Timeout:
+            raise Busy from None
 
     # --- identity ----------------------------------------------------------------------------------------------------
 
@@ -85,6 +106,10 @@ class RunFolder:
             file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def replace_epochs(self, records: list[dict[str, Any]]) -> None:
+        """Make `records` the curve."""
+        write_atomically(self._epochs, "".join(json.dumps(record) + "\n" for record in records).encode())
 
     def epochs(self) -> list[dict[str, Any]]:
         """Return the epochs recorded so far.
@@ -142,6 +167,8 @@ class RunFolder:
             return read_record(self._done)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except PermissionError:
+            raise BenchError(f"{self._done} cannot be read: permission denied") from None
 
     def reopen(self) -> None:
         """Forget that the run failed or diverged, so that it can go on."""

@@ -111,13 +111,16 @@ def resolve_method(suite: Suite, entry: MethodEntry) -> ResolvedMethod:
     """Return a row of `suite` with the canonical parameters filled in and those that it gives validated.
 
     Raises:
-        BenchError: no such method.
+        BenchError: no such method, or what is registered as one is none.
         ValidationError: a parameter is unknown or out of its range.
     """
     method = registry.METHODS.get(entry.name)
-    info: MethodInfo = method.info
-    declared: type[MethodParams] = method.Params
-    canonical = declared.canonical(suite.dataset.name, suite.training.attack.setting)
+    try:
+        info: MethodInfo = method.info
+        declared: type[MethodParams] = method.Params
+        canonical = declared.canonical(suite.dataset.name, suite.training.attack.setting)
+    except (AttributeError, TypeError) as error:
+        raise BenchError(f"'{entry.name}' is not a method as bench.method describes one: {error}") from error
     values = {name: origin.value for name, origin in canonical.items()}
     params = declared.model_validate({**values, **entry.params}).model_dump(mode="json")
     reference = declared.model_validate({**entry.params, **values}).model_dump(mode="json")

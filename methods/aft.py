@@ -8,6 +8,7 @@ phases.
 Uncertain: only the abstract could be read. The lengths of both phases and the shape of the rate are declared here.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,9 @@ class Params(MethodParams):
     @classmethod
     def _state_the_digest(cls, data: dict[str, Any]) -> dict[str, Any]:
         path = data.get("initial_weights")
-        if isinstance(path, str) and data.get("initial_sha256") is None and Path(path).is_file():
-            return {**data, "initial_sha256": file_sha256(Path(path))}
+        if isinstance(path, str) and data.get("initial_sha256") is None:
+            with suppress(OSError):  # `initialise` says what is wrong with the file
+                return {**data, "initial_sha256": file_sha256(Path(path))}
         return data
 
 

@@ -4,6 +4,9 @@ The average of the weights along the way is flatter, and overfits less, than the
 Averaging Weights Leads to Wider Optima and Better Generalization, UAI 2018; for adversarial training: Rebuffi et al.,
 Data Augmentation Can Improve Robustness, 2021, and Chen et al., Robust Overfitting May Be Mitigated by Properly Learned
 Smoothening, ICLR 2021). Training itself is PGD-AT; only the evaluated model differs.
+
+Uncertain: EMA's first steps keep less, as in Rebuffi's released code, whose decay is 0.995; with 0.999 that is our
+choice.
 """
 
 from collections.abc import Mapping

@@ -53,38 +53,32 @@ class DOMAugment(DOM):
         return Batch(images, batch.labels, batch.index)
 
 
+BLEND = "share of a rejected try that stays in the image"
+TRIES = "the last one is taken as it is"
+
+
 class AugMixParams(Params):
     """How over-memorised samples are augmented."""
 
     blend: float = sourced(
-        0.5, unit="1", source="code", ge=0, le=1, note="share of a rejected try that stays in the image"
-    )
-    tries: int = sourced(
-        2, unit="tries", source="code", ge=1, note="the last one is taken as it is",
-        by_dataset=by_setting({
-            "cifar10/natural": 3, "cifar10/single_step": 5, "cifar100/single_step": 5,
-            "svhn/natural": 3, "svhn/multi_step": 4, "svhn/single_step": 4,
-        }),
+        0.5, unit="1", source="declared", ge=0, le=1, note=BLEND,
+        by_dataset=by_setting((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     )  # fmt: skip
+    tries: int = sourced(
+        2, unit="tries", source="declared", ge=1, note=TRIES, by_dataset=by_setting((3, 2, 5), (2, 2, 5), (3, 4, 4))
+    )
 
 
 class RandAugmentParams(Params):
     """How over-memorised samples are augmented."""
 
     blend: float = sourced(
-        0.0, unit="1", source="code", ge=0, le=1, note="share of a rejected try that stays in the image",
-        by_dataset=by_setting({
-            "cifar10/natural": 0.1, "cifar100/natural": 0.1, "cifar10/single_step": 0.1, "cifar100/single_step": 0.1,
-            "svhn/natural": 0.5, "svhn/multi_step": 0.25, "svhn/single_step": 0.1,
-        }),
+        0.0, unit="1", source="declared", ge=0, le=1, note=BLEND,
+        by_dataset=by_setting((0.1, 0.0, 0.1), (0.1, 0.0, 0.1), (0.5, 0.25, 0.1)),
     )  # fmt: skip
     tries: int = sourced(
-        2, unit="tries", source="code", ge=1, note="the last one is taken as it is",
-        by_dataset=by_setting({
-            "cifar10/natural": 3, "cifar10/single_step": 3, "cifar100/single_step": 3,
-            "svhn/natural": 3, "svhn/single_step": 4,
-        }),
-    )  # fmt: skip
+        2, unit="tries", source="declared", ge=1, note=TRIES, by_dataset=by_setting((3, 2, 3), (2, 2, 3), (3, 2, 4))
+    )
 
 
 class DOMAugMix(DOMAugment):

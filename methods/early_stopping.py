@@ -38,4 +38,5 @@ class EarlyStopping(Method[Params]):
         """Stop `patience` after the later of the first rate drop and the best epoch."""
         best = max(history, key=lambda record: record["validation"]["robust"])  # the first of equals
         waited_from = max(best["epoch"], self.plan.first_drop - 1)
-        return bool(history[-1]["epoch"] - waited_from >= self.params.patience * self.plan.epochs)
+        patience = max(1, round(self.params.patience * self.plan.epochs))
+        return bool(history[-1]["epoch"] - waited_from >= patience)

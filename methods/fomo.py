@@ -43,8 +43,9 @@ class Params(MethodParams):
         0.2, unit="probability", source="secondary", gt=0, le=1, note="of averaging after a step"
     )
     decay: float = sourced(
-        0.999, unit="1", source="secondary", ge=0, lt=1, note="of the average: min(1 - 1/(t+1), decay)"
-    )
+        0.999, unit="1", source="secondary", ge=0, lt=1,
+        note="of the average: min(1 - 1/(t+1), decay), t averagings so far (declared)",
+    )  # fmt: skip
     clean_consistency: float = sourced(
         1.0, unit="1", source="secondary", ge=0, note="weight of KL(stable, working), clean"
     )

@@ -33,7 +33,7 @@ def _global(
 ) -> None:
     """Data goes to stdout, messages to stderr.
 
-    Exit codes: 0 fine; 1 a regression was found; 2 the command or the suite is wrong; 3 some cells failed (the others
+    Exit codes: 0 fine; 2 the command or the suite is wrong; 3 some cells failed (the others
     are stored); 4 nothing was measured; 130 interrupted.
     """
 

@@ -33,7 +33,7 @@ def run(
 ) -> None:
     """Train and evaluate the cells of a suite that have not ended, then print the leaderboard.
 
-    Interrupted, it says what is saved; the same command goes on from there.
+    Interrupted, it says what is saved and which command goes on from there.
     """
     from bench.driver import run_suite
     from bench.errors import BenchError, did_you_mean
@@ -70,7 +70,7 @@ def run(
             )
             view.finish(states)
     except KeyboardInterrupt:
-        command = shlex.join(["bench", *sys.argv[1:]])
+        command = shlex.join(["bench", *without_rerun(sys.argv[1:])])
         print(
             f"bench: interrupted; every finished epoch and attack is saved in {results}; continue with: {command}",
             file=sys.stderr,
@@ -97,6 +97,16 @@ def run(
         _leaderboard(loaded.suite.protocol.fingerprint, results, store)
     if any(state.status != "finished" for state in states):
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def without_rerun(words: list[str]) -> list[str]:
+    """Return a command's words without `--rerun`: what it asked for has been prepared, and is now merely missing."""
+    kept, skip = [], False
+    for word in words:
+        if not (skip or word == "--rerun" or word.startswith("--rerun=")):
+            kept.append(word)
+        skip = word == "--rerun"
+    return kept
 
 
 def _leaderboard(protocol: str, results: Path, store: str | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Optional
 
 import typer
@@ -43,6 +42,5 @@ def validate(
         suite = loaded.suite
         print(
             f"{suite.name}: {len(suite.methods)} methods x {len(suite.seeds)} seeds = {len(loaded.cells)} cells, "
-            f"protocol {suite.protocol.fingerprint[:12]}",
-            file=sys.stdout,
+            f"protocol {suite.protocol.fingerprint[:12]}"
         )

@@ -90,8 +90,11 @@ class View:
             return 1.0
         protocol = state.planned.cell.protocol
         if protocol.fingerprint not in self._shares:
-            parts = work(protocol)
-            self._shares[protocol.fingerprint] = 1 - parts["final"] / sum(parts.values())
+            try:
+                parts = work(protocol)
+                self._shares[protocol.fingerprint] = 1 - parts["final"] / sum(parts.values())
+            except Exception:  # an architecture whose work cannot be counted may still be trained
+                self._shares[protocol.fingerprint] = 0.5
         training = self._shares[protocol.fingerprint]
         if progress.get("phase") == "training":
             done = float(progress["epoch"]) + float(progress["done"]) / float(progress["of"])
@@ -212,7 +215,7 @@ def print_plan(planned: Sequence[Planned], *, json: bool) -> None:
         print_json(rows)
         return
     table = Table(box=None, pad_edge=False)
-    for heading in ("cell", "status", "would", "PFLOP at most"):
+    for heading in ("cell", "status", "would", "PFLOP, about"):
         table.add_column(heading)
     for row in rows:
         table.add_row(str(row["cell"]), str(row["status"]), str(row["action"]), f"{row['pflop']:.4g}")
@@ -220,4 +223,4 @@ def print_plan(planned: Sequence[Planned], *, json: bool) -> None:
     console.print(table)
     total = sum(float(row["pflop"]) for row in rows)
     running = sum(row["action"] != "skip" for row in rows)
-    console.print(f"{running} of {len(rows)} cells would run, {total:.4g} PFLOP at most", highlight=False)
+    console.print(f"{running} of {len(rows)} cells would run, about {total:.4g} PFLOP", highlight=False)

@@ -7,35 +7,46 @@ from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
+from bench.errors import BenchError
 from bench.execution.worker import EXIT_BUSY, Job, work_in_process
 from bench.run_folder import RunFolder
+
+BUSY = "another bench run is working on it"
 
 GRACE_SECONDS = 10  # between asking a worker to end and killing it
 
 
 class Handle:
-    """A submitted cell: ask `ended` until it says so."""
+    """A submitted cell: ask `ended` until it says so, then `fate`."""
 
     def __init__(self, job: Job, process: BaseProcess) -> None:
         self.job, self._process = job, process
 
     def ended(self) -> bool:
-        """Return whether the worker is gone; a death it could not record itself is recorded for it."""
-        code = self._process.exitcode
-        if code is None:
-            return False
-        folder = RunFolder.of(self.job.cell, self.job.results)
-        if code not in (0, EXIT_BUSY) and folder.done() is None:
-            folder.finish("failed", reason=f"the worker died: {_cause(code)}")
-        return True
+        """Return whether the worker is gone."""
+        return self._process.exitcode is not None
 
-    def busy(self) -> bool:
-        """Return whether the worker gave way to another process that holds the cell."""
-        return self._process.exitcode == EXIT_BUSY
+    def fate(self) -> tuple[str, str]:
+        """Return (status, reason) of a worker that is gone; a death it could not record itself is recorded for it."""
+        code, folder = self._process.exitcode, RunFolder.of(self.job.cell, self.job.results)
+        if code == EXIT_BUSY:
+            return "busy", BUSY
+        reason = f"the worker died: {_cause(code or 0)}"
+        try:
+            done = folder.done()
+            if done is None:
+                folder.finish("failed", reason=reason)
+                return "failed", reason
+        except (OSError, BenchError) as error:
+            return "failed", f"{reason}; {error}"
+        return done["status"], done.get("reason", "")
 
-    def cancel(self) -> None:
-        """End the worker; what it has committed stays."""
+    def terminate(self) -> None:
+        """Ask the worker to end; what it has committed stays."""
         self._process.terminate()
+
+    def join(self) -> None:
+        """Wait until the worker is gone, killing it if it does not end."""
         self._process.join(GRACE_SECONDS)
         if self._process.is_alive():
             self._process.kill()

@@ -13,7 +13,7 @@ import torch
 from bench import registry
 from bench.attacks.autoattack import check_classes
 from bench.data.dataset import Dataset
-from bench.errors import BenchError
+from bench.errors import BenchError, DamagedFile
 from bench.evaluation import evaluated_images, forward_passes
 from bench.models.architecture import size_of
 from bench.protocol import AutoAttack, Protocol
@@ -59,7 +59,10 @@ def plan(cells: Sequence[Cell], results: Path, rerun: Rerun = Rerun.MISSING) -> 
     planned, built = [], set()
     for cell in cells:
         folder = RunFolder.of(cell, results)
-        status = folder.status()
+        try:
+            status = folder.status()
+        except DamagedFile:  # how it ended is not known any more
+            status = "failed"
         planned.append(Planned(cell, folder, status, _action(status, rerun)))
         key = (cell.protocol.fingerprint, cell.method.name, fingerprint(cell.method.params))
         if planned[-1].action != "skip" and key not in built:  # whatever the method refuses, it refuses before anything

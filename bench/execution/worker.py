@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from bench import registry
 from bench.attacks.autoattack import CascadeState
@@ -27,9 +26,9 @@ from bench.errors import DamagedFile
 from bench.evaluation import attack_identity, evaluate, evaluated_images, forward_passes
 from bench.protocol import FinalAttack
 from bench.records import fingerprint, read_record, write_record
-from bench.run_folder import RunFolder
+from bench.run_folder import CHECKPOINTS, Busy, RunFolder
 from bench.spec import Cell
-from bench.training.checkpoint import WEIGHTS, Checkpoints
+from bench.training.checkpoint import Checkpoints
 from bench.training.trainer import Diverged, Trainer, build_evaluated
 
 log = logging.getLogger(__name__)
@@ -46,8 +45,6 @@ class Job:
     device: str
     data: Path | None
     threads: int
-    adopt: bool = True
-    """Take over the training of a run that differs in the final attacks alone."""
 
 
 def work_in_process(job: Job) -> None:
@@ -55,16 +52,15 @@ def work_in_process(job: Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides; it ends us with SIGTERM
     _end_with_parent()
     folder = RunFolder.of(job.cell, job.results)
-    folder.path.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder.lock, timeout=0), folder.log.open("a", encoding="utf-8") as output:
+        with folder.hold(), folder.log.open("a", encoding="utf-8") as output:
             os.dup2(output.fileno(), sys.stdout.fileno())
             os.dup2(output.fileno(), sys.stderr.fileno())
             logging.basicConfig(
                 stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
             )
             status = execute(job)
-    except Timeout:
+    except Busy:
         sys.exit(EXIT_BUSY)
     sys.exit(1 if status == "failed" else 0)
 
@@ -92,8 +88,7 @@ def execute(job: Job) -> str:
         torch.set_num_threads(job.threads)
         folder.begin(cell, describe(device, job.threads))
         log.info("%s, fingerprint %s, on %s with %d threads", cell, cell.fingerprint, device, job.threads)
-        if job.adopt:
-            adopt_training(cell, folder)
+        adopt_training(cell, folder)
         dataset: Dataset = registry.DATASETS.get(cell.protocol.dataset.name)
         split = cell.protocol.dataset
         splits = dataset.splits(job.data, split.validation, split.split_seed)
@@ -115,14 +110,14 @@ def execute(job: Job) -> str:
 
 
 def _cost(folder: RunFolder, device: str) -> dict[str, Any]:
-    """Return what the run took, over all its interruptions."""
+    """Return what the run took, over all its interruptions; the memory is the last process's."""
     try:
         epochs, outcomes = folder.epochs(), folder.read_outcomes()
     except DamagedFile:
         return {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if device.startswith("cuda"):
-        peak = torch.cuda.max_memory_allocated()
+        peak = torch.cuda.max_memory_allocated(device)
     unique = {(record["weights_sha256"], key[1]): record["seconds"] for key, record in outcomes.items()}
     return {
         "epochs": len(epochs),
@@ -136,28 +131,29 @@ def _cost(folder: RunFolder, device: str) -> dict[str, Any]:
 def adopt_training(cell: Cell, folder: RunFolder) -> None:
     """Take over the checkpoints of a run that differs in the final attacks alone, so that nothing is trained twice.
 
-    Outcomes under attacks that both ask for come along; every file is verified as it is read.
+    Outcomes under attacks that both ask for come along. Every file is verified; the index, which makes the training
+    this folder's own, comes last. A cell that was set aside is wanted anew, and takes over nothing.
     """
-    if (folder.checkpoints / "index.json").exists():
+    set_aside = list(folder.path.parent.glob(f"{folder.path.name}.aside-*"))
+    if set_aside or (folder.checkpoints / "index.json").exists():
         return
+    wanted = {attack_key(attack, cell) for attack in cell.protocol.evaluation.final}
     for other in sorted(folder.path.parent.glob(f"*-{cell.training_fingerprint[:12]}-*/cell.json")):
         donor = RunFolder(other.parent)
+        if donor.path == folder.path or ".aside-" in donor.path.name:
+            continue
         try:
-            if donor.path == folder.path or ".aside-" in donor.path.name:
+            trained = Checkpoints(donor.checkpoints)
+            if donor.cell()["training_fingerprint"] != cell.training_fingerprint or not trained.finished:
                 continue
-            if donor.cell()["training_fingerprint"] != cell.training_fingerprint:
-                continue
-            if not Checkpoints(donor.checkpoints).finished:
-                continue
-            wanted = {attack_key(attack, cell) for attack in cell.protocol.evaluation.final}
             for (checkpoint, key), record in donor.read_outcomes().items():
                 if key in wanted:
                     write_record(folder.outcome_path(checkpoint, key), record)
+            folder.replace_epochs(donor.epochs())
+            Checkpoints(folder.checkpoints).copy(trained)
         except DamagedFile as error:
             log.warning("not taking over %s: %s", donor.path.name, error)
             continue
-        shutil.copy2(donor.path / "epochs.jsonl", folder.path)
-        shutil.copytree(donor.checkpoints, folder.checkpoints, dirs_exist_ok=True)
         log.info("the same training exists in %s: taken over", donor.path.name)
         return
 
@@ -173,7 +169,7 @@ def evaluate_checkpoints(cell: Cell, dataset: Dataset, test: ImageSet, folder: R
     Checkpoints of the same weights are judged once.
     """
     checkpoints = Checkpoints(folder.checkpoints)
-    names = [name for name in WEIGHTS if name in checkpoints.entries]
+    names = [name for name in CHECKPOINTS if name in checkpoints.entries]
     done = folder.read_outcomes()
     known = {(record["weights_sha256"], key): record for (_, key), record in done.items()}
     pairs = [(attack, name) for attack in cell.protocol.evaluation.final for name in names]

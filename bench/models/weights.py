@@ -24,13 +24,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         BenchError: no such file, or it holds anything but named tensors.
     """
-    if not path.is_file():
-        raise BenchError(f"weights {path}: no such file")
     try:
+        if not path.is_file():
+            raise FileNotFoundError("no such file")
         if path.suffix == ".safetensors":
             content: object = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise BenchError(f"weights {path}: no such file") from None
     except Exception as error:  # torch's reader raises nearly anything at a damaged file
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise BenchError(f"weights {path}: not a file of plain tensors: {reason[0][:200]}") from error

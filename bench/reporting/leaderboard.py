@@ -99,9 +99,14 @@ def _why_nothing(runs: Sequence[RunRow], protocol: str | None, selection: Select
         return f"{which}; `bench run SUITE` makes them"
     status = Counter(run.status for run in runs)
     if status["finished"]:
-        return f"no finished run has a checkpoint '{BEST[selection]}' with an outcome for every final attack"
+        return (
+            f"no finished run has a checkpoint '{BEST[selection]}' with an outcome for every final attack; "
+            "'best_on_test' needs a suite that tracks the test images (evaluation.track.test)"
+        )
     counts = ", ".join(f"{count} {name}" for name, count in sorted(status.items()))
-    return f"no run has finished ({counts}); `bench run SUITE` continues them"
+    return (
+        f"no run has finished ({counts}); `bench run SUITE` continues them, with `--rerun failed` those that failed too"
+    )
 
 
 def _board(runs: Sequence[RunRow], selection: Selection) -> Leaderboard | None:
@@ -132,12 +137,13 @@ def _check_same_images(done: Sequence[Measured]) -> None:
         first, second, *_ = counts.values()
         raise BenchError(
             f"{first} and {second} have the same protocol, but were judged on different numbers of test images; "
-            "take out the one whose dataset was another, and ingest again"
+            "take out the folder whose dataset was another, and the store, which the next run makes anew"
         )
 
 
 def _attacks(finals: Sequence[dict[str, Any]], done: Sequence[Measured]) -> tuple[Attack, ...]:
     titles = [done[0].best[index].title if done else final["name"] for index, final in enumerate(finals)]
+    images = [done[0].best[index].count if done else 0 for index in range(len(finals))]
     attacks = []
     for index, (title, final) in enumerate(zip(distinct(titles, finals), finals, strict=True)):
         identities = {
@@ -148,8 +154,8 @@ def _attacks(finals: Sequence[dict[str, Any]], done: Sequence[Measured]) -> tupl
         attacks.append(
             Attack(
                 title=title,
-                images=done[0].best[index].count if done else 0,
-                balanced_subset=final.get("images") is not None,
+                images=images[index],
+                balanced_subset=final.get("images") is not None and images[index] < max(images),
                 variants=tuple(sorted(differences(list(identities.values())))) if len(identities) > 1 else (),
             )
         )

@@ -44,7 +44,7 @@ def open_database(url: str | URL, *, create: bool) -> Engine:
     """
     engine = _engine(url)
     path = sqlite_file(engine)
-    if path is not None and not path.exists():
+    if path is not None and not _exists(path):
         if not create:
             raise NoStore(f"there is no store {path} yet; `bench run SUITE` makes one")
         if not path.parent.is_dir():
@@ -67,6 +67,13 @@ def _bring_up_to_date(engine: Engine, *, create: bool) -> None:
         raise NoStore(f"{name_of(engine)} is empty; `bench run SUITE` fills it")
     if version != REVISION:
         _migrate(engine, version)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise BenchError(f"the store {path} cannot be read: {error.strerror}") from None
 
 
 def name_of(engine: Engine) -> str:

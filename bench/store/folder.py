@@ -8,11 +8,8 @@ from typing import Any
 from bench.errors import DamagedFile
 from bench.outcome import Outcome
 from bench.records import fingerprint, read_record
-from bench.run_folder import RunFolder
+from bench.run_folder import CHECKPOINTS, RunFolder
 from bench.store.schema import CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
-
-JUDGED = ("best", "best_on_test", "last")
-"""The checkpoints that are evaluated; `resume`, the fourth, is the trainer's own."""
 
 
 def read_run(folder: RunFolder) -> tuple[ProtocolRow, RunRow]:
@@ -107,7 +104,7 @@ def _checkpoints(folder: RunFolder, entries: dict[str, Any], *, finished: bool) 
     """
     rows = {
         name: CheckpointRow(name=name, **{field: entries[name][field] for field in ("epoch", "sha256", "file")})
-        for name in JUDGED
+        for name in CHECKPOINTS
         if name in entries
     }
     for (checkpoint, key), record in folder.read_outcomes().items():

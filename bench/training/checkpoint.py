@@ -23,9 +23,6 @@ from torch import Tensor
 from bench.errors import DamagedFile
 from bench.records import read_record, write_atomically, write_record
 
-WEIGHTS = ("best", "best_on_test", "last")
-"""The checkpoints that are evaluated; `resume` is the fourth, there only while training is unfinished."""
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -74,6 +71,15 @@ class Checkpoints:
         for file in self.folder.glob("*.safetensors"):
             if file.name not in named:
                 file.unlink()
+        for left in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            left.unlink()
+
+    def copy(self, other: Checkpoints) -> None:
+        """Take over the checkpoints of a finished training, each verified. Raises DamagedFile as `load` does."""
+        self.folder.mkdir(exist_ok=True)
+        for entry in other.entries.values():
+            write_atomically(self.folder / entry.file, other._read(entry))
+        self.commit(other.entries, other.finished_epochs, finished=True)
 
     def load(self, name: str) -> dict[str, Any]:
         """Return what was written as `name`, on the CPU.
@@ -81,7 +87,9 @@ class Checkpoints:
         Raises:
             DamagedFile: the file is missing, or its bytes do not have the digest that the index states.
         """
-        entry = self.entries[name]
+        return _unpack(self._read(self.entries[name]))
+
+    def _read(self, entry: Entry) -> bytes:
         path = self.folder / entry.file
         try:
             data = path.read_bytes()
@@ -89,7 +97,7 @@ class Checkpoints:
             raise DamagedFile(f"{path} is missing, though the index names it") from None
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise DamagedFile(f"{path} is damaged: its bytes do not match its SHA-256")
-        return _unpack(data)
+        return data
 
 
 def _pack(tree: Mapping[str, Any]) -> bytes:

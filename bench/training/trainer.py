@@ -77,13 +77,15 @@ class Trainer:
         self.method.begin_epoch(epoch)
         self.method.model.train()
         totals, steps, rate = Totals(self.device), len(self.batches), 0.0
-        for step, batch in enumerate(self.batches):
-            rate = self.plan.rate(epoch + (step + 1) / steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            train_step(self.method, batch, self.optimizer, totals)
-            self.folder.progress(phase="training", epoch=epoch, epochs=self.plan.epochs, done=step + 1, of=steps)
-        self.method.end_epoch(epoch)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.random.seed("global"))  # for layers that draw from global state, such as dropout
+            for step, batch in enumerate(self.batches):
+                rate = self.plan.rate(epoch + (step + 1) / steps)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                train_step(self.method, batch, self.optimizer, totals)
+                self.folder.progress(phase="training", epoch=epoch, epochs=self.plan.epochs, done=step + 1, of=steps)
+            self.method.end_epoch(epoch)
         loss, robust = totals.read()
         train_seconds = time.monotonic() - started
         if not math.isfinite(loss):
