@@ -114,3 +114,43 @@ def test_the_machine_is_shared_out(monkeypatch):
         share_out("cuda", None, None, 1)
     with pytest.raises(BenchError, match="unknown device"):
         share_out("tpu!", None, None, 1)
+
+
+def test_a_damaged_ending_fails_its_own_cell_and_can_be_run_again(load, tmp_path):
+    loaded = load({"seeds: [0]": "seeds: [0, 1]"})
+    run_suite(loaded, results=tmp_path)
+    folder = RunFolder.of(loaded.cells[0], tmp_path)
+    (folder.path / "done.json").write_text("{}")
+    (tmp_path / "bench.sqlite").unlink()
+    states = run_suite(loaded, results=tmp_path)
+    assert [state.status for state in states] == ["failed", "finished"]
+    assert "done.json is damaged" in states[0].reason
+    states = run_suite(loaded, results=tmp_path, rerun=Rerun.FAILED)
+    assert [state.status for state in states] == ["finished", "finished"]
+
+
+def test_a_folder_that_is_held_is_not_set_aside(load, tmp_path):
+    loaded = load({"epochs: 2": "epochs: 1"})
+    run_suite(loaded, results=tmp_path)
+    folder = RunFolder.of(loaded.cells[0], tmp_path)
+    with folder.hold():
+        (state,) = run_suite(loaded, results=tmp_path, rerun=Rerun.ALL)
+    assert state.status == "busy"
+    assert not list(tmp_path.glob("runs/*aside*"))
+
+
+def test_a_store_that_fails_for_a_while_stops_no_training(load, tmp_path, monkeypatch):
+    real, calls = Store.ingest, []
+
+    def locked_at_first(self, folder):
+        calls.append(folder)
+        if len(calls) == 1:
+            raise BenchError("the store is locked")
+        real(self, folder)
+
+    monkeypatch.setattr(Store, "ingest", locked_at_first)
+    states = run_suite(load({"seeds: [0]": "seeds: [0, 1]"}), results=tmp_path)
+    assert [state.status for state in states] == ["finished", "finished"]
+    assert len(calls) == 3
+    with Store.of(tmp_path) as store:
+        assert len(store.runs()) == 2

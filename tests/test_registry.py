@@ -136,3 +136,20 @@ def test_a_plugin_is_a_python_file(tmp_path, name, problem):
     with pytest.raises(BenchError) as error:
         load_plugin(tmp_path / name)
     assert str(error.value) == f"plug-in {tmp_path / name}: {problem}".replace("\0", " ")
+
+
+def test_two_packages_may_not_share_a_name(monkeypatch):
+    points = [EntryPoint("fomo", value, "bench.methods") for value in ("methods.fomo:FOMO", "theirs:FOMO")]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    with pytest.raises(BenchError, match="two installed packages register the method 'fomo'"):
+        Registry("method", "bench.methods").names()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("import sys; sys.exit(0)", "does not import: SystemExit"), ("METHODS = {'odd': 3}", "'odd' is not a method")],
+)
+def test_a_plugin_of_something_else(load, tmp_path, text, said, clean_registries):
+    (tmp_path / "odd.py").write_text(text)
+    with pytest.raises(BenchError, match=said):
+        load({"methods: [pgd_at]": "methods: [odd]\nplugins: [odd.py]"})

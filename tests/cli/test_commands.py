@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from bench.cli.run import without_rerun
 from bench.run_folder import RunFolder
 from bench.spec import load_suite, shipped_suites
 
@@ -134,3 +135,8 @@ def test_help_is_quick_and_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
     assert time.monotonic() - started < 2, "well under half a second on a machine with nothing else to do"
+
+
+def test_the_command_that_continues_asks_for_no_rerun():
+    words = ["run", "ci", "--rerun", "all", "--seeds", "0", "--rerun=failed"]
+    assert without_rerun(words) == ["run", "ci", "--seeds", "0"]

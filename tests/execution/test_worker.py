@@ -186,3 +186,11 @@ def test_initial_weights_are_needed_for_the_start_alone(load, tmp_path):
     assert {key: record["correct"] for key, record in folder.read_outcomes().items()} == {
         key: record["correct"] for key, record in before.items()
     }
+
+
+def test_damaged_weights_are_not_taken_over(load, finished, tmp_path):
+    more = load({"steps: 3, step_size: 0.05}]": "steps: 3, step_size: 0.05}, {name: pgd, steps: 5}]"}).cells[0]
+    path = finished.checkpoints / Checkpoints(finished.checkpoints).entries["last"].file
+    path.write_bytes(path.read_bytes()[:-1])
+    assert execute(job_of(more, tmp_path)) == "finished"
+    assert len(RunFolder.of(more, tmp_path).epochs()) == 2

@@ -33,7 +33,8 @@ def test_the_published_values(key):
 
 @pytest.mark.parametrize("name", ["dom_re", "dom_augmix", "dom_randaugment"])
 def test_a_threshold_for_other_data_is_ours(name):
-    assert METHODS.get(name).Params.canonical("digits", "multi_step")["threshold"] == Origin(1.5, "declared")
+    for setting, threshold in (("natural", 0.2), ("single_step", 2.0), ("multi_step", 1.5)):
+        assert METHODS.get(name).Params.canonical("digits", setting)["threshold"] == Origin(threshold, "declared")
 
 
 # --- the statistic ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from bench.errors import BenchError, NothingMeasured
 from bench.outcome import pack
+from bench.reporting import rows
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.rows import differences, distinct
 from bench.store.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
@@ -400,7 +402,10 @@ def test_nothing_measured(take, store):
     take({}, status=None, seed=1)
     take({}, status="failed", seed=2)
     take({}, status="failed", seed=3)
-    assert nothing(store) == "no run has finished (2 failed, 1 interrupted); `bench run SUITE` continues them"
+    assert nothing(store) == (
+        "no run has finished (2 failed, 1 interrupted); "
+        "`bench run SUITE` continues them, with `--rerun failed` those that failed too"
+    )
     other = nothing(store, protocol="0123456789abcdef")
     assert other == "the store holds no run of protocol 0123456789ab; `bench run SUITE` makes them"
     take(seed=4)
@@ -456,3 +461,12 @@ def test_distinct():
 def test_differences():
     assert differences([{"x": 1, "y": [1]}, {"x": 1, "y": [2]}]) == ["y=[1]", "y=[2]"]
     assert differences([{"x": 1 / 3}, {}]) == ["x=0.3333", ""]
+
+
+def test_natural_training_does_not_collapse():
+    """It promises no robustness: its figures are shown, however low."""
+    outcome = SimpleNamespace(accuracy=0.0, count=500)
+    for attack, collapsed in (("none", False), ("pgd", True)):
+        content = {"training": {"attack": {"name": attack}}}
+        run = SimpleNamespace(classes=10, protocol=SimpleNamespace(content=content))
+        assert rows._collapsed(outcome, run) is collapsed
