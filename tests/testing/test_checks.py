@@ -150,8 +150,13 @@ class NoGradient(Base):
 
 
 class DrawsFromTheGlobalGenerator(Base):
+    """The trainer seeds global state for the batches, for layers such as dropout, and not for what is between them."""
+
+    def begin_epoch(self, epoch):
+        self.brightness = 0.1 * torch.rand(())
+
     def transform(self, batch):
-        return Batch((batch.images + 0.1 * torch.rand_like(batch.images)).clamp(0, 1), batch.labels, batch.index)
+        return Batch((batch.images + self.brightness).clamp(0, 1), batch.labels, batch.index)
 
 
 class ForgetsItsState(Base):
