@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bench.attacks.autoattack import Cascade, CascadeState
-from bench.attacks.pgd import frozen, mode, pgd, random_start
+from bench.attacks.pgd import cross_entropy, frozen, mode, pgd, random_start
 from bench.data.batches import to_float
 from bench.data.dataset import Dataset, ImageSet
 from bench.outcome import Outcome
@@ -21,9 +20,8 @@ from bench.seeding import generator
 
 EVALUATION_BATCH = 500  # images at a time; evaluation keeps no activations for weights, so it can be large
 
-EVALUATION_SEED = (
-    0  # of the attacks' own randomness: equal for all checkpoints and methods, so that outcomes are paired
-)
+EVALUATION_SEED = 0
+"""Of the attacks' own randomness: equal for all checkpoints and methods, so that outcomes are paired."""
 
 AUTOATTACK_PASSES = 10_600
 """Forward passes' worth of work that standard AutoAttack spends on an image that stays robust: APGD-CE 200, APGD-T
@@ -60,7 +58,7 @@ def correct_under(
 
 def _pgd(model: nn.Module, x: Tensor, labels: Tensor, attack: PGD, threat: Threat, random: torch.Generator) -> Tensor:
     return pgd(
-        model, x, lambda logits: F.cross_entropy(logits, labels, reduction="sum"),
+        model, x, cross_entropy(labels),
         threat=threat, steps=attack.steps, step_size=attack.step_size,
         start=random_start(x, threat, random) if attack.random_start else None,
     )  # fmt: skip

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.attacks.pgd import Objective, mode, pgd, project, random_start
+from bench.attacks.pgd import Objective, cross_entropy, mode, pgd, project, random_start
 from bench.data.batches import Batch, TrainingBatches
 from bench.parameters import MethodInfo, MethodParams
 from bench.protocol import Protocol
@@ -102,8 +102,7 @@ class Method(Generic[ParamsT]):
 
     def perturb(self, batch: Batch) -> Tensor:
         """Return adversarial images for `batch`, [n, channels, height, width]; parameters are frozen meanwhile."""
-        labels = batch.labels
-        return self.attack(batch, lambda logits: F.cross_entropy(logits, labels, reduction="sum"))
+        return self.attack(batch, cross_entropy(batch.labels))
 
     def attack(
         self,

@@ -6,9 +6,9 @@ particular datasets, and the origin of each figure.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field
 from pydantic_core import PydanticUndefined
@@ -20,6 +20,8 @@ Source = Literal["paper", "code", "log", "secondary", "declared"]
 training log; secondary: as quoted by others; declared: our choice, because no readable source gives it."""
 
 SOURCES: tuple[Source, ...] = ("paper", "code", "log", "secondary", "declared")  # from the firmest to the weakest
+
+SourceT = TypeVar("SourceT", bound=str)  # a `Source`, or one that a database returned
 
 Setting = Literal["natural", "single_step", "multi_step"]
 """The kind of training attack, which some papers give parameters for: none, one step, or several."""
@@ -122,6 +124,6 @@ def sourced(
     return field
 
 
-def weakest(sources: Iterator[Source] | list[Source]) -> Source | None:
+def weakest(sources: Iterable[SourceT]) -> SourceT | None:
     """Return the least firm of `sources`, or None where there are none."""
     return max(sources, key=SOURCES.index, default=None)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.attacks.pgd import cross_entropy
 from bench.data.batches import Batch
 from bench.method import Method
 from bench.parameters import MethodInfo, MethodParams, sourced
@@ -36,13 +37,8 @@ class MART(Method[Params]):
     Params = Params
 
     def perturb(self, batch: Batch) -> Tensor:
-        labels = batch.labels
-        return self.attack(
-            batch,
-            lambda logits: F.cross_entropy(logits, labels, reduction="sum"),
-            start=self.near(batch.images, self.params.start),
-            batch_norm="eval",
-        )
+        start = self.near(batch.images, self.params.start)
+        return self.attack(batch, cross_entropy(batch.labels), start=start, batch_norm="eval")
 
     def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         """CE(adv) - log(1.0001 - max wrong p(adv)) + beta KL(clean ‖ adv) (1.0000001 - p_true(clean))."""

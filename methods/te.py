@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from bench.attacks.pgd import mode
+from bench.attacks.pgd import cross_entropy, mode
 from bench.data.batches import Batch
 from bench.method import Method
 from bench.parameters import MethodInfo, MethodParams, sourced
@@ -62,12 +61,8 @@ class TE(Method[Params]):
             mixed = kept * self.ensemble[batch.index] + (1 - kept) * predicted
             self.ensemble[batch.index] = mixed
             self.target = mixed / mixed.sum(1, keepdim=True)
-        labels = batch.labels
-        return self.attack(
-            batch,
-            lambda logits: F.cross_entropy(logits, labels, reduction="sum") + self.distance(logits).sum(),
-            batch_norm="eval",
-        )
+        natural = cross_entropy(batch.labels)
+        return self.attack(batch, lambda logits: natural(logits) + self.distance(logits).sum(), batch_norm="eval")
 
     def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         loss, logits = super().loss(batch, adversarial)

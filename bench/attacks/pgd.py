@@ -9,12 +9,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.protocol import Threat
 
 Objective = Callable[[Tensor], Tensor]
 """From logits [n, classes] to the scalar that the attack raises: a sum over the batch, so images do not interact."""
+
+
+def cross_entropy(labels: Tensor) -> Objective:
+    """Return the summed cross-entropy against `labels` (int64, [n]) as what an attack raises."""
+    return lambda logits: F.cross_entropy(logits, labels, reduction="sum")
 
 
 @contextmanager

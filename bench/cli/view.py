@@ -125,7 +125,7 @@ class View:
             table.add_column(heading, justify="right" if heading in {"robust: train", "validation", "test"} else "left")
         rows = sorted(zip(states, progress, shares, strict=True), key=lambda row: row[0].status != "running")
         for state, where, share in rows[:SHOWN]:
-            last = where.get("last") or self._last_epoch(state)
+            last = self._last_epoch(state)
             robust = [_percent((last.get(part) or {}).get("robust")) for part in ("train", "validation", "test")]
             table.add_row(
                 str(state.planned.cell),

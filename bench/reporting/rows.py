@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bench.outcome import Verdicts, unpack
-from bench.parameters import SOURCES
+from bench.parameters import weakest
 from bench.records import canonical_json
 from bench.reporting.statistics import (
     Estimate,
@@ -156,7 +156,6 @@ def _row(
     selection: Selection,
 ) -> Row:
     first = group[0]
-    origins = [run.origin for run in group if run.origin is not None]
     finished = {seed.run.fingerprint for seed in found}
     return Row(
         rank=None,
@@ -165,7 +164,7 @@ def _row(
         version=first.version,
         params=first.params,
         custom=any(run.custom for run in group),
-        origin=max(origins, key=SOURCES.index, default=None),
+        origin=weakest([run.origin for run in group if run.origin is not None]),
         gap_by_construction=first.final_is_best and selection == "validation",
         seeds=tuple(seed.run.seed for seed in kept),
         figures=tuple(_figures(kept, attack) for attack in range(len(kept[0].best))) if kept else (),

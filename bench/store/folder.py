@@ -45,7 +45,7 @@ def _run(folder: RunFolder, cell: dict[str, Any]) -> RunRow:
     method, done, index = cell["cell"]["method"], folder.done(), _index(folder)
     # An epoch that was recorded but not committed is trained again when the run goes on.
     curve = [_epoch(record) for record in folder.epochs()[: index["finished_epochs"]]]
-    ending = done or {}
+    ending, status = done or {}, folder.status()
     return RunRow(
         fingerprint=cell["fingerprint"],
         training_fingerprint=cell["training_fingerprint"],
@@ -54,7 +54,7 @@ def _run(folder: RunFolder, cell: dict[str, Any]) -> RunRow:
         **{name: method[name] for name in ("version", "label", "params", "custom", "origin", "final_is_best")},
         method=method["name"],
         seed=cell["cell"]["seed"],
-        status=folder.status(),
+        status=status,
         reason=ending.get("reason"),
         diverged_in=ending.get("epoch"),
         classes=ending.get("classes"),
@@ -67,7 +67,7 @@ def _run(folder: RunFolder, cell: dict[str, Any]) -> RunRow:
         },
         done_sha256=digest(done),
         curve=curve,
-        checkpoints=_checkpoints(folder, index["checkpoints"], finished=folder.status() == "finished"),
+        checkpoints=_checkpoints(folder, index["checkpoints"], finished=status == "finished"),
     )
 
 

@@ -100,9 +100,7 @@ class Trainer:
             "seconds": time.monotonic() - started,
         }
         self._save(record)
-        self.folder.progress(
-            force=True, phase="training", epoch=epoch + 1, epochs=self.plan.epochs, done=0, of=steps, last=record
-        )
+        self.folder.progress(force=True, phase="training", epoch=epoch + 1, epochs=self.plan.epochs, done=0, of=steps)
 
     def _track(self, images: ImageSet, purpose: str) -> dict[str, float]:
         """Return the clean and the robust accuracy of the evaluated model on `images`."""
