@@ -81,7 +81,7 @@ def _gpu() -> str:
 def _registry(registry: Registry) -> str:
     names = registry.names()
     for name in names:
-        registry.get(name)
+        registry.entry(name)
     if not names:
         raise BenchError("none are registered; reinstall the package, its entry points are missing")
     return f"{len(names)} import: {', '.join(names)}"

@@ -23,7 +23,8 @@ class Registry:
     """One kind of named part.
 
     An entry is whatever its kind's contract says: a `Method` subclass, a `Dataset`, an `Architecture`. The registry
-    only maps names, so it imports none of them.
+    only maps names, so it imports none of them. An entry with a callable `member` is a family: a user of parts asks for
+    `<family>/<variant>` and gets `member(variant)`.
     """
 
     def __init__(self, kind: str, group: str) -> None:
@@ -47,7 +48,28 @@ class Registry:
         return sorted({*self._entry_points, *self._added})
 
     def get(self, name: str) -> Any:
-        """Return the entry called `name`, importing its module if need be.
+        """Return the part called `name`, or the member of a family for `<family>/<variant>`.
+
+        Members are made anew each time, by the family's entry as it is then.
+
+        Raises:
+            BenchError: no part has that name (the message suggests the nearest), it is the name of a whole family, the
+                family has no such variant, or a module does not import.
+        """
+        family, slash, variant = name.partition("/")
+        if slash and name not in self.names() and family in self.names():
+            entry = self.entry(family)
+            if not _is_family(entry):
+                raise BenchError(f"unknown {self.kind} '{name}': '{family}' has no variants")
+            return entry.member(variant)
+        entry = self.entry(name)
+        if _is_family(entry):
+            example = f", such as '{name}/{entry.listed[0]}'" if entry.listed else ""
+            raise BenchError(f"'{name}' is a family of {self.kind}s: write '{name}/{entry.written}'{example}")
+        return entry
+
+    def entry(self, name: str) -> Any:
+        """Return what is registered as `name`, a part or a whole family, importing its module if need be.
 
         Raises:
             BenchError: no entry has that name (the message suggests the nearest), or its module does not import.
@@ -65,9 +87,14 @@ class Registry:
 
     def add(self, name: str, entry: Any) -> None:
         """Register `entry`; the same object twice is fine, another one under a taken name is an error."""
-        if name in self.names() and self.get(name) is not entry:
+        if name in self.names() and self.entry(name) is not entry:
             raise BenchError(f"the {self.kind} name '{name}' is registered already")
         self._added[name] = entry
+
+
+def _is_family(entry: Any) -> bool:
+    """Tell whether a registered entry is a family of parts: whether it has a callable `member`."""
+    return callable(getattr(entry, "member", None))
 
 
 METHODS = Registry("method", "bench.methods")

@@ -1,12 +1,18 @@
+import re
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
-from bench import registry
+from bench import catalogue, registry
 from bench.attacks.pgd import pgd
+from bench.diagnosis import diagnose
 from bench.errors import BenchError
 from bench.method import Method
+from bench.models.architecture import Architecture, Family
 from bench.registry import DATASETS, METHODS, MODELS, Registry, load_plugin
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
 
 pytestmark = pytest.mark.usefixtures("clean_registries")
 
@@ -20,9 +26,10 @@ def test_the_parts_of_the_package_are_there():
 @pytest.mark.parametrize("kind", [METHODS, DATASETS, MODELS], ids=lambda kind: kind.kind)
 def test_every_part_imports_under_its_own_name(kind):
     for name in kind.names():
-        entry = kind.get(name)
+        entry = kind.entry(name)
         assert (entry.info if kind is METHODS else entry).name == name
-        assert kind.get(name) is entry
+        assert kind.entry(name) is entry
+        assert isinstance(entry, Family) or kind.get(name) is entry
         assert kind is not METHODS or issubclass(entry, Method)
 
 
@@ -136,6 +143,153 @@ def test_a_plugin_is_a_python_file(tmp_path, name, problem):
     with pytest.raises(BenchError) as error:
         load_plugin(tmp_path / name)
     assert str(error.value) == f"plug-in {tmp_path / name}: {problem}".replace("\0", " ")
+
+
+# --- families --------------------------------------------------------------------------------------------------------
+
+
+def thing(variant):
+    if variant not in {"1-2", "deep/er"}:
+        raise BenchError(f"unknown thing 'things/{variant}'; did you mean 'things/1-2'?")
+    return Architecture(f"things/{variant}", "Thing", "none", lambda classes, shape: None)
+
+
+def family(**changes):
+    return Family(**{"name": "things", "title": "Things", "written": "<a>-<b>", "member": thing, **changes})
+
+
+@pytest.fixture
+def things(elsewhere):
+    elsewhere.add("things", family(listed=("1-2",)))
+    return elsewhere
+
+
+@pytest.mark.parametrize("variant", ["1-2", "deep/er"])
+def test_a_member_is_asked_for_by_family_and_variant(things, variant):
+    found = things.get(f"things/{variant}")
+    assert isinstance(found, Architecture)
+    assert found.name == f"things/{variant}"
+
+
+def test_a_family_is_no_part_but_an_entry(things):
+    with pytest.raises(
+        BenchError, match=r"^'things' is a family of things: write 'things/<a>-<b>', such as 'things/1-2'$"
+    ):
+        things.get("things")
+    assert isinstance(things.entry("things"), Family)
+    assert things.names() == ["attribute", "module", "there", "things"]
+    things.add("others", family())
+    with pytest.raises(BenchError, match=r"^'others' is a family of things: write 'others/<a>-<b>'$"):
+        things.get("others")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("things/3-4", "unknown thing 'things/3-4'; did you mean 'things/1-2'?"),
+        ("things/", "unknown thing 'things/'; did you mean 'things/1-2'?"),
+        ("thinks/1-2", "unknown thing 'thinks/1-2'; did you mean 'things'?"),
+        ("there/1-2", "unknown thing 'there/1-2': 'there' has no variants"),
+        ("/1-2", "unknown thing '/1-2'; known: attribute, module, there, things"),
+        ("things/1-2/", "unknown thing 'things/1-2/'; did you mean 'things/1-2'?"),
+    ],
+)
+def test_a_member_that_there_is_not_is_one_sentence(things, name, problem):
+    with pytest.raises(BenchError) as error:
+        things.get(name)
+    assert str(error.value) == problem
+
+
+def test_a_family_that_does_not_import_is_one_sentence(elsewhere):
+    with pytest.raises(BenchError, match=r"^thing 'module' \(no_such_module:x\) cannot be imported: "):
+        elsewhere.get("module/1-2")
+
+
+def test_a_family_can_be_registered_twice_and_members_are_not_kept(things):
+    things.add("things", things.entry("things"))
+    with pytest.raises(BenchError, match="'things' is registered already"):
+        things.add("things", family())
+    things.get("things/1-2")
+    assert things.names() == ["attribute", "module", "there", "things"]
+    del things._added["things"]
+    with pytest.raises(BenchError, match="unknown thing 'things/1-2'"):
+        things.get("things/1-2")
+
+
+def test_a_whole_name_with_a_stroke_is_found_first(things):
+    part = object()
+    things.add("things/1-2", part)
+    assert things.get("things/1-2") is part
+    assert things.get("things/deep/er").name == "things/deep/er"
+
+
+FAMILY_PLUGIN = """
+from bench.models.architecture import Architecture, Family
+from bench.models.small_cnn import SmallCNN
+
+def member(variant):
+    width = int(variant)
+    build = lambda classes, shape: SmallCNN(classes, shape[0], width)
+    return Architecture(f"cnn_of/{variant}", f"CNN of {variant}", "none", build)
+
+MODELS = {"cnn_of": Family("cnn_of", "CNN", "<width>", member, listed=("4", "8"))}
+"""
+
+
+def test_a_plugin_may_bring_a_family(plugin):
+    load_plugin(plugin(FAMILY_PLUGIN))
+    assert MODELS.get("cnn_of/4").build(10, (1, 8, 8)).conv1.weight.shape == (4, 1, 3, 3)
+    listed = {row["name"]: row for row in catalogue.models()}
+    assert {"cnn_of/4", "cnn_of/8"} <= listed.keys()
+    assert "cnn_of" not in listed
+    assert listed["cnn_of/8"]["parameters"] > listed["cnn_of/4"]["parameters"] > 0
+
+
+def test_what_is_listed_and_shown_of_families():
+    rows = {row["name"]: row for row in catalogue.models()}
+    assert {"timm/<name>", "wide_resnet/28-10", "wide_resnet/34-10", "resnet18"} <= rows.keys()
+    assert len({tuple(row) for row in rows.values()}) == 1  # a table
+    for name, row in rows.items():
+        if name == "timm/<name>":
+            assert row["parameters"] is row["gflops"] is None
+            assert row["title"]
+        else:
+            assert NAME.fullmatch(name)
+            assert row == {key: catalogue.model(name)[key] for key in row}
+            assert row["parameters"] > 0
+            assert row["gflops"] > 0
+    assert catalogue.model("timm/resnet18")["parameters"] == 11_689_512
+    with pytest.raises(
+        BenchError, match=r"^'wide_resnet' is a family of models: write 'wide_resnet/<depth>-<width>', "
+    ):
+        catalogue.model("wide_resnet")
+
+
+def test_a_model_that_cannot_be_measured_is_shown_without_a_size():
+    def build(classes, shape):
+        raise NotImplementedError
+
+    MODELS.add("odd", Architecture("odd", "Odd", "none", build))
+    assert catalogue.model("odd")["parameters"] is None
+    assert catalogue.model("odd")["gflops"] is None
+
+
+def test_a_suite_may_name_a_member(load):
+    assert load({"model: small_cnn": "model: wide_resnet/10-1"}).suite.model == "wide_resnet/10-1"
+    with pytest.raises(BenchError, match=r"'wide_resnet' is a family of models: write 'wide_resnet/<depth>-<width>'"):
+        load({"model: small_cnn": "model: wide_resnet"})
+    with pytest.raises(BenchError, match=r"did you mean 'wide_resnet/28-10'\?$"):
+        load({"model: small_cnn": "model: wide_resnet/28_10"})
+
+
+def test_the_check_of_the_installation_counts_a_family_as_one():
+    names = MODELS.names()
+    (found,) = [check for check in diagnose(Path("results"), None) if check.name == "models"]
+    assert found.ok
+    assert found.detail == f"{len(names)} import: {', '.join(names)}"
+
+
+# --- packages and plug-ins that are wrong ----------------------------------------------------------------------------
 
 
 def test_two_packages_may_not_share_a_name(monkeypatch):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.models.architecture import Architecture
+from bench.models.architecture import Architecture, Shape
 
 
 class PreActBlock(nn.Module):
@@ -70,14 +70,40 @@ class PreActResNet(nn.Module):
         return logits
 
 
-def build_preact_resnet18(classes: int, channels: int) -> nn.Module:
+def build_preact_resnet18(classes: int, shape: Shape) -> nn.Module:
     """Return PreActResNet-18: four stages of two blocks, 64 to 512 channels."""
-    return PreActResNet(classes, channels, widths=(64, 128, 256, 512), blocks=(2, 2, 2, 2))
+    return PreActResNet(classes, shape[0], widths=(64, 128, 256, 512), blocks=(2, 2, 2, 2))
 
+
+def build_preact_resnet8_32(classes: int, shape: Shape) -> nn.Module:
+    """Return three stages of one block, 32 to 128 channels: 2 x 3 convolutions, the stem and the classifier make 8."""
+    return PreActResNet(classes, shape[0], widths=(32, 64, 128), blocks=(1, 1, 1))
+
+
+def build_preact_resnet14_16(classes: int, shape: Shape) -> nn.Module:
+    """Return three stages of two blocks, 16 to 64 channels: 4 x 3 convolutions, the stem and the classifier make 14."""
+    return PreActResNet(classes, shape[0], widths=(16, 32, 64), blocks=(2, 2, 2))
+
+
+_REFERENCE = "He et al., Identity Mappings in Deep Residual Networks, 2016"
 
 preact_resnet18 = Architecture(
     name="preact_resnet18",
     title="PreActResNet-18",
-    reference="He et al., Identity Mappings in Deep Residual Networks, 2016; CIFAR form of Rice et al., 2020",
+    reference=f"{_REFERENCE}; CIFAR form of Rice et al., 2020",
     build=build_preact_resnet18,
+)
+
+preact_resnet8_32 = Architecture(
+    name="preact_resnet8_32",
+    title="PreActResNet-8, 32 to 128 channels",
+    reference=f"{_REFERENCE}; this size is this project's",
+    build=build_preact_resnet8_32,
+)
+
+preact_resnet14_16 = Architecture(
+    name="preact_resnet14_16",
+    title="PreActResNet-14, 16 to 64 channels",
+    reference=f"{_REFERENCE}; this size is this project's, with the widths of their CIFAR networks",
+    build=build_preact_resnet14_16,
 )

@@ -1,10 +1,13 @@
-"""A small convolutional network for digits and tests: three convolutions with batch normalisation, one linear layer."""
+"""A small convolutional network for digits and tests: three convolutions with batch normalisation, one linear layer.
+
+This project's own. Its parts are `conv1` to `conv3`, `bn1` to `bn3` and `linear`.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bench.models.architecture import Architecture
+from bench.models.architecture import Architecture, Shape
 
 
 class SmallCNN(nn.Module):
@@ -32,10 +35,15 @@ class SmallCNN(nn.Module):
         return logits
 
 
+def build_small_cnn(classes: int, shape: Shape) -> nn.Module:
+    """Return the network for images of `shape`, (channels, height, width), both sides at least 4."""
+    return SmallCNN(classes, shape[0])
+
+
 small_cnn = Architecture(
     name="small_cnn",
     title="Small CNN, three convolutions",
     reference="this project; for digits and tests, never for published comparisons",
-    build=SmallCNN,
+    build=build_small_cnn,
     typical=(10, 1, 8, 8),
 )

@@ -54,17 +54,50 @@ def test_the_network_fits_its_dataset():
 
 @pytest.mark.parametrize(("architecture", "channels", "size"), [(small_cnn, 1, 8), (small_cnn, 3, 32)])
 def test_any_small_image_fits(architecture, channels, size):
-    assert architecture.build(10, channels).eval()(torch.rand(2, channels, size, size)).shape == (2, 10)
+    assert architecture.build(10, (channels, size, size)).eval()(torch.rand(2, channels, size, size)).shape == (2, 10)
 
 
 def test_a_multiply_add_counts_as_two_operations():
-    def build(classes, channels):
-        return nn.Sequential(nn.Conv2d(channels, 5, 3, padding=1), nn.Flatten(), nn.Linear(5 * 6 * 7, classes))
+    def build(classes, shape):
+        channels, height, width = shape
+        return nn.Sequential(nn.Conv2d(channels, 5, 3, padding=1), nn.Flatten(), nn.Linear(5 * height * width, classes))
 
     architecture = Architecture("x", "X", "none", build, typical=(4, 2, 6, 7))
     parameters = (5 * 2 * 9 + 5) + (5 * 6 * 7 * 4 + 4)
     assert size_of(architecture) == (parameters, 2 * (6 * 7 * 5 * 2 * 9 + 5 * 6 * 7 * 4))
     assert size_of(architecture, (8, 2, 6, 7))[0] == parameters + 5 * 6 * 7 * 4 + 4
+    assert size_of(architecture, (4, 2, 3, 7))[1] == size_of(architecture)[1] // 2
+
+
+class Attention(nn.Module):
+    """One head over the places of an image; a token of its own goes through a layer, as in some vision transformers."""
+
+    def __init__(self, classes, channels):
+        super().__init__()
+        self.rates = torch.linspace(0, 0.5, 3).tolist()
+        self.token = nn.Parameter(torch.zeros(1, 1, channels))
+        self.norm = nn.LayerNorm(channels)
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, x):
+        x = torch.cat([self.norm(self.token.expand(len(x), -1, -1)), x.flatten(2).mT], dim=1)
+        return self.linear(nn.functional.scaled_dot_product_attention(x, x, x)[:, 0])
+
+
+def test_attention_is_counted():
+    architecture = Architecture("x", "X", "none", lambda classes, shape: Attention(classes, shape[0]))
+    tokens = 1 + 5 * 5
+    products = 2 * tokens * tokens * 8
+    assert size_of(architecture, (4, 8, 5, 5)) == (8 + 2 * 8 + 8 * 4 + 4, 2 * (products + 8 * 4))
+
+
+def test_numbers_that_a_network_is_built_with_are_kept():
+    built = []
+    architecture = Architecture("x", "X", "none", lambda *size: built.append(Attention(10, 8)) or built[-1])
+    size_of(architecture, (10, 8, 5, 5))
+    assert built[0].rates == [0, 0.25, 0.5]
+    assert built[0].token.is_meta
+    assert torch.linspace(0, 1, 2, device="meta").is_meta
 
 
 def test_the_size_of_small_cnn():

@@ -3,7 +3,13 @@ import torch
 import torch.nn.functional as F
 
 from bench.models.architecture import size_of
-from bench.models.preact_resnet import PreActResNet, build_preact_resnet18, preact_resnet18
+from bench.models.preact_resnet import (
+    PreActResNet,
+    build_preact_resnet18,
+    preact_resnet8_32,
+    preact_resnet14_16,
+    preact_resnet18,
+)
 
 STAGES = ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2))  # inputs, outputs, stride of the first block
 
@@ -22,6 +28,26 @@ def test_the_size_of_preact_resnet18():
     assert size_of(preact_resnet18)[1] == pytest.approx(1.11e9, rel=0.001)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "width", "blocks", "parameters", "gflops"),
+    [(preact_resnet8_32, 32, 1, 308_266, 0.0982), (preact_resnet14_16, 16, 2, 175_066, 0.0533)],
+)
+def test_the_sizes_of_the_small_ones(architecture, width, blocks, parameters, gflops):
+    weights, multiply_adds, places = 3 * width * 9, 3 * width * 9 * 32 * 32, 32 * 32
+    for stage in range(3):
+        outputs = width * 2**stage
+        inputs = outputs // 2 if stage else outputs
+        places //= 4 if stage else 1
+        convolutions = 9 * inputs * outputs + (2 * blocks - 1) * 9 * outputs * outputs + (stage > 0) * inputs * outputs
+        weights += convolutions + 2 * (inputs + (2 * blocks - 1) * outputs)  # two numbers a channel normalised
+        multiply_adds += places * convolutions
+    weights += 2 * 4 * width + 4 * width * 10 + 10
+    multiply_adds += 4 * width * 10
+    assert size_of(architecture) == (weights, 2 * multiply_adds)
+    assert weights == parameters
+    assert 2 * multiply_adds == pytest.approx(gflops * 1e9, rel=1e-3)
+
+
 def test_the_names_are_those_of_published_weights():
     block = ["bn1.weight", "bn1.bias", "conv1.weight", "bn2.weight", "bn2.bias", "conv2.weight"]
     names = ["conv1.weight"]
@@ -30,12 +56,13 @@ def test_the_names_are_those_of_published_weights():
         names += [f"layer{stage}.0.shortcut.0.weight"] if stage > 1 else []
         names += [f"layer{stage}.1.{name}" for name in block]
     names += ["bn.weight", "bn.bias", "linear.weight", "linear.bias"]
-    assert [name for name, _ in build_preact_resnet18(10, 3).named_parameters()] == names
+    assert [name for name, _ in build_preact_resnet18(10, (3, 32, 32)).named_parameters()] == names
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
 def test_small_images_fit(channels, size):
-    assert build_preact_resnet18(10, channels).eval()(torch.rand(2, channels, size, size)).shape == (2, 10)
+    network = build_preact_resnet18(10, (channels, size, size)).eval()
+    assert network(torch.rand(2, channels, size, size)).shape == (2, 10)
 
 
 def test_the_forward_pass_is_that_of_the_paper():
