@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bench.models.architecture import Architecture, size_of
+from bench.models.architecture import Architecture, Family, size_of
 from bench.registry import DATASETS, METHODS, MODELS
 from bench.spec import load_suite, shipped_suites
 from bench.store.store import Store
@@ -50,24 +51,44 @@ def method(name: str) -> dict[str, Any]:
 
 
 def models() -> list[dict[str, Any]]:
-    """Return name, size and forward GFLOP an image of every architecture; a multiply-add counts as two."""
-    return [_model(MODELS.get(name)) for name in MODELS.names()]
+    """Return name, size and forward GFLOP an image of every architecture; a multiply-add counts as two.
+
+    A family stands here as the members that it lists, or as one row without a size if it lists none.
+    """
+    rows = []
+    for name in MODELS.names():
+        entry: Architecture | Family = MODELS.entry(name)
+        if isinstance(entry, Architecture):
+            rows.append(_model(entry))
+        elif entry.listed:
+            rows += [_model(MODELS.get(f"{name}/{variant}")) for variant in entry.listed]
+        else:
+            row = dict.fromkeys(("name", "title", "parameters", "gflops", "image", "classes"))
+            rows.append({**row, "name": f"{name}/{entry.written}", "title": entry.title})
+    return rows
 
 
 def model(name: str) -> dict[str, Any]:
-    """Return all that is stated of one architecture. Raises BenchError: no such architecture."""
+    """Return all that is stated of one architecture.
+
+    Raises:
+        BenchError: no such architecture, or the name of a whole family.
+    """
     architecture: Architecture = MODELS.get(name)
     return {**_model(architecture), "reference": architecture.reference}
 
 
 def _model(architecture: Architecture) -> dict[str, Any]:
-    parameters, flops = size_of(architecture)
+    parameters, gflops = None, None
+    with suppress(NotImplementedError):  # torch cannot count it
+        parameters, flops = size_of(architecture)
+        gflops = flops / 1e9
     classes, *image = architecture.typical
     return {
         "name": architecture.name,
         "title": architecture.title,
         "parameters": parameters,
-        "gflops": flops / 1e9,
+        "gflops": gflops,
         "image": "x".join(map(str, image)),
         "classes": classes,
     }
@@ -87,14 +108,16 @@ def dataset(name: str) -> dict[str, Any]:
     return {
         "name": found.name,
         "title": found.title,
-        "classes": found.classes,
-        "image": "x".join(map(str, found.shape)),
+        "classes": None if found.own_files else found.classes,  # the suite states them
+        "image": None if found.own_files else "x".join(map(str, found.shape)),
         "train": found.train_images,
         "test": found.test_images,
         "mean": list(found.mean),
         "std": list(found.std),
+        "augmentation": [step.model_dump(mode="json") for step in found.augmentation],
         "licence": found.licence,
         "citation": found.citation,
+        "obtain": found.obtain or None,
     }
 
 

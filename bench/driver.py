@@ -14,7 +14,7 @@ from typing import Any
 from bench.device import check_precision, cores, resolve_device
 from bench.errors import BenchError, DamagedFile
 from bench.execution.local import BUSY, Handle, LocalExecutor
-from bench.execution.plan import Planned, Rerun, plan
+from bench.execution.plan import Planned, Rerun, check_data, plan
 from bench.execution.worker import Job
 from bench.run_folder import Busy, RunFolder
 from bench.spec import LoadedSuite, select_cells
@@ -134,7 +134,8 @@ def run_suite(
     cells = select_cells(loaded.cells, methods, seeds)
     resources = share_out(device, jobs, threads or loaded.suite.execution.threads, len(cells))
     check_precision(loaded.suite.training, resolve_device(resources.device))
-    planned = plan(cells, results, rerun)
+    planned = plan(cells, results, rerun, data=data)
+    check_data(planned, data)
     states = [CellState(item, item.status if item.action == "skip" else "waiting") for item in planned]
     with open_store(results, store) as opened:
         unstored = [state for state in states if not _prepare(state, opened)]

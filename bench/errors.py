@@ -31,6 +31,10 @@ class NothingMeasured(BenchError):
     exit_code = 4
 
 
+class NotFound(BenchError):
+    """The files of a dataset are not there."""
+
+
 class DamagedFile(BenchError):
     """A file of a run folder does not match its recorded SHA-256, or cannot be parsed."""
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bench.attacks.autoattack import Cascade, CascadeState
 from bench.attacks.pgd import cross_entropy, frozen, mode, pgd, random_start
 from bench.data.batches import to_float
-from bench.data.dataset import Dataset, ImageSet
+from bench.data.dataset import Images
 from bench.outcome import Outcome
 from bench.protocol import PGD, AutoAttack, Clean, FinalAttack, Threat
 from bench.seeding import generator
@@ -33,7 +33,7 @@ Tick = Callable[[int, int], None]
 
 def correct_under(
     model: nn.Module,
-    images: ImageSet,
+    images: Images,
     attack: Clean | PGD,
     threat: Threat,
     random: torch.Generator,
@@ -45,15 +45,20 @@ def correct_under(
     """
     correct = []
     with mode(model, train=False), frozen(model):
-        for start in range(0, len(images), EVALUATION_BATCH):
-            part = slice(start, start + EVALUATION_BATCH)
-            x, labels = to_float(images.pixels[part]), images.labels[part]
+        batches = _batches(images)
+        for number, (index, pixels) in enumerate(zip(batches, images.read(batches), strict=True), start=1):
+            x, labels = to_float(pixels), images.labels[index]
             if isinstance(attack, PGD):
                 x = _pgd(model, x, labels, attack, threat, random)
             with torch.no_grad():
                 correct.append(model(x).argmax(1) == labels)
-            tick(min(start + EVALUATION_BATCH, len(images)), len(images))
+            tick(min(number * EVALUATION_BATCH, len(images)), len(images))
     return torch.cat(correct)
+
+
+def _batches(images: Images) -> tuple[Tensor, ...]:
+    """Return the positions of each batch in turn."""
+    return torch.split(torch.arange(len(images), device=images.labels.device), EVALUATION_BATCH)
 
 
 def _pgd(model: nn.Module, x: Tensor, labels: Tensor, attack: PGD, threat: Threat, random: torch.Generator) -> Tensor:
@@ -80,9 +85,9 @@ def balanced_subset(labels: Tensor, count: int | None) -> Tensor:
     return torch.tensor(sorted(index for _, _, index in sorted(ranked)[:count]))
 
 
-def evaluated_images(attack: FinalAttack, dataset: Dataset) -> int:
-    """Return how many test images `attack` sees."""
-    return min(getattr(attack, "images", None) or dataset.test_images, dataset.test_images)
+def evaluated_images(attack: FinalAttack, test_images: int) -> int:
+    """Return how many of the test images `attack` sees."""
+    return min(getattr(attack, "images", None) or test_images, test_images)
 
 
 def forward_passes(attack: FinalAttack) -> int:
@@ -116,7 +121,7 @@ def exact_arithmetic() -> Any:
 def evaluate(
     model: nn.Module,
     weights_sha256: str,
-    images: ImageSet,
+    images: Images,
     attack: FinalAttack,
     threat: Threat,
     *,
@@ -137,7 +142,8 @@ def evaluate(
         if isinstance(attack, AutoAttack):
             cascade = Cascade(model, threat, attack.batch_size, EVALUATION_SEED)
             with mode(model, train=False), frozen(model):
-                final = cascade.run(to_float(chosen.pixels), chosen.labels, state, commit, tick)
+                pixels = torch.cat(list(chosen.read(_batches(chosen))))
+                final = cascade.run(to_float(pixels), chosen.labels, state, commit, tick)
             correct, detail = final.robust, {"accuracy_after": final.accuracy_after}
             seconds = final.seconds
         else:

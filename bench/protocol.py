@@ -6,14 +6,15 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from bench.parameters import Setting
 from bench.records import fingerprint
-from bench.settings import Number, Settings
+from bench.settings import Indices, Number, Settings, parse_indices, ranges
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$", max_length=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+Side = Annotated[int, Field(ge=1, le=4096)]
 
 
 def named(value: Any) -> Any:
@@ -24,15 +25,76 @@ def named(value: Any) -> Any:
 # --- data and augmentation -------------------------------------------------------------------------------------------
 
 
+def _count_or_indices(value: Any) -> int | str:
+    """Tell "this many" (a whole number) from "these" (ranges of indices)."""
+    if isinstance(value, str) and not value.strip().isdecimal():
+        return parse_indices(value)
+    try:
+        count = int(value) if not isinstance(value, bool) else None
+    except (TypeError, ValueError):
+        count = None
+    if count is None or count != (float(value) if isinstance(value, float) else count):
+        raise PydanticKnownError("int_type")
+    if count < 1:
+        raise PydanticKnownError("greater_than_equal", {"ge": 1})
+    return count
+
+
+class Subset(Settings):
+    """Which of a dataset's images to use, by their official indices; a part that is left out is used whole."""
+
+    train: Indices | None = None
+    test: Indices | None = None
+
+
+class Files(Settings):
+    """Images of your own, for the datasets `image_folder` and `npz`, which state nothing themselves."""
+
+    path: Name
+    """Folder or file below the data root."""
+    classes: int = Field(ge=2, le=100_000)
+    shape: tuple[Annotated[int, Field(ge=1, le=4)], Side, Side]
+    """Channels, height, width of every image."""
+    mean: tuple[Number, ...] | None = None
+    """Per channel, in units of [0, 1], subtracted inside the network; default one half."""
+    std: tuple[Annotated[Number, Field(gt=0)], ...] | None = None
+    """Per channel, in units of [0, 1], divided by inside the network; default one half."""
+    test: int | None = Field(None, ge=1)
+    """Training images that become the test set, where the files have none of their own."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Files:
+        if ".." in self.path.split("/"):
+            raise PydanticCustomError("path", "the path must stay below the data root")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != self.shape[0]:
+                raise PydanticCustomError("channels", f"'{name}' needs {self.shape[0]} values, one a channel")
+        return self
+
+
 class DatasetSettings(Settings):
     """Which images, and how the training images are split."""
 
     name: Name
     """A registered dataset."""
-    validation: int = Field(1000, ge=1)
-    """Training images held out, on which `best` is selected."""
+    validation: Annotated[int | str, BeforeValidator(_count_or_indices, json_schema_input_type=int | str)] = 1000
+    """Training images held out, on which `best` is selected: how many, or which official indices ("10000-11016")."""
     split_seed: Seed = 0
     """Seed of the permutation that chooses the held-out images; the same for every training seed."""
+    subset: Subset | None = None
+    """Use only these images."""
+    resize: int | None = Field(None, ge=1)
+    """Average square images down to this many pixels a side, which must divide the original side."""
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of the files' names and sizes (`bench data check`); stating it allows a part of a dataset."""
+    files: Files | None = None
+
+    @property
+    def held_out(self) -> int:
+        """How many training images are held out for validation."""
+        if isinstance(self.validation, int):
+            return self.validation
+        return sum(map(len, ranges(self.validation)))
 
 
 class Crop(Settings):
@@ -49,8 +111,16 @@ class Flip(Settings):
     name: Literal["flip"] = "flip"
 
 
-_Augmentation = Annotated[Crop | Flip, Field(discriminator="name")]
-_AugmentationInput = _Augmentation | Literal["crop", "flip"]
+class Rotate(Settings):
+    """Turn about the centre by an angle drawn uniformly from both directions; what comes in from outside is zero."""
+
+    name: Literal["rotate"] = "rotate"
+    degrees: Number = Field(15, gt=0, le=180)
+    """The largest angle."""
+
+
+_Augmentation = Annotated[Crop | Flip | Rotate, Field(discriminator="name")]
+_AugmentationInput = _Augmentation | Literal["crop", "flip", "rotate"]
 Augmentation = Annotated[_Augmentation, BeforeValidator(named, json_schema_input_type=_AugmentationInput)]
 
 
@@ -193,6 +263,7 @@ class Training(Settings):
     schedule: ScheduleSettings = Piecewise()
     attack: NamedTrainingAttack = TrainingAttack()
     augmentation: tuple[Augmentation, ...] = ()
+    """In order. A suite that says nothing gets the dataset's own (`bench show dataset`)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: convolutions and products in bfloat16; parameters, optimiser state, batch statistics, loss in fp32."""
 

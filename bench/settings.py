@@ -35,6 +35,40 @@ def parse_number(value: Any) -> float:
     return number
 
 
+_RANGES = re.compile(r"[0-9]{1,9}(?:-[0-9]{1,9})?(?:,[0-9]{1,9}(?:-[0-9]{1,9})?)*")
+
+
+def parse_indices(value: Any) -> str:
+    """Return the one text of a set of indices given as ranges, ends included: "0-3999", "7,10-12,13" -> "7,10-13".
+
+    Both spellings of the same set are the same setting, so they must give the same identity.
+    """
+    text = re.sub(r"\s", "", str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    if not _RANGES.fullmatch(text):
+        raise PydanticCustomError("indices", f"{shown(value)} is no set of indices; write 0-3999 or 0-99,500-599")
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(_range(part) for part in text.split(",")):
+        if first > last:
+            raise PydanticCustomError("indices", f"the range {first}-{last} ends before it begins")
+        if merged and first <= merged[-1][1]:
+            raise PydanticCustomError("indices", f"index {first} stands twice")
+        if merged and first == merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], last)
+        else:
+            merged.append((first, last))
+    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in merged)
+
+
+def ranges(indices: str) -> list[range]:
+    """Return the ranges of what `parse_indices` returned, rising."""
+    return [range(first, last + 1) for first, last in map(_range, indices.split(","))]
+
+
+def _range(part: str) -> tuple[int, int]:
+    first, _, last = part.partition("-")
+    return int(first), int(last or first)
+
+
 def shown(value: Any) -> str:
     """Return `value` as an error message shows it: on one line, text in quotes, not more than about 60 characters."""
     if value is None:
@@ -48,6 +82,9 @@ def shown(value: Any) -> str:
 
 Number = Annotated[float, BeforeValidator(parse_number, json_schema_input_type=float | str)]
 """A finite float, also written "8/255" or "5e-4"."""
+
+Indices = Annotated[str, BeforeValidator(parse_indices, json_schema_input_type=str)]
+"""A set of indices from 0, written as ranges with both ends included: "0-3999" or "0-99,500-599"."""
 
 
 class Settings(BaseModel):

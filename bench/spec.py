@@ -173,13 +173,18 @@ class LoadedSuite:
         """Refuse a split, a batch or a crop that the images do not allow."""
         dataset, training = self.suite.dataset, self.suite.training
         with self._at("dataset", "name"):
-            info = registry.DATASETS.get(dataset.name)
+            registered = registry.DATASETS.get(dataset.name)
+        with self._at("dataset"):
+            info = registered.configured(dataset)
         with self._at("dataset", "validation"):
-            info.check_split(dataset.validation)
+            info.check_split()
         with self._at("training", "batch_size"):
-            left = info.train_images - dataset.validation
-            if training.batch_size > left:
+            left = info.left_to_train
+            if left is not None and training.batch_size > left:
                 raise BenchError(f"only {left} images are left to train on, too few for one batch")
+        if "augmentation" not in training.model_fields_set:
+            training = training.model_copy(update={"augmentation": info.augmentation})
+            self.suite = self.suite.model_copy(update={"training": training})
         for index, step in enumerate(training.augmentation):
             with self._at("training", "augmentation", index, "padding"):
                 if isinstance(step, Crop) and step.mode == "reflect" and step.padding >= min(info.shape[1:]):

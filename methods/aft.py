@@ -19,7 +19,7 @@ from bench.data.batches import Batch
 from bench.errors import BenchError
 from bench.method import Method
 from bench.models.weights import load_weights
-from bench.parameters import MethodInfo, MethodParams, sourced
+from bench.parameters import MethodInfo, MethodParams, Origin, sourced
 from bench.records import file_sha256
 from bench.schedule import Schedule
 
@@ -35,7 +35,10 @@ class Params(MethodParams):
         0.05, unit="share of training", source="declared", gt=0, le=10,
         note="adversarial epochs: 10 where the protocol has 200",
     )  # fmt: skip
-    peak: float = sourced(0.05, unit="learning rate", source="declared", gt=0, note="highest rate of fine-tuning")
+    peak: float = sourced(
+        0.05, unit="learning rate", source="declared", gt=0, note="highest rate of fine-tuning: half the protocol's",
+        by_dataset={"svhn": Origin(0.005, "declared")},
+    )  # fmt: skip
     rise: float = sourced(
         0.4, unit="share of fine-tuning", source="declared", gt=0, lt=1, note="linear from 0 to the peak"
     )

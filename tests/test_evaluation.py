@@ -7,7 +7,7 @@ import torch
 from bench import evaluation
 from bench.attacks.pgd import pgd, random_start
 from bench.data.batches import to_float
-from bench.data.digits import digits
+from bench.data.digits import digits, load
 from bench.evaluation import attack_identity, balanced_subset, correct_under, evaluate, forward_passes
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
@@ -21,7 +21,7 @@ THREAT = Threat(norm="linf", eps=0.1)
 def network():
     """A network after one natural epoch: right about most digits, robust about few."""
     model = build_network(small_cnn, digits, seed=0)
-    images, _ = digits.load(None)
+    images, _ = load()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     for index in torch.arange(len(images)).split(64):
         loss = torch.nn.functional.cross_entropy(model(to_float(images.pixels[index])), images.labels[index])
@@ -33,7 +33,7 @@ def network():
 
 def test_clean_verdicts_are_the_argmax_in_eval_mode(network, monkeypatch):
     monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 64)  # several batches, the last one smaller
-    _, test = digits.load(None)
+    _, test = load()
     network.train()
     ticks = []
     verdicts = correct_under(network, test, Clean(), THREAT, generator(0, "t"), lambda *at: ticks.append(at))
@@ -46,7 +46,7 @@ def test_clean_verdicts_are_the_argmax_in_eval_mode(network, monkeypatch):
 
 
 def test_pgd_verdicts_are_those_of_the_attack_itself(network):
-    _, test = digits.load(None)
+    _, test = load()
     part = test.take(torch.arange(100))
     attack = PGD(steps=3, step_size=0.05)
     verdicts = correct_under(network, part, attack, THREAT, generator(0, "t"))
@@ -68,12 +68,12 @@ def test_balanced_subset_takes_the_first_of_every_class():
     assert balanced_subset(labels, 5).tolist() == [0, 1, 2, 4, 5]
     assert balanced_subset(labels, 8).tolist() == list(range(8))
     assert balanced_subset(labels, 99).tolist() == balanced_subset(labels, None).tolist() == list(range(8))
-    _, test = digits.load(None)
+    _, test = load()
     assert test.labels[balanced_subset(test.labels, 200)].bincount().tolist() == [20] * 10
 
 
 def test_outcomes_state_attack_weights_and_subset(network):
-    _, test = digits.load(None)
+    _, test = load()
     outcome = evaluate(network, "abc", test, PGD(steps=2, step_size=0.05, images=50), THREAT)
     again = evaluate(network, "abc", test, PGD(steps=2, step_size=0.05, images=50), THREAT)
     np.testing.assert_array_equal(outcome.correct, again.correct)

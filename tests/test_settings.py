@@ -2,7 +2,7 @@ import pytest
 from pydantic import Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from bench.settings import Number, Settings, parse_number, shown
+from bench.settings import Number, Settings, parse_indices, parse_number, ranges, shown
 
 
 class Group(Settings):
@@ -90,3 +90,31 @@ def test_the_docstring_of_a_field_is_its_description():
 )
 def test_values_in_messages(value, text):
     assert shown(value) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "one_text"),
+    [
+        ("0-3999", "0-3999"),
+        ("7", "7"),
+        (7, "7"),
+        ("7,10-12,13", "7,10-13"),
+        ("500-599, 0-99", "0-99,500-599"),
+        ("0-1,2-3,4", "0-4"),
+        ("3-3", "3"),
+    ],
+)
+def test_a_set_of_indices_has_one_text(text, one_text):
+    assert parse_indices(text) == parse_indices(one_text) == one_text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-1", "1-", "a", "1--2", "1,,2", "1;2", "1.5", "5-1", "1,1", "0-5,5", True, None, [1], "9" * 12]
+)
+def test_what_is_no_set_of_indices(text):
+    with pytest.raises(PydanticCustomError):
+        parse_indices(text)
+
+
+def test_ranges_are_those_written():
+    assert ranges("7,10-12") == [range(7, 8), range(10, 13)]

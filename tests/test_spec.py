@@ -41,7 +41,7 @@ WRONG = {
         "augmentation: [flip, {name: crop, padding: 8}]": (
             "7: training.augmentation.1.padding: an image of 8x8 pixels cannot be reflected into a border of 8"
         ),
-        "augmentation: [rotate]": "7: training.augmentation.0: unknown name 'rotate'; known: crop, flip",
+        "augmentation: [blur]": "7: training.augmentation.0: unknown name 'blur'; known: crop, flip, rotate",
         "augmentation: flip": "7: training.augmentation: must be a list (got 'flip')",
         "precision: fp16": "7: training.precision: must be 'fp32' or 'bf16' (got 'fp16')",
         "optimizer: adam": "7: training.optimizer: must be a mapping of keys to values (got 'adam')",
@@ -67,6 +67,31 @@ WRONG = {
             "2: dataset.validation: 1297 validation images leave none to train on: digits has 1297 in all"
         ),
         "{name: digits, validation: 0}": "2: dataset.validation: must be at least 1 (got 0)",
+        "{name: digits, validation: 2.5}": "2: dataset.validation: must be a whole number (got 2.5)",
+        "{name: digits, validation: yes}": "2: dataset.validation: must be a whole number (got True)",
+        "{name: digits, validation: 9-3}": "2: dataset.validation: the range 9-3 ends before it begins",
+        "{name: digits, validation: some}": (
+            "2: dataset.validation: 'some' is no set of indices; write 0-3999 or 0-99,500-599"
+        ),
+        "{name: digits, subset: {train: '1,1'}}": "2: dataset.subset.train: index 1 stands twice",
+        "{name: digits, subset: {test: 0-500}}": "2: dataset: subset.test: index 500 is beyond the 500 images",
+        "{name: digits, resize: 3}": "2: dataset: resize: 3 does not divide the side of 8x8 pixels",
+        "{name: digits, digest: abc}": "2: dataset.digest: must match ^[0-9a-f]{64}$ (got 'abc')",
+        "{name: digits, files: {path: x, classes: 2, shape: [1, 8, 8]}}": (
+            "2: dataset: dataset 'digits' knows its images and takes no 'files'"
+        ),
+        "{name: digits, files: {path: ../x, classes: 2, shape: [1, 8, 8]}}": (
+            "2: dataset.files.path: must match ^[A-Za-z0-9][A-Za-z0-9_./-]*$ (got '../x')"
+        ),
+        "{name: digits, files: {path: x/../../y, classes: 2, shape: [1, 8, 8]}}": (
+            "2: dataset.files: the path must stay below the data root"
+        ),
+        "{name: digits, files: {path: x, classes: 2, shape: [1, 8, 8], std: [1, 1]}}": (
+            "2: dataset.files: 'std' needs 1 values, one a channel"
+        ),
+        "{name: digits, files: {path: x, classes: 2, shape: [8, 8]}}": (
+            "2: dataset.files.shape.0: must be at most 4 (got 8)"
+        ),
     },
     "{attack: {name: pgd, steps: 2, step_size: 0.1}}": {
         "{attack: {name: pgd, images: 5}}": (
@@ -203,6 +228,8 @@ def test_a_fingerprint_is_the_digest_of_what_cell_json_says(load):
         {"{norm: linf, eps: 0.15}": "{eps: 0.15, norm: linf}"},
         {"  epochs: 2\n  batch_size: 64\n": "  batch_size: 64\n  schedule: piecewise\n  epochs: 2\n"},
         {"[clean,": "[{name: clean},"},
+        {"validation: 200": "validation: '200'"},
+        {"batch_size: 64": "batch_size: 64\n  augmentation: []"},
     ],
 )
 def test_what_changes_no_fingerprint(load, tmp_path, changes, clean_registries):
@@ -220,14 +247,29 @@ model: small_cnn
 threat: {norm: linf, eps: 0.1}
 training:
   epochs: 10
-  augmentation: [crop, flip]
+  augmentation: [crop, flip, rotate]
 methods: [pgd_at]
 """)
+
+FILES = {"path": "mine", "classes": 10, "shape": [1, 8, 8]}
 
 CHANGES = {
     "dataset.name": "cifar10",
     "dataset.validation": 201,
+    "dataset.validation ": "0-199",
     "dataset.split_seed": 1,
+    "dataset.subset": {},
+    "dataset.subset.train": "0-500",
+    "dataset.subset.test": "0-99",
+    "dataset.resize": 4,
+    "dataset.digest": "0" * 64,
+    "dataset.files": FILES,
+    "dataset.files.path": "other",
+    "dataset.files.classes": 11,
+    "dataset.files.shape": [1, 8, 9],
+    "dataset.files.mean": [0.4],
+    "dataset.files.std": [0.4],
+    "dataset.files.test": 10,
     "model": "preact_resnet18",
     "threat.norm": "l2",
     "threat.eps": 0.11,
@@ -247,9 +289,10 @@ CHANGES = {
     "training.attack.step_size": 0.01,
     "training.attack.random_start": False,
     "training.attack.batch_norm": "eval",
-    "training.augmentation": ["flip", "crop"],
+    "training.augmentation": ["flip", "crop", "rotate"],
     "training.augmentation.0.padding": 3,
     "training.augmentation.0.mode": "zero",
+    "training.augmentation.2.degrees": 10,
     "evaluation.track.test": False,
     "evaluation.track.attack.steps": 9,
     "evaluation.track.attack.step_size": 0.01,
@@ -268,8 +311,11 @@ ONLY_VALUE = {"version"}  # settings that can have but one value as yet
 def changed(path: str) -> Protocol:
     """Return the protocol of BASE, written out in full, with one of CHANGES."""
     data = Protocol.model_validate({key: BASE[key] for key in BASE if key not in {"name", "methods"}}).model_dump()
-    *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
+    *parents, last = [int(key) if key.isdigit() else key for key in path.strip().split(".")]
     group = data
+    for optional, content in (("subset", {}), ("files", FILES)):
+        if optional in parents:
+            data["dataset"][optional] = dict(content)
     for key in parents:
         group = group[key]
     if path == "training.schedule.peak":
@@ -285,7 +331,10 @@ def test_every_setting_of_the_protocol_changes_the_fingerprint():
     assert len({base.fingerprint, *prints.values()}) == len(CHANGES) + 1
     known = {key for group in Protocol.model_json_schema()["$defs"].values() for key in group["properties"]}
     untested = (
-        known - {path.rpartition(".")[2] for path in CHANGES} - {"name", "attack", "optimizer", "track"} - ONLY_VALUE
+        known
+        - {path.strip().rpartition(".")[2] for path in CHANGES}
+        - {"name", "attack", "optimizer", "track"}
+        - ONLY_VALUE
     )
     assert not untested, f"add to CHANGES: {untested}"
 

@@ -44,7 +44,7 @@ def list_(
         rows = catalogue.runs(results, store)
     else:
         rows = getattr(catalogue, kind.value)()
-    print_json(rows) if json else _print_rows(rows)
+    print_json(rows) if json else print_rows(rows)
 
 
 def show(
@@ -63,10 +63,10 @@ def show(
         found = catalogue.run(name, results, store)
     else:
         found = getattr(catalogue, thing.value)(name)
-    print_json(found) if json else _print_fields(found)
+    print_json(found) if json else print_fields(found)
 
 
-def _print_rows(rows: list[dict[str, Any]]) -> None:
+def print_rows(rows: list[dict[str, Any]]) -> None:
     """Print a table of equal dicts; nothing at all for an empty list."""
     from rich.console import Console
     from rich.table import Table
@@ -89,12 +89,12 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def _print_fields(fields: dict[str, Any]) -> None:
+def print_fields(fields: dict[str, Any]) -> None:
     """Print one dict: plain values as lines, lists of dicts as tables."""
     for key, value in fields.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             print(f"{key.replace('_', ' ')}:")
-            _print_rows(value)
+            print_rows(value)
         elif isinstance(value, dict):
             print(f"{key.replace('_', ' ')}:")
             for name, item in value.items():

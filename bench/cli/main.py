@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from bench.cli import doctor, listing, report, run, validate
+from bench.cli import data, doctor, listing, report, run, validate
 from bench.errors import BenchError
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ app.command("list")(listing.list_)
 app.command("show")(listing.show)
 app.command("validate")(validate.validate)
 app.command("doctor")(doctor.doctor)
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:

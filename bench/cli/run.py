@@ -47,7 +47,8 @@ def run(
     if dry_run:
         from bench.cli.view import print_plan
 
-        print_plan(plan(select_cells(loaded.cells, only, only_seeds), results, Rerun(rerun)), json=json)
+        planned = plan(select_cells(loaded.cells, only, only_seeds), results, Rerun(rerun), data=data)
+        print_plan(planned, device, json=json)
         return
 
     from bench.cli.view import View

@@ -15,8 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.cli.options import print_json
+from bench.device import resolve_device
 from bench.driver import CellState
-from bench.execution.plan import Planned, work
+from bench.execution.estimate import Machine
+from bench.execution.plan import Planned
 
 REFRESH_SECONDS = 0.5
 SHOWN = 12  # rows of the live table; more cells than that are counted, not listed
@@ -37,7 +39,6 @@ class View:
         self._next = 0.0
         self._said: dict[int, tuple[str, int]] = {}
         self._at_start: float | None = None
-        self._shares: dict[str, float] = {}
 
     def __enter__(self) -> View:
         if self._live:
@@ -88,14 +89,8 @@ class View:
         """Return the part of a cell's work that is done, from 0 to 1."""
         if state.status not in {"running", "waiting"}:
             return 1.0
-        protocol = state.planned.cell.protocol
-        if protocol.fingerprint not in self._shares:
-            try:
-                parts = work(protocol)
-                self._shares[protocol.fingerprint] = 1 - parts["final"] / sum(parts.values())
-            except Exception:  # an architecture whose work cannot be counted may still be trained
-                self._shares[protocol.fingerprint] = 0.5
-        training = self._shares[protocol.fingerprint]
+        work = state.planned.work
+        training = 1 - work.final / work.total if work else 0.5
         if progress.get("phase") == "training":
             done = float(progress["epoch"]) + float(progress["done"]) / float(progress["of"])
             return training * done / float(progress["epochs"])
@@ -199,28 +194,43 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def print_plan(planned: Sequence[Planned], *, json: bool) -> None:
-    """Print what would run, what has ended, and the estimated work, on stdout."""
-    rows = [
-        {
-            "cell": str(item.cell),
-            "fingerprint": item.cell.fingerprint,
-            "status": item.status,
-            "action": item.action,
-            "pflop": 0.0 if item.action == "skip" else sum(work(item.cell.protocol).values()),
-        }
-        for item in planned
-    ]
+def print_plan(planned: Sequence[Planned], device: str, *, json: bool) -> None:
+    """Print on stdout what would run, what has ended, the estimated work, and the hours on this machine.
+
+    Hours rest on a few attack steps timed now. Work and hours are None where the images would have to be counted.
+    """
+    machine = Machine(resolve_device(device))
+    rows: list[dict[str, Any]] = []
+    for item in planned:
+        pflop: float | None = 0.0
+        hours: float | None = 0.0
+        if item.action != "skip":
+            pflop = item.work.total if item.work else None
+            hours = machine.hours(item.cell.protocol, item.work) if item.work else None
+        rows.append(
+            {
+                "cell": str(item.cell),
+                "fingerprint": item.cell.fingerprint,
+                "status": item.status,
+                "action": item.action,
+                "pflop": pflop,
+                "hours": hours,
+            }
+        )
     if json:
         print_json(rows)
         return
     table = Table(box=None, pad_edge=False)
-    for heading in ("cell", "status", "would", "PFLOP, about"):
-        table.add_column(heading)
+    for heading in ("cell", "status", "would", "PFLOP, about", "hours here, about"):
+        table.add_column(heading, justify="right" if "about" in heading else "left")
     for row in rows:
-        table.add_row(str(row["cell"]), str(row["status"]), str(row["action"]), f"{row['pflop']:.4g}")
+        figures = ["?" if row[key] is None else f"{row[key]:.3g}" for key in ("pflop", "hours")]
+        table.add_row(row["cell"], row["status"], row["action"], *figures)
     console = Console(file=sys.stdout)
     console.print(table)
-    total = sum(float(row["pflop"]) for row in rows)
+    total, took = (sum(row[key] or 0 for row in rows) for key in ("pflop", "hours"))
+    about = f"about {total:.4g} PFLOP, {_duration(3600 * took)} one after the other on this machine ({machine.name})"
+    if any(row["pflop"] is None for row in rows):
+        about = "how much work is not known: the images must be counted, and are not there (--data)"
     running = sum(row["action"] != "skip" for row in rows)
-    console.print(f"{running} of {len(rows)} cells would run, about {total:.4g} PFLOP", highlight=False)
+    console.print(f"{running} of {len(rows)} cells would run, {about}", highlight=False)

@@ -1,18 +1,17 @@
-"""Images that live on the device: batches are cut, augmented and scaled there, for the whole batch at once.
-
-Crops and flips only choose which pixel lands where, so one gather from the uint8 images does both, padding included.
-"""
+"""Batches: cut, augmented and scaled on the device, for the whole batch at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.data.dataset import ImageSet
-from bench.protocol import Augmentation, Crop
+from bench.data.dataset import Images
+from bench.errors import BenchError
+from bench.protocol import Augmentation, Crop, Flip, Rotate
 from bench.seeding import Randomness
 
 
@@ -37,48 +36,86 @@ def to_float(pixels: Tensor) -> Tensor:
     return pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
-def augment(pixels: Tensor, index: Tensor, steps: Sequence[Augmentation], random: torch.Generator | None) -> Tensor:
-    """Return the images at `index`, augmented.
+def augment(pixels: Tensor, steps: Sequence[Augmentation], random: torch.Generator) -> Tensor:
+    """Return the images augmented, the whole batch at once.
+
+    Every step only says which pixel of the step before each pixel shows, so the steps are composed first and the
+    images are gathered once.
 
     Args:
-        pixels: uint8, [all, channels, height, width].
-        index: int64, [n], on the same device.
-        steps: augmentations in order; each image draws its own crop offset and flip.
-        random: generator on the same device; may be None if there are no steps.
+        pixels: uint8, [n, channels, height, width].
+        steps: augmentations in order; each image draws its own offset, flip and angle.
+        random: generator on the same device.
 
     Returns:
-        uint8, [n, channels, height, width].
+        uint8, of the same shape.
     """
     if not steps:
-        return pixels[index]
-    n, (height, width), device = len(index), pixels.shape[2:], pixels.device
-    rows = torch.arange(height, device=device).expand(n, height)  # which source row each row shows; -1: padding
-    columns = torch.arange(width, device=device).expand(n, width)
+        return pixels
+    n, _, height, width = pixels.shape
+    places = torch.arange(height * width, device=pixels.device).expand(n, -1)  # of each pixel's source
+    outside = torch.zeros_like(places, dtype=torch.bool)  # padding, which is zero
     for step in steps:
-        if isinstance(step, Crop):
-            offset = torch.randint(-step.padding, step.padding + 1, (2, n, 1), generator=random, device=device)
-            rows, columns = _shift(rows, offset[0], step.mode), _shift(columns, offset[1], step.mode)
-        else:
-            flipped = torch.rand((n, 1), generator=random, device=device) < 0.5
-            columns = torch.where(flipped, columns.flip(1), columns)
-    channels = torch.arange(pixels.shape[1], device=device)[None, :, None, None]
-    cut = pixels[index[:, None, None, None], channels, rows[:, None, :, None], columns[:, None, None, :]]
-    if any(isinstance(step, Crop) and step.mode == "zero" for step in steps):
-        cut *= ((rows >= 0)[:, :, None] & (columns >= 0)[:, None, :])[:, None]
-    return cut
+        rows, columns, fallen_out = _MOVES[type(step)](step, n, height, width, random)
+        moved = (rows * width + columns).reshape(n, -1)
+        places, outside = places.gather(1, moved), outside.gather(1, moved)
+        if fallen_out is not None:
+            outside |= fallen_out.reshape(n, -1)
+    cut = pixels.flatten(2).gather(2, places[:, None].expand(-1, pixels.shape[1], -1))
+    return cut.masked_fill_(outside[:, None], 0).view_as(pixels)
 
 
-def _shift(source: Tensor, offset: Tensor, mode: str) -> Tensor:
-    """Move the window over `source`, [n, size], by `offset`, [n, 1]; what comes in from outside is padding.
+Move = tuple[Tensor, Tensor, Tensor | None]
+"""Row and column that each pixel shows, int64, and whether it lies outside; broadcast, [n, height, width]."""
+
+
+def _crop(step: Crop, n: int, height: int, width: int, random: torch.Generator) -> Move:
+    """Move the window by offsets of at most the padding.
 
     `reflect` mirrors without repeating the border pixel, as torch's padding of that name does.
     """
-    size = source.shape[1]
-    position = torch.arange(size, device=source.device) + offset
-    if mode == "reflect":
-        return source.gather(1, (size - 1) - ((size - 1) - position.abs()).abs())
-    outside = (position < 0) | (position >= size)
-    return source.gather(1, position.clamp(0, size - 1)).masked_fill(outside, -1)
+    device = random.device
+    offset = torch.randint(-step.padding, step.padding + 1, (2, n, 1), generator=random, device=device)
+    rows = (torch.arange(height, device=device) + offset[0])[:, :, None]
+    columns = (torch.arange(width, device=device) + offset[1])[:, None, :]
+    if step.mode == "reflect":
+        return _mirrored(rows, height), _mirrored(columns, width), None
+    return rows.clamp(0, height - 1), columns.clamp(0, width - 1), _beyond(rows, height) | _beyond(columns, width)
+
+
+def _flip(_step: Flip, n: int, height: int, width: int, random: torch.Generator) -> Move:
+    device = random.device
+    flipped = torch.rand((n, 1), generator=random, device=device) < 0.5
+    columns = torch.arange(width, device=device)
+    rows = torch.arange(height, device=device)[None, :, None]
+    return rows, torch.where(flipped, columns.flip(0), columns)[:, None, :], None
+
+
+def _rotate(step: Rotate, n: int, height: int, width: int, random: torch.Generator) -> Move:
+    """Turn by the nearest pixel, which is torchvision's default too; a positive angle turns against the clock."""
+    device = random.device
+    draws = torch.rand((n, 1, 1), generator=random, device=device)
+    angle = torch.deg2rad((2 * draws - 1) * step.degrees)
+    y = torch.arange(height, device=device)[:, None] - (height - 1) / 2
+    x = torch.arange(width, device=device) - (width - 1) / 2
+    columns = (x * angle.cos() - y * angle.sin() + (width - 1) / 2).round().long()
+    rows = (x * angle.sin() + y * angle.cos() + (height - 1) / 2).round().long()
+    return rows.clamp(0, height - 1), columns.clamp(0, width - 1), _beyond(rows, height) | _beyond(columns, width)
+
+
+_MOVES: dict[type, Callable[[Any, int, int, int, torch.Generator], Move]] = {
+    Crop: _crop,
+    Flip: _flip,
+    Rotate: _rotate,
+}
+
+
+def _mirrored(position: Tensor, size: int) -> Tensor:
+    return (size - 1) - ((size - 1) - position.abs()).abs()
+
+
+def _beyond(position: Tensor, size: int) -> Tensor:
+    return (position < 0) | (position >= size)
 
 
 class TrainingBatches:
@@ -90,8 +127,11 @@ class TrainingBatches:
     """
 
     def __init__(
-        self, images: ImageSet, batch_size: int, augmentation: Sequence[Augmentation], random: Randomness
+        self, images: Images, batch_size: int, augmentation: Sequence[Augmentation], random: Randomness
     ) -> None:
+        """Raises: BenchError, if the images do not fill one batch."""
+        if 0 < len(images) < batch_size:
+            raise BenchError(f"only {len(images)} images are left to train on, too few for one batch of {batch_size}")
         self.images, self._batch_size, self._augmentation, self._random = images, batch_size, augmentation, random
 
     def __len__(self) -> int:
@@ -99,8 +139,9 @@ class TrainingBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of the current epoch of the run's randomness."""
-        pixels, labels = self.images.pixels, self.images.labels
-        order = torch.randperm(len(self.images), generator=self._random("order"), device=pixels.device)
-        for index in torch.split(order[: len(self) * self._batch_size], self._batch_size):
-            cut = augment(pixels, index, self._augmentation, self._random("augmentation"))
+        labels = self.images.labels
+        order = torch.randperm(len(labels), generator=self._random("order"), device=labels.device)
+        batches = torch.split(order[: len(self) * self._batch_size], self._batch_size)
+        for index, pixels in zip(batches, self.images.read(batches), strict=True):
+            cut = augment(pixels, self._augmentation, self._random("augmentation"))
             yield Batch(to_float(cut), labels[index], index)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-from bench.data.dataset import Dataset, ImageSet
+from bench.data.dataset import Dataset, Found, ImageSet, arrays
+from bench.protocol import DatasetSettings
 
 TRAIN_IMAGES = 1297
 
 
-def load(_root: Path | None) -> tuple[ImageSet, ImageSet]:
+def load() -> tuple[ImageSet, ImageSet]:
     """Return the first 1,297 digits for training and the last 500 for testing, in the order of the file.
 
     The file lists its writers one after the other, so the test digits are largely in other people's hands: harder, and
@@ -28,6 +29,11 @@ def load(_root: Path | None) -> tuple[ImageSet, ImageSet]:
     )
 
 
+def find(_root: Path | None, _settings: DatasetSettings) -> Found:
+    """Return the digits, which are there wherever scikit-learn is."""
+    return arrays(*load())
+
+
 digits = Dataset(
     name="digits",
     title="Optical recognition of handwritten digits (scikit-learn)",
@@ -39,5 +45,5 @@ digits = Dataset(
     test_images=500,
     licence="CC BY 4.0",
     citation="Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998",
-    load=load,
+    find=find,
 )

@@ -10,12 +10,10 @@ from typing import Literal
 
 import torch
 
-from bench import registry
 from bench.attacks.autoattack import check_classes
-from bench.data.dataset import Dataset
+from bench.data.dataset import dataset_of
 from bench.errors import BenchError, DamagedFile
-from bench.evaluation import evaluated_images, forward_passes
-from bench.models.architecture import size_of
+from bench.execution.estimate import Work, work_of
 from bench.protocol import AutoAttack, Protocol
 from bench.records import fingerprint
 from bench.run_folder import RunFolder, Status
@@ -39,23 +37,33 @@ class Rerun(StrEnum):
 
 @dataclass(frozen=True)
 class Planned:
-    """One cell, its folder, how far it got, and what is to be done about it."""
+    """One cell, its folder, how far it got, what is to be done about it, and how much work that is in all.
+
+    `work` is None where it cannot be told: the images must be counted and are not there, or the network cannot be.
+    """
 
     cell: Cell
     folder: RunFolder
     status: Status
     action: Action
+    work: Work | None
 
 
-def plan(cells: Sequence[Cell], results: Path, rerun: Rerun = Rerun.MISSING) -> list[Planned]:
+def plan(
+    cells: Sequence[Cell], results: Path, rerun: Rerun = Rerun.MISSING, *, data: Path | None = None
+) -> list[Planned]:
     """Return what is to be done for each cell, given what the results folder holds.
+
+    Images are looked for below `data` only where no more than they can tell their number.
 
     Raises:
         BenchError: a final attack is not defined for the data, or a method refuses the network or its parameters.
     """
-    for protocol in {cell.protocol.fingerprint: cell.protocol for cell in cells}.values():
+    works: dict[Protocol, Work | None] = {}
+    for protocol in {cell.protocol for cell in cells}:
+        works[protocol] = work_of(protocol, data)
         if any(isinstance(attack, AutoAttack) for attack in protocol.evaluation.final):
-            check_classes(registry.DATASETS.get(protocol.dataset.name).classes)
+            check_classes(dataset_of(protocol.dataset).classes)
     planned, built = [], set()
     for cell in cells:
         folder = RunFolder.of(cell, results)
@@ -63,12 +71,12 @@ def plan(cells: Sequence[Cell], results: Path, rerun: Rerun = Rerun.MISSING) -> 
             status = folder.status()
         except DamagedFile:  # how it ended is not known any more
             status = "failed"
-        planned.append(Planned(cell, folder, status, _action(status, rerun)))
+        planned.append(Planned(cell, folder, status, _action(status, rerun), works[cell.protocol]))
         key = (cell.protocol.fingerprint, cell.method.name, fingerprint(cell.method.params))
         if planned[-1].action != "skip" and key not in built:  # whatever the method refuses, it refuses before anything
             built.add(key)
             try:
-                build_without_data(cell, registry.DATASETS.get(cell.protocol.dataset.name), torch.device("cpu"))
+                build_without_data(cell, dataset_of(cell.protocol.dataset), torch.device("cpu"))
             except BenchError as error:
                 raise BenchError(f"method '{cell.method.label}': {error}") from error
     return planned
@@ -82,23 +90,11 @@ def _action(status: Status, rerun: Rerun) -> Action:
     return "reopen" if rerun is Rerun.FAILED and status in {"failed", "diverged"} else "skip"
 
 
-def work(protocol: Protocol) -> dict[str, float]:
-    """Estimate the work of one cell in PFLOP: `training`, `tracking` (every epoch) and `final` (all checkpoints).
+def check_data(planned: Sequence[Planned], root: Path | None) -> None:
+    """Look whether the images that the cells to run need are there, before anything starts.
 
-    Counted in forward passes of the plain PGD-AT recipe: an attack step is a forward and an input gradient (2), an
-    update a forward and both gradients (3). Methods that stop early, augment or consult further networks differ;
-    AutoAttack is counted as if every image stayed robust.
+    Raises:
+        NotFound, BenchError: as `Dataset.locate` does.
     """
-    dataset: Dataset = registry.DATASETS.get(protocol.dataset.name)
-    forward = size_of(registry.MODELS.get(protocol.model), (dataset.classes, *dataset.shape))[1] / 1e15
-    training, track = protocol.training, protocol.evaluation.track
-    attack_steps = 0 if training.attack.name == "none" else training.attack.steps
-    trained = dataset.train_images - protocol.dataset.validation
-    tracked = protocol.dataset.validation + (dataset.test_images if track.test else 0)
-    final = sum(evaluated_images(attack, dataset) * forward_passes(attack) for attack in protocol.evaluation.final)
-    checkpoints = 3 if track.test else 2
-    return {
-        "training": forward * training.epochs * trained * (2 * attack_steps + 3),
-        "tracking": forward * training.epochs * tracked * (2 * track.attack.steps + 2),
-        "final": forward * checkpoints * final,
-    }
+    for settings in {item.cell.protocol.dataset for item in planned if item.action != "skip"}:
+        dataset_of(settings).locate(root)

@@ -20,7 +20,7 @@ import torch
 
 from bench import registry
 from bench.attacks.autoattack import CascadeState
-from bench.data.dataset import Dataset, ImageSet
+from bench.data.dataset import Dataset, Images, dataset_of
 from bench.environment import describe
 from bench.errors import DamagedFile
 from bench.evaluation import attack_identity, evaluate, evaluated_images, forward_passes
@@ -89,10 +89,9 @@ def execute(job: Job) -> str:
         folder.begin(cell, describe(device, job.threads))
         log.info("%s, fingerprint %s, on %s with %d threads", cell, cell.fingerprint, device, job.threads)
         adopt_training(cell, folder)
-        dataset: Dataset = registry.DATASETS.get(cell.protocol.dataset.name)
-        split = cell.protocol.dataset
-        splits = dataset.splits(job.data, split.validation, split.split_seed)
         folder.progress(force=True, phase="loading")
+        dataset = dataset_of(cell.protocol.dataset)
+        splits = dataset.splits(job.data)
         trainer = Trainer(cell, dataset, splits.to(device), folder, device)
         trainer.run()
         evaluate_checkpoints(cell, dataset, splits.test.to(device), folder, device)
@@ -163,7 +162,7 @@ def attack_key(attack: FinalAttack, cell: Cell) -> str:
     return f"{attack.name}-{fingerprint(attack_identity(attack, cell.protocol.threat))[:8]}"
 
 
-def evaluate_checkpoints(cell: Cell, dataset: Dataset, test: ImageSet, folder: RunFolder, device: torch.device) -> None:
+def evaluate_checkpoints(cell: Cell, dataset: Dataset, test: Images, folder: RunFolder, device: torch.device) -> None:
     """Judge every checkpoint under every final attack, skipping what is on disk already.
 
     Checkpoints of the same weights are judged once.
@@ -173,7 +172,7 @@ def evaluate_checkpoints(cell: Cell, dataset: Dataset, test: ImageSet, folder: R
     done = folder.read_outcomes()
     known = {(record["weights_sha256"], key): record for (_, key), record in done.items()}
     pairs = [(attack, name) for attack in cell.protocol.evaluation.final for name in names]
-    work = [evaluated_images(attack, dataset) * forward_passes(attack) for attack, _ in pairs]
+    work = [evaluated_images(attack, len(test)) * forward_passes(attack) for attack, _ in pairs]
     for item, (attack, name) in enumerate(pairs):
         key, weights = attack_key(attack, cell), checkpoints.entries[name].sha256
         if (weights, key) not in known:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.errors import BenchError, NothingMeasured, did_you_mean
+from bench.protocol import DatasetSettings
 from bench.records import canonical_json
 from bench.reporting.rows import BEST, Measured, Row, Selection, device_of, differences, distinct, measured, rows_of
 from bench.store.schema import RunRow
@@ -46,17 +47,30 @@ class Leaderboard:
     hardware: dict[str, int]
 
     @property
+    def dataset(self) -> DatasetSettings:
+        """Which images, and how they are split."""
+        return DatasetSettings.model_validate(self.protocol["dataset"])
+
+    @property
     def title(self) -> str:
         """The protocol in words."""
         threat, epochs = self.protocol["threat"], self.protocol["training"]["epochs"]
         parts = (
-            self.protocol["dataset"]["name"],
+            _images(self.dataset),
             self.protocol["model"],
             f"{threat['norm'].capitalize()} {_radius(threat['eps'])}",
             f"{epochs} {'epoch' if epochs == 1 else 'epochs'}",
             f"protocol {self.fingerprint[:12]}",
         )
         return ", ".join(parts)
+
+
+def _images(dataset: DatasetSettings) -> str:
+    """Name a dataset, and say what of it is used if that is not all of it as it comes."""
+    parts = [dataset.files.path] if dataset.files else []
+    parts += ["a part"] if dataset.subset or dataset.digest else []
+    parts += [f"{dataset.resize}x{dataset.resize}"] if dataset.resize else []
+    return f"{dataset.name} ({', '.join(parts)})" if parts else dataset.name
 
 
 def leaderboards(

@@ -131,7 +131,7 @@ def _notes(board: Leaderboard) -> list[str]:
 def _on_selection(board: Leaderboard) -> str:
     attack = board.protocol["evaluation"]["track"]["attack"]
     if board.selection == "validation":
-        chosen = f"{board.protocol['dataset']['validation']:,} training images held out for validation"
+        chosen = f"{board.dataset.held_out:,} training images held out for validation"
     else:
         chosen = "test images themselves, an oracle that flatters every method"
     return (

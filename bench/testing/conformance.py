@@ -12,10 +12,9 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from bench import registry
 from bench.attacks.pgd import frozen
 from bench.data.batches import Batch, to_float
-from bench.data.dataset import Dataset, Splits
+from bench.data.dataset import Splits, dataset_of
 from bench.evaluation import correct_under
 from bench.method import Method
 from bench.protocol import Clean
@@ -76,12 +75,6 @@ def small_cell(method: str, norm: Literal["linf", "l2"] = "linf") -> Cell:
     return Cell(protocol=suite.protocol, method=resolve_method(suite, suite.methods[0]), seed=0, suite=suite.name)
 
 
-def dataset_of(cell: Cell) -> Dataset:
-    """Return the dataset of `cell`."""
-    dataset: Dataset = registry.DATASETS.get(cell.protocol.dataset.name)
-    return dataset
-
-
 def trainer_of(cell: Cell, folder: Path, *, whole: bool = False) -> Trainer:
     """Return a trainer of `cell` whose run folder lies in `folder`; one that exists is continued.
 
@@ -106,8 +99,8 @@ TrainerT = TypeVar("TrainerT", bound=Trainer)
 def _trainer(kind: type[TrainerT], cell: Cell, folder: Path, whole: bool = False) -> TrainerT:
     run = RunFolder.of(cell, folder)
     run.begin(cell, {})
-    dataset, settings = dataset_of(cell), cell.protocol.dataset
-    splits = dataset.splits(None, settings.validation, settings.split_seed)
+    dataset = dataset_of(cell.protocol.dataset)
+    splits = dataset.splits(None)
     if not whole:
         some, few = torch.arange(TRAINED), torch.arange(MEASURED)
         splits = Splits(splits.train.take(some), splits.validation.take(few), splits.test.take(few))
@@ -260,9 +253,12 @@ def state_round_trips(method: str, folder: Path) -> None:
     fresh.load_state_dict(state)
     if not same(fresh.state_dict(), state):
         raise NotConforming(f"{method}: its state is not what was loaded into it")
-    evaluated, images = trained.method.evaluated_model().eval(), to_float(trained.test.pixels)
+    evaluated, images = (
+        trained.method.evaluated_model().eval(),
+        to_float(next(trained.test.read([torch.arange(MEASURED)]))),
+    )
     try:
-        loaded = build_evaluated(cell, dataset_of(cell), evaluated.state_dict(), CPU)
+        loaded = build_evaluated(cell, dataset_of(cell.protocol.dataset), evaluated.state_dict(), CPU)
     except RuntimeError as error:
         raise NotConforming(f"{method}: the weights of its evaluated model do not load into a fresh one") from error
     with torch.no_grad():

@@ -12,7 +12,7 @@ from torch import nn
 
 from bench import registry
 from bench.data.batches import TrainingBatches
-from bench.data.dataset import Dataset, ImageSet, Splits
+from bench.data.dataset import Dataset, Images, ImageSet, Splits
 from bench.evaluation import correct_under
 from bench.method import Context, Method
 from bench.models.architecture import build_network
@@ -102,7 +102,7 @@ class Trainer:
         self._save(record)
         self.folder.progress(force=True, phase="training", epoch=epoch + 1, epochs=self.plan.epochs, done=0, of=steps)
 
-    def _track(self, images: ImageSet, purpose: str) -> dict[str, float]:
+    def _track(self, images: Images, purpose: str) -> dict[str, float]:
         """Return the clean and the robust accuracy of the evaluated model on `images`."""
         track, threat = self.cell.protocol.evaluation.track.attack, self.cell.protocol.threat
         model, accuracies = self.method.evaluated_model(), {}

@@ -10,7 +10,7 @@ from torch import nn
 
 from bench.attacks.autoattack import STANDARD, Cascade, CascadeState, check_classes
 from bench.data.batches import to_float
-from bench.data.digits import digits
+from bench.data.digits import load
 from bench.errors import BenchError
 from bench.evaluation import balanced_subset
 from bench.protocol import Threat
@@ -40,7 +40,7 @@ def trained():
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = Stripped(classes)
-        train_set, test_set = digits.load(None)
+        train_set, test_set = load()
         keep, known = train_set.labels < classes, test_set.labels < classes
         x, y = to_float(train_set.pixels[keep]), train_set.labels[keep]
         optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)

@@ -1,36 +1,49 @@
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from bench.data.dataset import ImageSet
-from bench.data.digits import digits
-from bench.errors import BenchError
+from bench.data.dataset import ABSENT, LARGE_PIXELS, Found, ImageSet, Part, arrays, dataset_of, missing
+from bench.data.digits import digits, load
+from bench.data.sources import ArraySource
+from bench.data.stream import ImageStream
+from bench.errors import BenchError, NotFound
+from bench.protocol import DatasetSettings, Files, Subset
 
 
-def numbered(start, count):
-    labels = torch.arange(start, start + count)
-    return ImageSet(torch.zeros(count, 1, 8, 8, dtype=torch.uint8), labels)
+def part(start, count, side=8):
+    """Images that are all zero, with labels that number them."""
+    return Part(ArraySource(np.zeros((count, 1, side, side), np.uint8)), np.arange(start, start + count))
 
 
-@pytest.fixture
-def dataset():
+def a_dataset(found=None, **stated):
     """A dataset whose labels number the images, training and test images apart."""
-    return replace(digits, train_images=100, test_images=10, load=lambda _root: (numbered(0, 100), numbered(1000, 10)))
+    found = found or Found(Path("there"), part(0, 100), part(1000, 10))
+    return replace(digits, train_images=100, test_images=10, find=lambda _root, _settings: found, **stated)
 
 
-def test_the_parts_are_disjoint_and_complete(dataset):
-    splits = dataset.splits(None, 30, split_seed=0)
-    train, validation = splits.train.labels.tolist(), splits.validation.labels.tolist()
+def splits(dataset=None, **settings):
+    settings = DatasetSettings(**{"name": "digits", "validation": 30, **settings})
+    return (dataset or a_dataset()).configured(settings).splits(None)
+
+
+def labels(made):
+    return made.train.labels.tolist(), made.validation.labels.tolist(), made.test.labels.tolist()
+
+
+def test_the_parts_are_disjoint_and_complete():
+    train, validation, test = labels(splits())
     assert (len(train), len(validation)) == (70, 30)
     assert sorted(train + validation) == list(range(100))
-    assert splits.test.labels.tolist() == list(range(1000, 1010))
+    assert test == list(range(1000, 1010))
     assert validation != sorted(validation)  # a random part, not the first images
 
 
-def test_the_split_depends_on_its_seed_alone(dataset):
+def test_the_split_depends_on_its_seed_alone():
     def validation(seed):
-        return dataset.splits(None, 30, seed).validation.labels.tolist()
+        return labels(splits(split_seed=seed))[1]
 
     torch.manual_seed(0)
     first = validation(0)
@@ -40,22 +53,192 @@ def test_the_split_depends_on_its_seed_alone(dataset):
 
 
 def test_images_and_labels_stay_together():
-    splits = digits.splits(None, 200, split_seed=0)
-    train, _ = digits.load(None)
+    made = dataset_of(DatasetSettings(name="digits", validation=200)).splits(None)
+    train, _ = load()
     known = {(image.numpy().tobytes(), int(label)) for image, label in zip(train.pixels, train.labels, strict=True)}
-    for part in (splits.train, splits.validation):
-        pairs = {(image.numpy().tobytes(), int(label)) for image, label in zip(part.pixels, part.labels, strict=True)}
+    for images in (made.train, made.validation):
+        pairs = {
+            (image.numpy().tobytes(), int(label)) for image, label in zip(images.pixels, images.labels, strict=True)
+        }
         assert pairs <= known
 
 
 @pytest.mark.parametrize("validation", [100, 5000])
-def test_some_images_must_be_left_to_train_on(dataset, validation):
+def test_some_images_must_be_left_to_train_on(validation):
     with pytest.raises(BenchError, match=rf"^{validation} validation images leave none to train on: digits has 100 "):
-        dataset.splits(None, validation, 0)
-    assert len(dataset.splits(None, 99, 0).train) == 1
+        splits(validation=validation)
+    assert len(splits(validation=99).train) == 1
 
 
 def test_take():
-    taken = numbered(0, 10).take(torch.tensor([7, 2, 2]))
+    zeros = torch.zeros(10, 1, 8, 8, dtype=torch.uint8)
+    taken = ImageSet(zeros, torch.arange(10)).take(torch.tensor([7, 2, 2]))
     assert taken.labels.tolist() == [7, 2, 2]
     assert len(taken) == len(taken.pixels) == 3
+
+
+# --- subset, validation by indices, resize ----------------------------------------------------------------------------
+
+
+def test_a_subset_is_split_like_a_whole():
+    train, validation, test = labels(splits(subset=Subset(train="0-9,50-79", test="3,7-8"), validation=10))
+    assert sorted(train + validation) == [*range(10), *range(50, 80)]
+    assert len(validation) == 10
+    assert test == [1003, 1007, 1008]
+
+
+def test_validation_by_indices_may_lie_inside_or_outside_the_subset():
+    train, validation, _ = labels(splits(subset=Subset(train="0-19"), validation="15-24"))
+    assert train == list(range(15))
+    assert validation == list(range(15, 25))
+    train, validation, _ = labels(splits(validation="0,99"))
+    assert train == list(range(1, 99))
+    assert validation == [0, 99]
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts"),
+    [
+        ({}, (100, 10)),
+        ({"subset": Subset(train="0-49", test="0")}, (50, 1)),
+        ({"subset": Subset(train="0-19"), "validation": "15-24"}, (25, 10)),
+        ({"validation": "15-24"}, (100, 10)),
+        ({"digest": "0" * 64}, (None, None)),
+    ],
+)
+def test_counts_are_those_of_the_images_used(settings, counts):
+    configured = a_dataset().configured(DatasetSettings(name="digits", **settings))
+    assert (configured.train_images, configured.test_images) == counts
+    if None not in counts:
+        made = splits(**settings) if "validation" in settings else splits(**settings, validation=3)
+        assert len(made.train) + len(made.validation) == counts[0]
+        assert len(made.test) == counts[1]
+        assert configured.left_to_train == counts[0] - configured.settings.held_out
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"subset": Subset(train="0-100")}, "^subset.train: index 100 is beyond the 100 images$"),
+        ({"subset": Subset(test="5,10")}, "^subset.test: index 10 is beyond the 10 images$"),
+        ({"validation": "90-110"}, "^validation: index 110 is beyond the 100 images$"),
+        ({"resize": 3}, "^resize: 3 does not divide the side of 8x8 pixels$"),
+        ({"resize": 16}, "^resize: 16 does not divide the side of 8x8 pixels$"),
+        (
+            {"files": Files(path="x", classes=2, shape=(1, 8, 8))},
+            "^dataset 'digits' knows its images and takes no 'files'",
+        ),
+        ({"digest": "0" * 64}, "^dataset 'digits' has no digest; leave 'digest' out$"),
+    ],
+)
+def test_settings_that_do_not_fit_the_dataset(settings, sentence):
+    with pytest.raises(BenchError, match=sentence):
+        splits(**settings)
+
+
+def test_nothing_left_to_train_on():
+    with pytest.raises(BenchError, match="^21 validation images leave none to train on: digits has 21 in all"):
+        splits(subset=Subset(train="0-9"), validation="0-20")
+    with pytest.raises(BenchError, match="^no images of digits are left to train on"):
+        own(Found(Path("there"), part(0, 100), None), test=70).splits(None)
+
+
+def test_resizing_averages_squares_exactly():
+    made = dataset_of(DatasetSettings(name="digits", validation=200, resize=4))
+    assert made.shape == (1, 4, 4)
+    small, large = made.splits(None).test.pixels, load()[1].pixels.double()
+    means = large.reshape(500, 1, 4, 2, 4, 2).mean(dim=(3, 5))
+    assert small.shape == (500, 1, 4, 4)
+    assert torch.equal(small.double(), (means + 0.5).floor())
+
+
+def test_an_image_that_is_not_among_the_files_is_missed_only_where_it_is_used():
+    train = part(0, 100)
+    train.labels[40:] = ABSENT
+    dataset = a_dataset(Found(Path("there"), train, part(1000, 10)))
+    assert len(splits(dataset, subset=Subset(train="0-39"), validation=5).train) == 35
+    with pytest.raises(
+        BenchError, match="^60 of the training images of digits are not among the files found, which hold 40"
+    ):
+        splits(dataset)
+    with pytest.raises(BenchError, match="the first is index 55$"):
+        splits(dataset, subset=Subset(train="0-9"), validation="5,55-56")
+
+
+# --- files that a suite describes -------------------------------------------------------------------------------------
+
+FILES = Files(path="mine", classes=100, shape=(1, 8, 8), test=20)
+
+
+def own(found, **files):
+    dataset = replace(a_dataset(found), own_files=True, train_images=None, test_images=None)
+    return dataset.configured(DatasetSettings(name="mine", validation=30, files=FILES.model_copy(update=files)))
+
+
+def test_test_images_are_held_out_where_the_files_have_none():
+    made = own(Found(Path("there"), part(0, 100), None))
+    train, validation, test = labels(made.splits(None))
+    assert (len(train), len(validation), len(test)) == (50, 30, 20)
+    assert sorted(train + validation + test) == list(range(100))
+    counted = made.counted(None)
+    assert (counted.train_images, counted.test_images) == (80, 20)
+    assert labels(made.splits(None)) == (train, validation, test)
+
+
+def test_without_test_images_the_suite_must_say_how_many():
+    with pytest.raises(BenchError, match=r"^there holds no test images; say .* as 'test' in 'files'$"):
+        own(Found(Path("there"), part(0, 100), None), test=None).splits(None)
+
+
+def test_what_the_suite_states_is_what_the_dataset_is():
+    made = own(Found(Path("there"), part(0, 100), part(0, 10)), shape=(3, 16, 8), classes=7, std=(0.1, 0.2, 0.3))
+    assert (made.shape, made.classes, made.mean, made.std) == ((3, 16, 8), 7, (0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
+    assert made.left_to_train is None
+    assert (made.counted(None).train_images, made.counted(None).test_images) == (100, 10)
+    with pytest.raises(BenchError, match="^dataset 'digits' needs 'files'$"):
+        replace(digits, own_files=True).configured(DatasetSettings(name="digits"))
+
+
+def test_a_digest_is_verified():
+    found = replace(Found(Path("there"), part(0, 100), part(1000, 10)), digest=lambda: "a" * 64)
+    assert len(splits(a_dataset(found), digest="a" * 64).test) == 10
+    with pytest.raises(
+        BenchError, match=f"^there holds other files than the suite's 'digest' states; theirs is {'a' * 64}$"
+    ):
+        splits(a_dataset(found), digest="b" * 64)
+
+
+def test_a_missing_dataset_says_where_how_and_under_which_licence():
+    dataset = replace(digits, obtain="Fetch it from there.", licence="MIT")
+    error = missing(dataset, [Path("/a/b"), Path("/a/c")], Path("/a"))
+    assert isinstance(error, NotFound)
+    assert str(error) == ("dataset 'digits' not found: looked for /a/b or /a/c. Fetch it from there. Licence: MIT")
+    assert "--data or BENCH_DATA" in str(missing(dataset, [], None))
+
+
+# --- resident and streamed --------------------------------------------------------------------------------------------
+
+
+def test_large_images_are_streamed():
+    side = int(LARGE_PIXELS**0.5) + 1
+    dataset = replace(a_dataset(Found(None, part(0, 40, side), part(1000, 10, side))), shape=(1, side, side))
+    assert isinstance(splits(dataset, validation=10).train, ImageStream)
+    assert isinstance(splits().train, ImageSet)
+
+
+def test_both_kinds_read_the_same():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 3, 4, 4), np.uint8)
+    resident = ImageSet(torch.from_numpy(pixels), torch.arange(20))
+    stream = ImageStream(ArraySource(pixels), torch.arange(20), torch.arange(20))
+    chosen = torch.tensor([3, 19, 0, 7, 7, 12])
+    batches = [torch.tensor([5, 0]), torch.tensor([1, 1, 2]), torch.tensor([4])]
+    for one, other in zip(resident.take(chosen).read(batches), stream.take(chosen).read(batches), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(resident.take(chosen).labels, stream.take(chosen).labels)
+
+
+def test_arrays_are_found():
+    train, test = load()
+    found = arrays(train, test)
+    assert np.array_equal(found.train.source.load(np.array([5, 1])), train.pixels[[5, 1]].numpy())
+    assert np.array_equal(found.test.labels, test.labels.numpy())

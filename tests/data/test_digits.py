@@ -2,11 +2,11 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from bench.data.digits import digits
+from bench.data.digits import digits, load
 
 
 def test_the_images_are_those_of_scikit_learn():
-    train, test = digits.load(None)
+    train, test = load()
     ours = torch.cat([train.pixels, test.pixels]).squeeze(1).numpy()
     theirs = load_digits()
     assert ours.dtype == np.uint8
@@ -15,7 +15,7 @@ def test_the_images_are_those_of_scikit_learn():
 
 
 def test_it_is_what_it_states():
-    train, test = digits.load(None)
+    train, test = load()
     assert (len(train), len(test)) == (digits.train_images, digits.test_images) == (1297, 500)
     assert tuple(train.pixels.shape[1:]) == tuple(test.pixels.shape[1:]) == digits.shape
     assert train.labels.dtype == torch.int64
@@ -23,6 +23,6 @@ def test_it_is_what_it_states():
 
 
 def test_mean_and_std_are_those_of_the_training_images():
-    pixels = digits.load(None)[0].pixels.double() / 255
+    pixels = load()[0].pixels.double() / 255
     assert digits.mean == (round(pixels.mean().item(), 4),)
     assert digits.std == (round(pixels.std().item(), 4),)

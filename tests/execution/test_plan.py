@@ -1,13 +1,17 @@
 """What is still to be done, and how much work it is."""
 
+from dataclasses import replace
+
 import pytest
 from safetensors.torch import save_file
 
+from bench.data.dataset import missing
 from bench.data.digits import digits
-from bench.errors import BenchError
-from bench.execution.plan import Rerun, plan, work
+from bench.errors import BenchError, NotFound
+from bench.execution.plan import Rerun, check_data, plan
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
+from bench.registry import DATASETS
 from bench.run_folder import RunFolder
 
 
@@ -33,25 +37,16 @@ def test_planning_writes_nothing(load, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_work_is_counted_by_hand(load):
-    steps = {"steps: 2, step_size: 0.1}\nevaluation": "steps: 4}\nevaluation"}
-    protocol = load({"model: small_cnn": "model: preact_resnet18", **steps}).suite.protocol
-    found = work(protocol)
-    # On 8x8 images PreActResNet-18 needs a sixteenth of what it needs on 32x32, but for the classifier.
-    forward = 1.111e9 / 16 / 1e15
-    epochs, trained, tracked, test = 2, 1097, 700, 500
-    expected = {
-        "training": forward * epochs * trained * (2 * 4 + 3),
-        "tracking": forward * epochs * tracked * (2 * 2 + 2),
-        "final": forward * 3 * test * (1 + (2 * 3 + 1)),
-    }
-    for part, value in expected.items():
-        assert abs(found[part] / value - 1) < 0.02, part
+def test_images_are_looked_for_before_anything_starts(load, tmp_path, clean_registries):
+    def find(root, _settings):
+        raise missing(there, [root / "there"], root)
 
-
-def test_natural_training_has_no_attack_to_pay_for(load):
-    natural = load({"attack: {name: pgd, steps: 2, step_size: 0.1}\nevaluation": "attack: none\nevaluation"})
-    assert work(load().suite.protocol)["training"] / work(natural.suite.protocol)["training"] == 7 / 3
+    there = replace(digits, name="absent", obtain="Get it.", licence="MIT", find=find)
+    DATASETS.add("absent", there)
+    planned = plan(load({"name: digits": "name: absent"}).cells, tmp_path / "results")
+    with pytest.raises(NotFound, match=rf"^dataset 'absent' not found: looked for {tmp_path}/there\. Get it\. Lic"):
+        check_data(planned, tmp_path)
+    check_data([replace(item, action="skip") for item in planned], tmp_path)  # what has ended needs no images
 
 
 def test_other_initial_weights_are_another_cell(load, tmp_path):

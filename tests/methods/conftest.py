@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bench.data.batches import Batch, TrainingBatches
+from bench.data.dataset import dataset_of
 from bench.data.digits import digits
 from bench.method import Method
 from bench.seeding import Randomness
@@ -45,7 +46,7 @@ def start() -> Callable[..., Method[Any]]:
             }
         )
         cell = Cell(protocol=suite.protocol, method=resolve_method(suite, suite.methods[0]), seed=0, suite="reference")
-        images = digits.splits(None, 200, 0).train.take(torch.arange(64))
+        images = dataset_of(cell.protocol.dataset).splits(None).train.take(torch.arange(64))
         random = Randomness(0)
         method = build_method(cell, digits, TrainingBatches(images, 16, (), random), random, CPU)
         method.model.to(dtype).train()

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.attacks.pgd import random_start
 from bench.data.batches import Batch, TrainingBatches
+from bench.data.dataset import dataset_of
 from bench.data.digits import digits
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
@@ -28,7 +29,7 @@ def start(load):
     def start(attack=ATTACK):
         cell = load({"{name: pgd, steps: 2, step_size: 0.1}\neval": f"{attack}\neval"}).cells[0]
         random = Randomness(cell.seed)
-        batches = TrainingBatches(digits.splits(None, 200, 0).train, 64, (), random)
+        batches = TrainingBatches(dataset_of(cell.protocol.dataset).splits(None).train, 64, (), random)
         method = build_method(cell, digits, batches, random, CPU)
         method.model.train()
         return method, batches

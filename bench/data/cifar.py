@@ -1,0 +1,274 @@
+"""CIFAR-10 and CIFAR-100: from the official files, or from loss-free images named by their official index."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench import registry
+from bench.data.dataset import ABSENT, Dataset, Found, Part, missing
+from bench.data.official import OfficialFile, torchvision_datasets, unpack
+from bench.data.sources import ArraySource, FileSource, Pixels
+from bench.errors import BenchError, NotFound, did_you_mean
+from bench.protocol import Crop, DatasetSettings, Flip, Rotate
+
+SHAPE = (3, 32, 32)
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
+man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
+pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
+tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+CIFAR100_CLASSES = tuple(_CIFAR100.split())
+"""The official names, in the order of the labels."""
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """What tells one of the two datasets from the other, and how both are read.
+
+    `listed` is torchvision's class that lists the official files, `labels` the key of the labels in them.
+    An official index is the place in the official files, one after the other.
+    """
+
+    name: str
+    listed: str
+    folder: str
+    archive: str
+    labels: bytes
+    classes: tuple[str, ...]
+    train_images: int = 50_000
+    test_images: int = 10_000
+
+    def find(self, root: Path | None, _settings: DatasetSettings) -> Found:
+        """Return the official files, else the folder of images, that lie below `root`.
+
+        Images lie at `{cifar10,cifar10-exact,.}/{train,test}/<class>/<official index>.png`, not necessarily all.
+
+        Raises:
+            NotFound: there is neither.
+            BenchError: files are missing or damaged, or no loss-free images named by official indices.
+        """
+        if root is None:
+            raise missing(self._dataset, (), root)
+        try:
+            if (root / self.folder).is_dir():
+                return self._official(root / self.folder)
+            for folder in self._image_folders(root):
+                train = self._images(folder / "train", self.train_images)
+                return Found(folder, train, self._images(folder / "test", self.test_images))
+            if (archive := root / self.archive).is_file():
+                raise NotFound(f"{archive} is not unpacked; run `bench data prepare {self.name}`")
+        except OSError as error:
+            raise BenchError(f"the files of {self.name} below {root} cannot be read: {error}") from error
+        raise missing(self._dataset, [root / place for place in (self.folder, self.name, f"{self.name}-exact")], root)
+
+    def download(self, root: Path) -> None:
+        """Download, verify and unpack the official files below `root`, unless they are there.
+
+        Raises:
+            BenchError: they cannot be had, or not written.
+        """
+        listed, (train, test) = self._listed, self._files(root / self.folder)
+        names = OfficialFile(root / self.folder / listed.meta["filename"], listed.meta["md5"], self.name)
+        files = [*train, *test, names]  # the names of the classes only so that torchvision can read the folder too
+        if all(file.is_whole() for file in files):
+            return
+        archive = OfficialFile(root / listed.filename, listed.tgz_md5, self.name)
+        archive.fetch(listed.url)
+        unpack(archive, files)
+
+    def obtain(self, megabytes: int) -> str:
+        """Return the sentence on how to get the official files."""
+        return (
+            f"Run `bench data prepare {self.name}`, which downloads {megabytes} MB from "
+            f"https://www.cs.toronto.edu/~kriz/cifar.html, or put the folder {self.folder} below the data root by hand."
+        )
+
+    @property
+    def _dataset(self) -> Dataset:
+        dataset: Dataset = registry.DATASETS.get(self.name)
+        return dataset
+
+    @property
+    def _listed(self) -> Any:
+        return getattr(torchvision_datasets(), self.listed)
+
+    def _files(self, folder: Path) -> tuple[list[OfficialFile], list[OfficialFile]]:
+        """Return the official files of training and of test images, in official order."""
+        train, test = (
+            [OfficialFile(folder / name, md5, self.name) for name, md5 in files]
+            for files in (self._listed.train_list, self._listed.test_list)
+        )
+        return train, test
+
+    def _official(self, folder: Path) -> Found:
+        train, test = self._files(folder)
+        return Found(folder, self._batches(train), self._batches(test))
+
+    def _batches(self, files: list[OfficialFile]) -> Part:
+        pixels, labels = zip(*(read_batch(file, self.labels, len(self.classes)) for file in files), strict=True)
+        return Part(ArraySource(np.concatenate(pixels)), np.concatenate(labels))
+
+    def _image_folders(self, root: Path) -> Iterator[Path]:
+        """Yield the folders that hold images by class. `root` itself must have every class: it could be anything."""
+        for folder in (root / self.name, root / f"{self.name}-exact"):
+            if any((folder / part / name).is_dir() for part in ("train", "test") for name in self.classes):
+                yield folder
+        if all((root / "train" / name).is_dir() for name in self.classes):
+            yield root
+
+    def _images(self, folder: Path, count: int) -> Part:
+        """Return the images in the class folders of `folder` by index; those of `count` that are not there are ABSENT.
+
+        What lies beside the class folders, and names that begin with a dot, are no images and are passed over.
+        """
+        labels = np.full(count, ABSENT, np.int64)
+        paths = [folder / "absent"] * count
+        for place in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if place.name.startswith(".") or not place.is_dir():
+                continue
+            if place.name not in self.classes:
+                raise BenchError(f"{place} is no class of {self.name}{did_you_mean(place.name, self.classes)}")
+            label = self.classes.index(place.name)
+            for path in place.iterdir():
+                if not path.name.startswith("."):
+                    index = self._index(path, count)
+                    if labels[index] != ABSENT:
+                        raise BenchError(f"{path} and {paths[index]} have the same index")
+                    labels[index], paths[index] = label, path
+        return Part(FileSource(paths, SHAPE, formats=("PNG",)), labels)
+
+    def _index(self, path: Path, count: int) -> int:
+        """Return the official index that the file of an image is named by; there are `count` of them."""
+        kind = path.suffix.lower()
+        if kind in {".jpg", ".jpeg"}:
+            raise BenchError(
+                f"{path} is a JPEG file: lossy copies are not the images of {self.name}; use PNG files, or the dataset "
+                "image_folder for these"
+            )
+        if kind != ".png":
+            raise BenchError(f"{path} is not a PNG file")
+        if not re.fullmatch("[0-9]+", path.stem):
+            raise BenchError(f"{path} is not named by the image's official index, such as 00042.png")
+        if (index := int(path.stem)) >= count:
+            raise BenchError(f"{path}: index {index} is beyond the {count} images of this part of {self.name}")
+        return index
+
+
+def read_batch(file: OfficialFile, key: bytes, classes: int) -> tuple[Pixels, NDArray[np.int64]]:
+    """Return the images of an official file, uint8, [n, 3, 32, 32], and the labels that it has under `key`, [n].
+
+    The file is a pickle of Python 2: a dict with, among others, the pixels as an array [n, 3072], each row the red,
+    the green and the blue pixels of an image, from left to right and from top to bottom (https://www.cs.toronto.edu/~kriz/cifar.html).
+
+    Raises:
+        BenchError: the file is missing, has another MD5 sum, asks for anything but arrays, or holds no such images.
+    """
+    content = file.read()
+    try:
+        batch = _ArraysOnly(content, file).load()
+        pixels, labels = batch[b"data"], np.array(batch[key], np.int64)
+        sound = (
+            isinstance(pixels, np.ndarray)
+            and pixels.dtype == np.uint8
+            and pixels.shape == (len(labels), 3 * 32 * 32)
+            and 0 <= labels.min() <= labels.max() < classes
+        )
+    except BenchError:
+        raise
+    except Exception as error:  # a broken pickle can raise anything
+        raise file.damaged(f"it cannot be parsed ({type(error).__name__}: {error})") from error
+    if not sound:
+        raise file.damaged("it holds no images of 3x32x32 pixels with a label each")
+    return pixels.reshape(-1, *SHAPE), labels
+
+
+def _dtype(name: Any, align: Any = False, copy: Any = False) -> np.dtype[Any]:
+    """Return the type of an array's elements; Python 2's numpy wrote the flags as 0 and 1, of which numpy now warns."""
+    made: np.dtype[Any] = np.dtype(name, align=bool(align), copy=bool(copy))
+    return made
+
+
+_RECONSTRUCT = np.empty(0).__reduce__()[0]  # numpy's function has moved; pickles know it by either name
+_KNOWN = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): _dtype,
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads plain values and numpy arrays.
+
+    A pickle is a program, so whatever else it asks for is refused and not even imported.
+    """
+
+    def __init__(self, content: bytes, file: OfficialFile) -> None:
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self._file = file
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what a batch of images needs. Raises BenchError for everything else."""
+        if (module, name) not in _KNOWN:
+            raise self._file.damaged(f"it asks for {module}.{name}, which images do not need")
+        return _KNOWN[module, name]
+
+
+CIFAR10 = Cifar("cifar10", "CIFAR10", "cifar-10-batches-py", "cifar-10-python.tar.gz", b"labels", CIFAR10_CLASSES)
+CIFAR100 = Cifar(
+    "cifar100", "CIFAR100", "cifar-100-python", "cifar-100-python.tar.gz", b"fine_labels", CIFAR100_CLASSES
+)
+
+_LICENCE = "none stated by the authors, who ask to be cited; used for research."
+_CITATION = (
+    "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, technical report, University of Toronto, 2009"
+)
+
+# mean, std and augmentation: Rice, Wong and Kolter, Overfitting in Adversarially Robust Deep Learning, released code
+cifar10 = Dataset(
+    name="cifar10",
+    title="CIFAR-10",
+    classes=10,
+    shape=SHAPE,
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2471, 0.2435, 0.2616),
+    train_images=CIFAR10.train_images,
+    test_images=CIFAR10.test_images,
+    licence=_LICENCE,
+    citation=_CITATION,
+    find=CIFAR10.find,
+    augmentation=(Crop(padding=4, mode="reflect"), Flip()),
+    obtain=CIFAR10.obtain(megabytes=170),
+    download=CIFAR10.download,
+)
+cifar100 = Dataset(
+    name="cifar100",
+    title="CIFAR-100",
+    classes=100,
+    shape=SHAPE,
+    mean=(0.5071, 0.4865, 0.4409),
+    std=(0.2673, 0.2564, 0.2762),
+    train_images=CIFAR100.train_images,
+    test_images=CIFAR100.test_images,
+    licence=_LICENCE,
+    citation=_CITATION,
+    find=CIFAR100.find,
+    augmentation=(Crop(padding=4, mode="zero"), Flip(), Rotate(degrees=15)),
+    obtain=CIFAR100.obtain(megabytes=169),
+    download=CIFAR100.download,
+)

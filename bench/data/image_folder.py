@@ -1,0 +1,58 @@
+"""`image_folder`: images of your own, one folder a class, described by the suite's `files`.
+
+    <path>/train/<class>/<any name>.png
+    <path>/test/<class>/<any name>.png      or val/; without either, the suite says how many images to test on
+
+The label of a class is its rank among the sorted names.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from bench.data.cache import ImageFiles
+from bench.data.dataset import Dataset, Found, Part, missing
+from bench.data.folder import classes_in, labelled, listing_digest
+from bench.data.sources import FileSource
+from bench.errors import BenchError
+from bench.protocol import DatasetSettings
+
+
+def look(root: Path | None, settings: DatasetSettings) -> Found:
+    """Return the images below `root` at the suite's `files.path`, as `Dataset.find` does."""
+    files = settings.files
+    assert files is not None
+    if root is None or not (folder := root / files.path).exists():
+        raise missing(image_folder, [root / files.path] if root else [], root)
+    if not (folder / "train").is_dir():
+        raise BenchError(f"{folder} has no folder 'train' with a folder for each class")
+    names = classes_in(folder / "train")
+    if len(names) != files.classes:
+        raise BenchError(f"{folder / 'train'} has {len(names)} class folders; the suite states {files.classes} classes")
+    held = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
+    if held and (others := classes_in(held)) != names:
+        alone = [", ".join(sorted(some)) or "none" for some in ({*names} - {*others}, {*others} - {*names})]
+        raise BenchError(f"{folder} has classes in train alone ({alone[0]}) or in {held.name} alone ({alone[1]})")
+    labels = {name: label for label, name in enumerate(names)}
+    parts = [labelled(part, labels) for part in (folder / "train", held) if part]
+    paths = [path for part, _ in parts for path in part]
+    train, *test = (Part(FileSource(part, files.shape), labels) for part, labels in parts)
+    return Found(folder, train, test[0] if test else None, partial(listing_digest, folder, paths))
+
+
+image_folder = Dataset(
+    name="image_folder",
+    title="Images of your own, in one folder a class",
+    classes=0,  # the suite's `files` state the rest
+    shape=(0, 0, 0),
+    mean=(),
+    std=(),
+    train_images=None,
+    test_images=None,
+    licence="yours to know.",
+    citation="",
+    find=ImageFiles(look),
+    obtain="Put your images there, as train/<class>/<image> and test/<class>/<image>.",
+    own_files=True,
+)

@@ -1,0 +1,102 @@
+"""`npz`: images of your own in one .npz file, named as MedMNIST or as Keras names them, described by `files`."""
+
+from __future__ import annotations
+
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from bench.data.dataset import Dataset, Found, Part, missing
+from bench.data.sources import ArraySource
+from bench.errors import BenchError
+from bench.protocol import DatasetSettings, Files
+from bench.records import file_sha256
+
+NAMES = {
+    "train": (("train_images", "train_labels"), ("x_train", "y_train")),
+    "test": (("test_images", "test_labels"), ("x_test", "y_test")),
+}
+"""The keys of images and labels, MedMNIST's and Keras's."""
+
+
+def find(root: Path | None, settings: DatasetSettings) -> Found:
+    """Return the arrays in the file below `root` at the suite's `files.path`, as `Dataset.find` does.
+
+    Images are uint8, [n, height, width] or [n, height, width, channels]; labels are whole numbers, [n] or [n, 1].
+    """
+    files = settings.files
+    assert files is not None
+    if root is None or not (path := root / files.path).exists():
+        raise missing(npz, [root / files.path] if root else [], root)
+    try:
+        arrays = np.load(path, allow_pickle=False)
+    except (BadZipFile, EOFError, OSError, ValueError) as error:
+        raise BenchError(f"{path} is no .npz file, or a damaged one: {error}") from error
+    if not isinstance(arrays, np.lib.npyio.NpzFile):
+        raise BenchError(f"{path} is no .npz file: it holds a single array")
+    with arrays:
+        train, test = (_part(path, arrays, part, files) for part in ("train", "test"))
+    if train is None:
+        raise BenchError(f"{path} has no key 'train_images' or 'x_train'; it has {', '.join(arrays.files) or 'none'}")
+    return Found(path, train, test, partial(file_sha256, path))
+
+
+def _part(path: Path, arrays: Any, part: str, files: Files) -> Part | None:
+    """Return the images and labels of a part, None if the file has no images of it."""
+    names = next(((images, labels) for images, labels in NAMES[part] if images in arrays), None)
+    if names is None:
+        return None
+    images, labels = (_array(path, arrays, key) for key in names)
+    channels, height, width = files.shape
+    if images.dtype != np.uint8:
+        raise BenchError(f"{path}: '{names[0]}' holds {images.dtype}, not uint8")
+    if images.ndim == 3:
+        images = images[..., None]
+    if not len(images) or images.shape[1:] != (height, width, channels):
+        stated = f"images of height {height}, width {width} and {channels} channels"
+        raise BenchError(f"{path}: '{names[0]}' has the shape {_shape(images)}; the suite states {stated}")
+    if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
+        found = f"{labels.dtype} of shape {_shape(labels)}"
+        raise BenchError(f"{path}: '{names[1]}' holds {found}, not one whole number for each of {len(images)} images")
+    labels = labels.reshape(-1).astype(np.int64)
+    wrong = labels[(labels < 0) | (labels >= files.classes)]
+    if len(wrong):
+        raise BenchError(f"{path}: '{names[1]}' has the label {wrong[0]}; the suite states {files.classes} classes")
+    absent = np.flatnonzero(np.bincount(labels, minlength=files.classes) == 0)
+    if len(absent):
+        raise BenchError(f"{path}: '{names[1]}' has no image of class {absent[0]}; there are {files.classes} classes")
+    return Part(ArraySource(images.transpose(0, 3, 1, 2)), labels)
+
+
+def _array(path: Path, arrays: Any, key: str) -> Any:
+    try:
+        return arrays[key]
+    except KeyError:
+        raise BenchError(f"{path} has no key '{key}'; it has {', '.join(arrays.files)}") from None
+    except (BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, MemoryError) as error:
+        raise BenchError(f"{path}: '{key}' cannot be read: {error or 'out of memory'}") from error
+
+
+def _shape(array: Any) -> str:
+    return "[" + ", ".join(map(str, array.shape)) + "]"
+
+
+npz = Dataset(
+    name="npz",
+    title="Images of your own, in one .npz file",
+    classes=0,  # the suite's `files` state the rest
+    shape=(0, 0, 0),
+    mean=(),
+    std=(),
+    train_images=None,
+    test_images=None,
+    licence="yours to know.",
+    citation="",
+    find=find,
+    obtain="Put your file there.",
+    own_files=True,
+)

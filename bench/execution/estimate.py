@@ -1,0 +1,115 @@
+"""How much work a cell is, and how long this machine would take: estimates before anything runs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from bench import registry
+from bench.attacks.pgd import cross_entropy, frozen, pgd
+from bench.data.dataset import dataset_of
+from bench.environment import cpu_name
+from bench.errors import NotFound
+from bench.evaluation import evaluated_images, forward_passes
+from bench.models.architecture import build_network, size_of
+from bench.protocol import Protocol
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of one cell in PFLOP: `training` and `tracking` (every epoch), and `final` (all checkpoints).
+
+    Training and tracking compute in the protocol's precision, the final attacks in fp32.
+    """
+
+    training: float
+    tracking: float
+    final: float
+
+    @property
+    def total(self) -> float:
+        return self.training + self.tracking + self.final
+
+
+def work_of(protocol: Protocol, root: Path | None) -> Work | None:
+    """Estimate the work of one cell; None if images that would have to be counted are not there, or torch cannot count.
+
+    Counted in forward passes of the plain PGD-AT recipe: an attack step is a forward and an input gradient (2), an
+    update a forward and both gradients (3). Methods that stop early, augment or consult further networks differ;
+    AutoAttack is counted as if every image stayed robust.
+    """
+    try:
+        dataset = dataset_of(protocol.dataset).counted(root)
+        forward = size_of(registry.MODELS.get(protocol.model), (dataset.classes, *dataset.shape))[1] / 1e15
+    except (NotFound, NotImplementedError):  # a network that cannot be counted may still be trained
+        return None
+    held_out, test_images = protocol.dataset.held_out, dataset.test_images
+    assert dataset.train_images is not None
+    assert test_images is not None
+    training, track = protocol.training, protocol.evaluation.track
+    attack_steps = 0 if training.attack.name == "none" else training.attack.steps
+    tracked = held_out + (test_images if track.test else 0)
+    final = sum(evaluated_images(attack, test_images) * forward_passes(attack) for attack in protocol.evaluation.final)
+    checkpoints = 3 if track.test else 2
+    return Work(
+        training=forward * training.epochs * (dataset.train_images - held_out) * (2 * attack_steps + 3),
+        tracking=forward * training.epochs * tracked * (2 * track.attack.steps + 2),
+        final=forward * checkpoints * final,
+    )
+
+
+def measured_speed(protocol: Protocol, precision: Precision, device: torch.device, seconds: float = 2.0) -> float:
+    """Return the PFLOP/s of attack steps, the bulk of the work, on this protocol's network: the median of some.
+
+    Random images in the training batch's size, or as many as a second can bear on a slow machine.
+    """
+    dataset, threat = dataset_of(protocol.dataset), protocol.threat
+    architecture = registry.MODELS.get(protocol.model)
+    network = build_network(architecture, dataset, 0).to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    forward = size_of(architecture, (dataset.classes, *dataset.shape))[1] / 1e15
+
+    def step(count: int) -> float:
+        images = torch.rand(count, *dataset.shape, device=device).contiguous(memory_format=torch.channels_last)
+        objective = cross_entropy(torch.zeros(count, dtype=torch.int64, device=device))
+        started = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"), frozen(network):
+            pgd(network, images, objective, threat=threat, steps=1, step_size=threat.eps, start=None)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    count, largest = 4, protocol.training.batch_size
+    step(count)  # the first is slow: kernels are chosen, memory is fetched
+    while count < largest and step(count) < seconds / 8:
+        count = min(2 * count, largest)
+    began, times = time.perf_counter(), [step(count)]
+    while len(times) < 3 or (time.perf_counter() - began < seconds and len(times) < 50):
+        times.append(step(count))
+    return 2 * forward * count / statistics.median(times)
+
+
+class Machine:
+    """How long a device, called `name`, takes; each network and precision is timed once, when it is first asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+        self._speeds: dict[tuple[str, Precision], float] = {}
+
+    def hours(self, protocol: Protocol, work: Work) -> float:
+        """Return the hours that a cell with so much work takes when it has the device for itself."""
+        trained = (work.training + work.tracking) / self._speed(protocol, protocol.training.precision)
+        return (trained + work.final / self._speed(protocol, "fp32")) / 3600
+
+    def _speed(self, protocol: Protocol, precision: Precision) -> float:
+        key = (protocol.fingerprint, precision)
+        if key not in self._speeds:
+            self._speeds[key] = measured_speed(protocol, precision, self._device)
+        return self._speeds[key]

@@ -1,0 +1,66 @@
+import hashlib
+import os
+
+import pytest
+
+from bench.data.folder import classes_in, images_in, labelled, listing_digest
+from bench.errors import BenchError
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in ("b/2.png", "b/10.JPG", "b/1.Webp", "a/x.ppm", "a/notes.txt", "a/.hidden.png", ".git/x.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "a" / "folder.png").mkdir()
+    (tmp_path / "loose.png").touch()
+    return tmp_path
+
+
+def test_classes_and_images_are_sorted_and_nothing_else_is_listed(tree):
+    assert classes_in(tree) == ["a", "b"]
+    assert [path.name for path in images_in(tree / "b")] == ["1.Webp", "10.JPG", "2.png"]
+    assert images_in(tree / "a") == [tree / "a" / "x.ppm"]
+
+
+def test_a_link_that_leads_nowhere_is_no_image_less(tree):
+    (tree / "a" / "gone.png").symlink_to(tree / "nowhere")
+    assert tree / "a" / "gone.png" in images_in(tree / "a")
+    with pytest.raises(BenchError, match=r"a/gone.png cannot be read: No such file"):
+        listing_digest(tree, images_in(tree / "a"))
+
+
+def test_labels_are_those_asked_for_in_the_order_asked_for(tree):
+    paths, labels = labelled(tree, {"b": 7, "a": 3})
+    assert [path.name for path in paths] == ["1.Webp", "10.JPG", "2.png", "x.ppm"]
+    assert labels.tolist() == [7, 7, 7, 3]
+    assert labels.dtype == "int64"
+
+
+def test_a_class_without_images_is_named(tree):
+    (tree / "b" / "c").mkdir()
+    with pytest.raises(BenchError, match=r"^the class folder \S+/b/c holds no images$"):
+        labelled(tree / "b", {"c": 0})
+    with pytest.raises(BenchError, match=r"/nope cannot be read: No such file or directory$"):
+        labelled(tree, {"nope": 0})
+
+
+def test_the_digest_is_of_sorted_names_and_sizes(tree):
+    paths = images_in(tree / "b") + images_in(tree / "a")
+    lines = "a/x.ppm\t7\nb/1.Webp\t8\nb/10.JPG\t8\nb/2.png\t7\n"
+    assert listing_digest(tree, paths) == hashlib.sha256(lines.encode()).hexdigest()
+    assert listing_digest(tree, paths[::-1]) == listing_digest(tree, paths)
+
+
+def test_the_digest_sees_another_name_another_size_and_another_text(tree):
+    def digest():
+        return listing_digest(tree, images_in(tree / "b"), [tree / "a" / "notes.txt"])
+
+    seen = {digest()}
+    (tree / "b" / "2.png").write_bytes(b"longer than before")
+    seen.add(digest())
+    os.rename(tree / "b" / "2.png", tree / "b" / "3.png")  # noqa: PTH104
+    seen.add(digest())
+    (tree / "a" / "notes.txt").write_bytes(b"A/NOTES.TXT")  # as long as before
+    seen.add(digest())
+    assert len(seen) == 4
