@@ -118,8 +118,10 @@ def _cost(folder: RunFolder, device: str) -> dict[str, Any]:
     if device.startswith("cuda"):
         peak = torch.cuda.max_memory_allocated(device)
     unique = {(record["weights_sha256"], key[1]): record["seconds"] for key, record in outcomes.items()}
+    pflop = [record.get("train_pflop") for record in epochs]  # a run begun by an older version has none at first
     return {
         "epochs": len(epochs),
+        "train_pflop": None if None in pflop else sum(pflop),
         "train_seconds": sum(record["train_seconds"] for record in epochs),
         "track_seconds": sum(record["seconds"] - record["train_seconds"] for record in epochs),
         "evaluation_seconds": sum(unique.values()),

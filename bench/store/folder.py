@@ -63,7 +63,7 @@ def _run(folder: RunFolder, cell: dict[str, Any]) -> RunRow:
         epochs=len(curve),
         **{
             name: ending.get(name)
-            for name in ("train_seconds", "track_seconds", "evaluation_seconds", "peak_memory_bytes")
+            for name in ("train_pflop", "train_seconds", "track_seconds", "evaluation_seconds", "peak_memory_bytes")
         },
         done_sha256=digest(done),
         curve=curve,

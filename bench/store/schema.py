@@ -63,6 +63,8 @@ class RunRow(Base):
     folder: Mapped[str] = mapped_column(String(255))
     """Path of the run folder relative to the results folder."""
     epochs: Mapped[int]
+    train_pflop: Mapped[float | None]
+    """Work of training, counted from one step an epoch; a multiply-add is two."""
     train_seconds: Mapped[float | None]
     track_seconds: Mapped[float | None]
     """Measuring the curve after every epoch."""

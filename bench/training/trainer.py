@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from bench.schedule import protocol_schedule
 from bench.seeding import Randomness, derive_seed
 from bench.spec import Cell
 from bench.training.checkpoint import Checkpoints, Entry
+from bench.training.flops import CountedFlops
 from bench.training.step import Totals, sgd, train_step
 
 log = logging.getLogger(__name__)
@@ -77,13 +79,15 @@ class Trainer:
         self.method.begin_epoch(epoch)
         self.method.model.train()
         totals, steps, rate = Totals(self.device), len(self.batches), 0.0
+        counted = CountedFlops()  # of the first step: all of an epoch are alike
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.random.seed("global"))  # for layers that draw from global state, such as dropout
             for step, batch in enumerate(self.batches):
                 rate = self.plan.rate(epoch + (step + 1) / steps)
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
-                train_step(self.method, batch, self.optimizer, totals)
+                with counted if step == 0 else nullcontext():
+                    train_step(self.method, batch, self.optimizer, totals)
                 self.folder.progress(phase="training", epoch=epoch, epochs=self.plan.epochs, done=step + 1, of=steps)
             self.method.end_epoch(epoch)
         loss, robust = totals.read()
@@ -96,6 +100,7 @@ class Trainer:
             "train": {"loss": loss, "robust": robust},
             "validation": self._track(self.validation, "validation"),
             "test": self._track(self.test, "test") if self.cell.protocol.evaluation.track.test else None,
+            "train_pflop": counted.flops * steps / 1e15,
             "train_seconds": train_seconds,
             "seconds": time.monotonic() - started,
         }

@@ -82,7 +82,13 @@ class Maker:
                 outcome = Outcome(identity, attack.title, entries[name]["sha256"], verdicts, 1.5, {"note": number})
                 write_record(folder.outcome_path(name, f"{attack.name}-{number}"), outcome.to_record())
         if status is not None:
-            costs = {"epochs": 2, "train_seconds": 3600.0, "track_seconds": 360.0, "evaluation_seconds": 1440.0}
+            costs = {
+                "epochs": 2,
+                "train_seconds": 3600.0,
+                "track_seconds": 360.0,
+                "evaluation_seconds": 1440.0,
+                "train_pflop": 1.5,
+            }
             folder.finish(status, **{**costs, "peak_memory_bytes": 5 * 2**30, **done})
         return folder
 

@@ -5,10 +5,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
 from sqlalchemy.exc import ProgrammingError
 
 import bench.store
@@ -51,12 +53,14 @@ def test_the_newest_revision_is_the_one_that_needs_no_migration():
     assert ScriptDirectory.from_config(config).get_current_head() == database.REVISION
 
 
-SECOND = """
+HEAD = database.REVISION
+
+NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "9001"
+down_revision = "{head}"
 
 
 def upgrade():
@@ -74,9 +78,9 @@ def newer_bench(tmp_path, monkeypatch):
     shutil.copytree(Path(bench.store.__file__).parent / "migrations", folder)
 
     def upgrade(more: str = "") -> None:
-        (folder / "versions" / "second.py").write_text(SECOND.format(more=more))
+        (folder / "versions" / "second.py").write_text(NEXT.format(head=HEAD, more=more))
         monkeypatch.setattr(database, "MIGRATIONS", str(folder))
-        monkeypatch.setattr(database, "REVISION", "0002")
+        monkeypatch.setattr(database, "REVISION", "9001")
 
     return upgrade
 
@@ -89,14 +93,28 @@ def test_an_older_store_is_migrated_and_a_copy_kept(make_run, results, newer_ben
     with Store.of(results, create=False) as store:
         shown = store.show_run("pgd-at")  # a rebuilt table of runs has lost none of what belongs to them
     assert (len(shown["curve"]), len(shown["checkpoints"]), len(shown["outcomes"])) == (2, 2, 6)
-    assert execute(path, "SELECT version_num FROM alembic_version") == [("0002",)]
+    assert execute(path, "SELECT version_num FROM alembic_version") == [("9001",)]
     assert execute(path, "SELECT remark FROM run") == [(None,)]
-    copy = results / "bench.sqlite.schema-0001"
-    assert execute(copy, "SELECT version_num FROM alembic_version") == [("0001",)]
+    copy = results / f"bench.sqlite.schema-{HEAD}"
+    assert execute(copy, "SELECT version_num FROM alembic_version") == [(HEAD,)]
     assert execute(copy, "SELECT count(*) FROM outcome") == [(6,)]
     with Store.of(results):  # nothing is left to migrate
         pass
     assert len(list(results.glob("*.schema-*"))) == 1
+
+
+def test_a_store_of_the_first_schema_is_brought_up_to_date(results):
+    path = results / "bench.sqlite"
+    config = Config()
+    config.set_main_option("script_location", database.MIGRATIONS)
+    with create_engine(f"sqlite:///{path}").begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+    with Store.of(results, create=False) as store:
+        assert store.runs() == []
+    assert execute(path, "SELECT version_num FROM alembic_version") == [(HEAD,)]
+    assert execute(path, "SELECT train_pflop FROM run") == []
+    assert len(list(results.glob("*.schema-0001*"))) == 1
 
 
 def test_a_migration_that_fails_changes_nothing(make_run, results, newer_bench):
@@ -107,10 +125,10 @@ def test_a_migration_that_fails_changes_nothing(make_run, results, newer_bench):
     for _ in range(2):
         with pytest.raises(RuntimeError):
             Store.of(results)
-    assert execute(path, "SELECT version_num FROM alembic_version") == [("0001",)]
+    assert execute(path, "SELECT version_num FROM alembic_version") == [(HEAD,)]
     assert not any("remark" in column for column in execute(path, "PRAGMA table_info(run)"))
     assert execute(path, "SELECT count(*) FROM outcome") == [(6,)]
-    assert len(list(results.glob("*.schema-0001*"))) == 2  # no copy replaces another
+    assert len(list(results.glob(f"*.schema-{HEAD}*"))) == 2  # no copy replaces another
 
 
 def test_foreign_keys_are_on_after_a_migration(newer_bench, path):
@@ -150,8 +168,8 @@ def test_a_store_in_memory_is_migrated_without_a_copy(make_run, newer_bench, mon
     engine = open_database("sqlite://", create=True)
     assert database.name_of(engine) == "the sqlite store in memory"
     newer_bench()
-    database._migrate(engine, "0001")
-    assert database._version(engine) == "0002"
+    database._migrate(engine, HEAD)
+    assert database._version(engine) == "9001"
 
 
 # --- where there is none ---------------------------------------------------------------------------------------------

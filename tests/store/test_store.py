@@ -43,6 +43,7 @@ def test_a_run_is_stored_whole(make_run, store):
     assert (run.status, run.reason, run.diverged_in, run.classes, run.epochs) == ("finished", None, None, 10, 2)
     assert (run.train_seconds, run.track_seconds, run.evaluation_seconds) == (3600, 360, 1440)
     assert run.peak_memory_bytes == 5 * 2**30
+    assert run.train_pflop == 1.5
     assert run.environment == {"device": "cpu", "cpu": "A Processor"}
     assert run.folder == f"runs/{folder.path.name}"
     assert set(run.checkpoints) == {"best", "last"}  # the resume state is none that is judged
