@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 
-class CountedFlops(TorchDispatchMode):
+class CountedFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within, `flops` grows by the work of each convolution and matrix product; a multiply-add counts as two.
 
     torch's own formulas, operation by operation; a convolution's backward counts only the gradients it is asked for.
@@ -17,7 +17,7 @@ class CountedFlops(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
 
     def __torch_dispatch__(
