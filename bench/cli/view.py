@@ -191,7 +191,8 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     if seconds < 3600:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    hours = seconds / 3600
+    return f"{hours:.1f} h" if hours < 100 else f"{hours / 24:,.0f} days"
 
 
 def print_plan(planned: Sequence[Planned], device: str, *, json: bool) -> None:
@@ -224,12 +225,12 @@ def print_plan(planned: Sequence[Planned], device: str, *, json: bool) -> None:
     for heading in ("cell", "status", "would", "PFLOP, about", "hours here, about"):
         table.add_column(heading, justify="right" if "about" in heading else "left")
     for row in rows:
-        figures = ["?" if row[key] is None else f"{row[key]:.3g}" for key in ("pflop", "hours")]
+        figures = ["?" if row[key] is None else f"{float(f'{row[key]:.3g}'):,g}" for key in ("pflop", "hours")]
         table.add_row(row["cell"], row["status"], row["action"], *figures)
     console = Console(file=sys.stdout)
     console.print(table)
     total, took = (sum(row[key] or 0 for row in rows) for key in ("pflop", "hours"))
-    about = f"about {total:.4g} PFLOP, {_duration(3600 * took)} one after the other on this machine ({machine.name})"
+    about = f"about {float(f'{total:.3g}'):,g} PFLOP, {_duration(3600 * took)} one after the other on this machine ({machine.name})"
     if any(row["pflop"] is None for row in rows):
         about = "how much work is not known: the images must be counted, and are not there (--data)"
     running = sum(row["action"] != "skip" for row in rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -41,7 +42,9 @@ def synsets() -> dict[str, int]:
     A class index of ImageNet is the rank of the synset among all 1,000, so the list is timm's and never that of a
     folder, which may hold some of them only.
     """
-    from timm.data import ImageNetInfo
+    with warnings.catch_warnings():  # the import tells timm's developers of torch's plans
+        warnings.simplefilter("ignore")
+        from timm.data import ImageNetInfo
 
     known = sorted(ImageNetInfo("imagenet-1k").label_names())
     labels = {known[index]: label for label, indices in enumerate(SUPER_CLASSES.values()) for index in indices}
@@ -78,7 +81,7 @@ def look(root: Path | None, settings: DatasetSettings) -> Found:
         paths += images
     digest = partial(listing_digest, folder, paths)
     if len(parts[1].labels) != TEST_IMAGES:
-        problems.append(f"val has {len(parts[1].labels)} images in them instead of {TEST_IMAGES}")
+        problems.append(f"val has {len(parts[1].labels):,} images of these synsets instead of {TEST_IMAGES:,}")
     if problems and settings.digest is None:
         raise BenchError(
             f"{folder} is not all of Restricted ImageNet: {'; '.join(problems)}; a suite that is to use just these "

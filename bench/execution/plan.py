@@ -91,10 +91,11 @@ def _action(status: Status, rerun: Rerun) -> Action:
 
 
 def check_data(planned: Sequence[Planned], root: Path | None) -> None:
-    """Look whether the images that the cells to run need are there, before anything starts.
+    """Look whether the images that the cells to run need are there, before anything starts; none is decoded.
 
     Raises:
-        NotFound, BenchError: as `Dataset.locate` does.
+        NotFound, BenchError: as `Dataset.locate` and `Dataset.choose` do.
     """
     for settings in {item.cell.protocol.dataset for item in planned if item.action != "skip"}:
-        dataset_of(settings).locate(root)
+        dataset = dataset_of(settings)
+        dataset.choose(dataset.locate(root))

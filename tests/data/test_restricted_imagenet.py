@@ -90,7 +90,7 @@ def test_what_is_missing_is_named(plant):
     with pytest.raises(
         BenchError,
         match=r"imagenet is not all of Restricted ImageNet: train lacks 201 of the 203 synsets \((n\d+, ){5}...\); "
-        r"val lacks 202 of the 203 synsets \((n\d+, ){5}...\); val has 2 images in them instead of 10150; "
+        r"val lacks 202 of the 203 synsets \((n\d+, ){5}...\); val has 2 images of these synsets instead of 10,150; "
         r"a suite that is to use just these images states 'digest: [0-9a-f]{64}'$",
     ):
         restricted().locate(plant(val=(DOG,)))

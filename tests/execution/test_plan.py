@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-from bench.data.dataset import missing
+from bench.data.dataset import ABSENT, Part, missing
 from bench.data.digits import digits
 from bench.errors import BenchError, NotFound
 from bench.execution.plan import Rerun, check_data, plan
@@ -47,6 +48,21 @@ def test_images_are_looked_for_before_anything_starts(load, tmp_path, clean_regi
     with pytest.raises(NotFound, match=rf"^dataset 'absent' not found: looked for {tmp_path}/there\. Get it\. Lic"):
         check_data(planned, tmp_path)
     check_data([replace(item, action="skip") for item in planned], tmp_path)  # what has ended needs no images
+
+
+def test_images_that_are_asked_for_and_are_not_there_fail_before_anything_starts(load, tmp_path, clean_registries):
+    def find(root, settings):
+        found = digits.find(root, settings)
+        return replace(
+            found, train=Part(found.train.source, np.where(np.arange(1297) < 900, found.train.labels, ABSENT))
+        )
+
+    DATASETS.add("partial", replace(digits, name="partial", find=find))
+    planned = plan(load({"name: digits": "name: partial"}).cells, tmp_path / "results")
+    with pytest.raises(BenchError, match="^397 of the training images of partial are not among the files found"):
+        check_data(planned, None)
+    small = load({"name: digits": "name: partial, subset: {train: 0-899}"}).cells
+    check_data(plan(small, tmp_path / "results"), None)
 
 
 def test_other_initial_weights_are_another_cell(load, tmp_path):
