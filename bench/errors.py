@@ -31,6 +31,12 @@ class NothingMeasured(BenchError):
     exit_code = 4
 
 
+class NotComparable(BenchError):
+    """Two things were measured under different settings, so that no difference between them means anything."""
+
+    exit_code = 4
+
+
 class NotFound(BenchError):
     """The files of a dataset are not there."""
 

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from bench.cli import data, doctor, listing, report, run, validate
+from bench.cli import check, compare, data, doctor, listing, plot, report, run, validate
 from bench.errors import BenchError
 
 app = typer.Typer(
@@ -33,13 +33,16 @@ def _global(
 ) -> None:
     """Data goes to stdout, messages to stderr.
 
-    Exit codes: 0 fine; 2 the command or the suite is wrong; 3 some cells failed (the others
-    are stored); 4 nothing was measured; 130 interrupted.
+    Exit codes: 0 fine; 1 a regression was found; 2 the command or the suite is wrong; 3 some cells
+    failed (the others are stored); 4 nothing was measured or nothing is comparable; 130 interrupted.
     """
 
 
 app.command("run")(run.run)
 app.command("report")(report.report)
+app.command("plot")(plot.plot)
+app.command("compare")(compare.compare)
+app.command("check")(check.check)
 app.command("list")(listing.list_)
 app.command("show")(listing.show)
 app.command("validate")(validate.validate)

@@ -14,6 +14,7 @@ from typing import Any
 from bench.errors import BenchError, NothingMeasured, did_you_mean
 from bench.protocol import DatasetSettings
 from bench.records import canonical_json
+from bench.reporting.published import Beside
 from bench.reporting.rows import BEST, Measured, Row, Selection, device_of, differences, distinct, measured, rows_of
 from bench.store.schema import RunRow
 from bench.store.store import Store
@@ -36,7 +37,10 @@ class Attack:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """The rows of one protocol, best first. `ranked_by` is an index of `attacks`; `hardware` counts runs by device."""
+    """The rows of one protocol, best first. `ranked_by` is an index of `attacks`; `hardware` counts runs by device.
+
+    `published`: what papers report of the same methods, see `beside`; None unless asked for.
+    """
 
     fingerprint: str
     protocol: dict[str, Any]
@@ -45,6 +49,7 @@ class Leaderboard:
     ranked_by: int
     rows: tuple[Row, ...]
     hardware: dict[str, int]
+    published: tuple[Beside, ...] | None = None
 
     @property
     def dataset(self) -> DatasetSettings:
@@ -81,7 +86,7 @@ def leaderboards(
     Rows are ordered by their mean accuracy at best under AutoAttack, or if the protocol has none, under its last
     attack. The first row has rank 1. Every other row is compared with the first row of the rank above it
     (`statistics.compare`, 5 % level): it shares that rank if the two cannot be told apart, and otherwise its rank is
-    its place in the table.
+    its place in the table. Its rank interval rests on its comparisons with all rows (`statistics.rank_intervals`).
 
     Args:
         store: where the runs are.

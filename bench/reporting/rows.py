@@ -13,12 +13,14 @@ from bench.outcome import Verdicts, unpack
 from bench.parameters import weakest
 from bench.records import canonical_json
 from bench.reporting.statistics import (
+    CONFIDENCE,
     Estimate,
-    Sample,
+    Interval,
     binomial_error,
-    compare,
     estimate,
     paired_interval,
+    pairwise,
+    rank_intervals,
     samples,
     wilson_interval,
 )
@@ -53,14 +55,20 @@ class SeedFigures:
 
 @dataclass(frozen=True)
 class Cost:
-    """Mean hours of one seed on one kind of device ("CPU", "GPU"), by the clock.
+    """What one seed took on one device; means over the seeds that state it.
 
-    `evaluation` includes measuring the curve after every epoch.
+    `device`: its kind ("CPU", "GPU"); `hardware`: its name. `training`, `evaluation`: hours by the clock, the latter
+    with measuring the curve after every epoch. `pflop`: work of training, in PFLOP (a multiply-add is two), None for
+    runs of older versions. `memory`: the most that a seed held at once, in bytes: of the GPU's memory, or on a CPU of
+    the process's; None where no run states it.
     """
 
     device: str
     training: float
     evaluation: float
+    hardware: str
+    pflop: float | None = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,10 +78,12 @@ class Row:
     `seeds` are those that are averaged; without any, `rank` is None and `figures` (one for each attack) is empty.
     `collapsed` seeds are not averaged: their best checkpoint is no better than guessing. `fallen` ones are averaged:
     their best is better, their last is not, which is what the gap measures. `diverged` says in which epoch (from 0) the
-    loss was no longer a number. `origin` is the weakest source of the parameters.
+    loss was no longer a number. `origin` is the weakest source of the parameters. `rank_interval`: the ranks that the
+    row may have, see `statistics.rank_intervals`.
     """
 
     rank: int | None
+    rank_interval: tuple[int, int] | None
     label: str
     method: str
     version: int
@@ -141,7 +151,7 @@ def rows_of(
     rows: list[tuple[Row, Verdicts | None]] = []
     for label, group in zip(labels, members, strict=True):
         found = [done[run.fingerprint] for run in group if run.fingerprint in done]
-        kept = [seed for seed in found if not _collapsed(seed.best[ranked_by], seed.run)]
+        kept = [seed for seed in found if not collapsed(seed.best[ranked_by], seed.run)]
         verdicts = np.stack([_verdicts(seed.best[ranked_by]) for seed in kept]) if kept else None
         rows.append((_row(label, group, found, kept, ranked_by, selection), verdicts))
     return _ranked(rows, ranked_by)
@@ -159,6 +169,7 @@ def _row(
     finished = {seed.run.fingerprint for seed in found}
     return Row(
         rank=None,
+        rank_interval=None,
         label=label,
         method=first.method,
         version=first.version,
@@ -170,13 +181,13 @@ def _row(
         figures=tuple(_figures(kept, attack) for attack in range(len(kept[0].best))) if kept else (),
         costs=_costs([seed.run for seed in found]),
         collapsed=tuple(seed.at(ranked_by) for seed in found if seed not in kept),
-        fallen=tuple(seed.at(ranked_by) for seed in kept if _collapsed(seed.last[ranked_by], seed.run)),
+        fallen=tuple(seed.at(ranked_by) for seed in kept if collapsed(seed.last[ranked_by], seed.run)),
         diverged={run.seed: run.diverged_in for run in group if run.status == "diverged"},
         unfinished=tuple(run.seed for run in group if run.status != "diverged" and run.fingerprint not in finished),
     )
 
 
-def _collapsed(outcome: OutcomeRow, run: RunRow) -> bool:
+def collapsed(outcome: OutcomeRow, run: RunRow) -> bool:
     """Return whether an accuracy is no better than guessing, or next to nothing.
 
     Not better than guessing: at most two binomial standard errors above 1 / classes. A network that gives all images
@@ -199,22 +210,38 @@ def _verdicts(outcome: OutcomeRow) -> Verdicts:
 def _figures(seeds: Sequence[Measured], attack: int) -> Figures:
     best, last = [seed.best[attack] for seed in seeds], [seed.last[attack] for seed in seeds]
     gaps = [before.accuracy - after.accuracy for before, after in zip(best, last, strict=True)]
-    return Figures(
-        best=estimate([outcome.accuracy for outcome in best], wilson_interval(best[0].right, best[0].count)),
-        last=estimate([outcome.accuracy for outcome in last], wilson_interval(last[0].right, last[0].count)),
-        gap=estimate(gaps, paired_interval(_verdicts(best[0]), _verdicts(last[0]))),
-    )
+    over_images: list[Interval | None] = [None, None, None]
+    if len(seeds) == 1:
+        (before,), (after,) = best, last
+        over_images = [wilson_interval(outcome.right, outcome.count) for outcome in (before, after)]
+        over_images.append(paired_interval(_verdicts(before), _verdicts(after)))
+    values = [outcome.accuracy for outcome in best], [outcome.accuracy for outcome in last], gaps
+    return Figures(*map(estimate, values, over_images))
 
 
 def _costs(runs: Sequence[RunRow]) -> tuple[Cost, ...]:
-    """Return the mean cost of a seed for each kind of device, leaving out runs that do not state theirs."""
-    seconds: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+    """Return the cost of a seed on each device, leaving out runs that do not state their times."""
+    by_device: defaultdict[tuple[str, str], list[RunRow]] = defaultdict(list)
     for run in runs:
         if run.train_seconds is not None and run.evaluation_seconds is not None:
-            evaluation = run.evaluation_seconds + (run.track_seconds or 0.0)
-            seconds[device_of(run)[0]].append((run.train_seconds, evaluation))
-    means = {device: np.mean(pairs, axis=0) / 3600 for device, pairs in sorted(seconds.items())}
-    return tuple(Cost(device, float(training), float(evaluation)) for device, (training, evaluation) in means.items())
+            by_device[device_of(run)].append(run)
+    costs = []
+    for (kind, name), found in sorted(by_device.items()):
+        training = [run.train_seconds or 0.0 for run in found]
+        evaluation = [(run.evaluation_seconds or 0.0) + (run.track_seconds or 0.0) for run in found]
+        pflop = [run.train_pflop for run in found if run.train_pflop is not None]
+        memory = [run.peak_memory_bytes for run in found if run.peak_memory_bytes is not None]
+        costs.append(
+            Cost(
+                device=kind,
+                training=sum(training) / len(found) / 3600,
+                evaluation=sum(evaluation) / len(found) / 3600,
+                hardware=name,
+                pflop=sum(pflop) / len(pflop) if pflop else None,
+                memory=max(memory, default=None),
+            )
+        )
+    return tuple(costs)
 
 
 def device_of(run: RunRow) -> tuple[str, str]:
@@ -258,13 +285,14 @@ def _ranked(rows: Sequence[tuple[Row, Verdicts | None]], ranked_by: int) -> tupl
         ((row, verdicts) for row, verdicts in rows if verdicts is not None),
         key=lambda pair: (-pair[0].figures[ranked_by].best.mean, pair[0].label),
     )
+    pairs = pairwise(samples([verdicts for _, verdicts in standing]))
     ranked: list[Row] = []
-    leader: Sample | None = None
-    rank = 0
-    drawn = samples([verdicts for _, verdicts in standing])
-    for place, ((row, _), sample) in enumerate(zip(standing, drawn, strict=True), start=1):
-        if leader is None or compare(leader, sample).significant:
-            leader, rank = sample, place
-        ranked.append(replace(row, rank=rank))
+    leader = 0
+    for place, ((row, _), (first, last)) in enumerate(zip(standing, rank_intervals(pairs), strict=True)):
+        if pairs.p[leader, place] < 1 - CONFIDENCE:
+            leader = place
+        # Both say what cannot be told apart, by different sets of tests; the interval never leaves out the rank.
+        interval = min(first, leader + 1), max(last, leader + 1)
+        ranked.append(replace(row, rank=leader + 1, rank_interval=interval))
     without = sorted((row for row, verdicts in rows if verdicts is None), key=lambda row: row.label)
     return (*ranked, *without)

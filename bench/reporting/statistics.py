@@ -21,10 +21,13 @@ Floats: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 CONFIDENCE = 0.95
 
-RESAMPLES = 1000
-"""Bootstrap resamples. They serve a standard error, which they give to 2 %, not the tail of a distribution."""
+FLOOR = 0.5
+"""Smallest variance of a difference, as a share of its variance over images alone. Declared: the true share is 1 or
+more, but 1 here would make the test find too little; docs/statistics.md has the rates that were measured with both."""
 
-NO_ERROR = 1e-9  # a standard error below this is rounding
+NO_ERROR = 1e-7  # a standard error below this is rounding
+MOST_FREEDOM = 1e9  # degrees of freedom beyond which Student's t is the normal distribution
+EXACT_FLOAT32 = 2**24  # whole numbers up to here
 
 Covers = Literal["seeds", "images", "images and seeds"]
 """Which kinds of chance an interval allows for."""
@@ -50,10 +53,12 @@ class Estimate:
     covers: Covers
 
 
-def estimate(values: Sequence[float], over_images: Interval) -> Estimate:
+def estimate(values: Sequence[float], over_images: Interval | None = None) -> Estimate:
     """Return the estimate from one value a seed; `over_images` is the interval to state if there is one seed only."""
     mean, sd = math.fsum(values) / len(values), standard_deviation(values)
     if sd is None:
+        if over_images is None:
+            raise ValueError("one seed needs an interval over images")
         return Estimate(tuple(values), mean, None, over_images, "images")
     return Estimate(tuple(values), mean, sd, t_interval(values), "seeds")
 
@@ -122,72 +127,51 @@ class Difference:
 
 @dataclass(frozen=True)
 class Sample:
-    """One row: its seeds' verdicts on the test images (bool, [n, m]), and its seeds' accuracies on resampled images.
-
-    `resampled`: [n, resamples]. Rows that are compared have the same images and come from one call of `samples`.
-    """
+    """One row: its seeds' verdicts on the test images; bool, [n, m]."""
 
     verdicts: Verdicts
-    resampled: Floats
 
 
-def samples(rows: Sequence[Verdicts], *, resamples: int = RESAMPLES, seed: int = 0) -> list[Sample]:
-    """Resample the images, the same ones for all rows, and return each row's accuracies on them.
+@dataclass(frozen=True)
+class Pairs:
+    """Every row compared with every other: [k, k] each, of the first index minus the second.
+
+    `mean`: difference of the mean accuracies. `error`: its standard error, `freedom`: of Student's t; both are
+    meaningless where two rows have one seed each. `p`: two-sided, 1 on the diagonal.
+    """
+
+    mean: Floats
+    error: Floats
+    freedom: Floats
+    p: Floats
+
+
+def samples(rows: Sequence[Verdicts]) -> list[Sample]:
+    """Return rows that can be compared with each other.
 
     Args:
         rows: bool, [n, m] each; n seeds may differ between rows, the m images are the same.
-        resamples: how often m images are drawn with replacement.
-        seed: of the draws.
 
     Raises:
         ValueError: the rows were not judged on equally many images.
     """
-    if not rows:
-        return []
     if len({row.shape[1] for row in rows}) > 1:
         raise ValueError("rows that were judged on different images cannot be compared")
-    images, random = rows[0].shape[1], np.random.default_rng(seed)
-    drawn = np.empty((resamples, images), np.float32)
-    for resample in drawn:
-        resample[:] = np.bincount(random.integers(images, size=images), minlength=images)
-    # Sums of small whole numbers, which float32 holds exactly up to 2^24 images.
-    accuracies = (np.concatenate(rows).astype(np.float32) @ drawn.T).astype(np.float64) / images
-    ends = np.cumsum([len(row) for row in rows])[:-1]
-    return [Sample(row, resampled) for row, resampled in zip(rows, np.split(accuracies, ends), strict=True)]
+    return [Sample(row) for row in rows]
 
 
-def compare(a: Sample, b: Sample, *, seed: int = 0) -> Difference:
+def compare(a: Sample, b: Sample) -> Difference:
     """Return the difference a - b of two rows' mean accuracies and how sure it is.
 
     With one seed each, McNemar's exact test and the paired interval: both cover images only, and say nothing about
-    what another seed would give.
-
-    Otherwise a paired hierarchical bootstrap. Each resample draws images, shared by all seeds of both rows, and for
-    each row seeds. With as few seeds as are trained, plain resampling makes the spread of a mean of n seeds too small
-    by sqrt((n - 1) / n), and normal quantiles make it look too sure. So deviations of seeds from their row's mean
-    are scaled by sqrt(n / (n - 1)), and the bootstrap's standard error s is used with Student's t. Its degrees of
-    freedom are s^4 / sum(v_i^2 / (n_i - 1)), where v_i = sd_i^2 / n_i is the part of s^2 that a row's seeds cause.
-    A row with a single seed is taken to vary over seeds as the other row does. What is peculiar to one seed on one
-    image counts as chance of both kinds, so the test errs towards not telling apart.
-
-    Sources: McNemar, Psychometrika 1947; Owen, The pigeonhole bootstrap, Annals of Applied Statistics 2007 (two crossed
-    factors); Rao and Wu, Resampling inference with complex survey data, JASA 1988 (scaling); Satterthwaite, Biometrics
-    Bulletin 1946, and Welch, Biometrika 1947 (degrees of freedom).
+    what another seed would give. Otherwise Student's t over images and seeds; see `pairwise`.
     """
-    mean = float(a.verdicts.mean() - b.verdicts.mean())
+    pairs = pairwise([a, b])
+    mean, p = float(pairs.mean[0, 1]), float(pairs.p[0, 1])
     if len(a.verdicts) == len(b.verdicts) == 1:
-        (first,), (second,) = a.verdicts, b.verdicts
-        return Difference(mean, paired_interval(first, second), mcnemar(first, second), "images")
-    random = np.random.default_rng(seed)
-    differences = a.resampled.mean(0) - b.resampled.mean(0) + _seed_noise(a, b, random) - _seed_noise(b, a, random)
-    error = float(differences.std(ddof=1))
-    if error < NO_ERROR:  # all seeds agree on all images, or all disagree on all
-        return Difference(mean, (mean, mean), float(abs(mean) < NO_ERROR), "images and seeds")
-    freedom = error**4 / max(_seed_variance(a, b), NO_ERROR**4)
-    reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
-    return Difference(
-        mean, (mean - reach, mean + reach), 2 * float(stdtr(freedom, -abs(mean) / error)), "images and seeds"
-    )
+        return Difference(mean, paired_interval(a.verdicts[0], b.verdicts[0]), p, "images")
+    reach = float(stdtrit(pairs.freedom[0, 1], (1 + CONFIDENCE) / 2)) * float(pairs.error[0, 1])
+    return Difference(mean, (mean - reach, mean + reach), p, "images and seeds")
 
 
 def mcnemar(a: Verdicts, b: Verdicts) -> float:
@@ -196,27 +180,119 @@ def mcnemar(a: Verdicts, b: Verdicts) -> float:
     Of the images that only one of them has right, each has half of them but for chance. Source: McNemar, Psychometrika
     1947.
     """
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    if only_a == only_b:
-        return 1.0
-    return float(min(1.0, 2 * bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+    return float(_mcnemar(np.array((a & ~b).sum()), np.array((b & ~a).sum())))
 
 
-def _seed_noise(row: Sample, other: Sample, random: np.random.Generator) -> Floats:
-    """Return, for each resample, how far the mean over resampled seeds of `row` strays from its mean: [resamples]."""
-    source = row.resampled if len(row.resampled) > 1 else other.resampled
-    seeds, resamples = source.shape
-    deviations = (source - source.mean(0)) * math.sqrt(seeds / (seeds - 1))
-    picks = random.integers(seeds, size=(len(row.resampled), resamples))
-    noise: Floats = np.take_along_axis(deviations, picks, 0).mean(0)
-    return noise
+def _mcnemar(only_a: Floats, only_b: Floats) -> Floats:
+    p: Floats = np.minimum(1.0, 2 * bdtr(np.minimum(only_a, only_b), (only_a + only_b).astype(np.int64), 0.5))
+    return p
 
 
-def _seed_variance(a: Sample, b: Sample) -> float:
-    """Return the denominator of the degrees of freedom: the sum of v_i^2 / (n_i - 1)."""
-    several = [row.verdicts for row in (a, b) if len(row.verdicts) > 1]
-    variances = [float(verdicts.mean(1).var(ddof=1)) for verdicts in several]
-    if len(several) == 1:  # both parts rest on one estimate: v is that of n seeds plus that of one
-        seeds = len(several[0])
-        return (variances[0] / seeds + variances[0]) ** 2 / (seeds - 1)
-    return sum((variance / len(row)) ** 2 / (len(row) - 1) for variance, row in zip(variances, several, strict=True))
+def pairwise(rows: Sequence[Sample]) -> Pairs:
+    """Compare every row with every other one; rows are from one call of `samples`.
+
+    Two rows with one seed each: McNemar's exact test. Otherwise images and seeds are both taken as drawn at random:
+    every image meets every seed, each seed belongs to one row. The difference d of two means over n and n' seeds and
+    m images then has the variance
+
+        S + S' + D / m - E - E'
+
+    with S = sd^2 / n, the variance over the row's seeds of their accuracies; D the variance over images of the
+    difference of the shares of seeds that are right about an image; and E = MS / (n m), where MS is the mean square of
+    what is peculiar to one seed on one image. S and D / m both hold E, hence it is taken out once. Student's t has
+    variance^2 / (S^2 / (n - 1) + S'^2 / (n' - 1)) degrees of freedom. A row with one seed is taken to vary over seeds,
+    and over seeds and images, as the other row does.
+
+    The variance is not let below `FLOOR` times D / m, or seeds that agree by luck would make any difference certain.
+
+    Sources: Searle, Casella and McCulloch, Variance components, 1992 (two crossed random factors, by analysis of
+    variance); Gallas, One-shot estimate of MRMC variance, Academic Radiology 2006 (the same for readers and cases in
+    the place of seeds and images); Satterthwaite, Biometrics Bulletin 1946, and Welch, Biometrika 1947 (degrees of
+    freedom); McNemar, Psychometrika 1947. docs/statistics.md has measured rates of false positives.
+    """
+    if not rows:
+        return Pairs(*(np.zeros((0, 0)) for _ in range(4)))
+    seeds = np.array([len(row.verdicts) for row in rows])
+    images = rows[0].verdicts.shape[1]
+    exact = np.float32 if images * int(seeds.max()) ** 2 <= EXACT_FLOAT32 else np.float64
+    counts = np.stack([row.verdicts.sum(0, dtype=exact) for row in rows])  # seeds that are right about each image
+    both = (counts @ counts.T).astype(np.float64)
+    right = counts.sum(1, dtype=np.float64)
+    a, b = np.triu_indices(len(rows), 1)  # every pair once
+
+    means = right / (seeds * images)
+    mean = means[a] - means[b]
+    own = both.diagonal() / seeds**2
+    squares = own[a] + own[b] - 2 * both[a, b] / (seeds[a] * seeds[b]) - images * mean**2
+    over_images = np.maximum(squares, 0.0) / max(images - 1, 1) / images
+
+    spread, peculiar = _over_seeds(rows, right - seeds * own)
+    single = seeds == 1
+    like_a, like_b = np.where(single[a], b, a), np.where(single[b], a, b)  # whose seeds say how a's, and b's, vary
+    of_a, of_b = spread[like_a] / seeds[a], spread[like_b] / seeds[b]
+    twice = peculiar[like_a] / seeds[a] + peculiar[like_b] / seeds[b]
+    error = np.sqrt(np.maximum(of_a + of_b + over_images - twice, FLOOR * over_images))
+    degrees = np.maximum(seeds - 1, 1)
+    one_estimate, two = (of_a + of_b) ** 2 / degrees[like_a], of_a**2 / degrees[a] + of_b**2 / degrees[b]
+    uncertain = np.where(single[a] | single[b], one_estimate, two)
+    freedom = np.clip(error**4 / np.maximum(uncertain, NO_ERROR**4 / MOST_FREEDOM), NO_ERROR, MOST_FREEDOM)
+
+    p = np.where(np.abs(mean) < NO_ERROR, 1.0, 0.0)  # all seeds agree on all images, or all disagree on all
+    alone = single[a] & single[b]
+    chance = (error >= NO_ERROR) & ~alone
+    p[chance] = 2 * stdtr(freedom[chance], -np.abs(mean[chance]) / error[chance])
+    agreed = both[a[alone], b[alone]]
+    p[alone] = _mcnemar(right[a[alone]] - agreed, right[b[alone]] - agreed)
+    return Pairs(_square(mean, -mean), _square(error, error), _square(freedom, freedom), _square(p, p, diagonal=1.0))
+
+
+def _over_seeds(rows: Sequence[Sample], within: Floats) -> tuple[Floats, Floats]:
+    """Return, for each row, the variance over seeds of their accuracies, and MS / m of `pairwise`: [k] each.
+
+    `within`: [k], the sum over images of the squared deviations of a row's verdicts from their mean over seeds. Rows
+    with one seed have 0.
+    """
+    spread, peculiar = np.zeros(len(rows)), np.zeros(len(rows))
+    for index, row in enumerate(rows):
+        seeds, images = row.verdicts.shape
+        if seeds > 1:
+            spread[index] = row.verdicts.mean(1).var(ddof=1)
+            rest = within[index] - images * (seeds - 1) * spread[index]
+            peculiar[index] = max(0.0, rest) / ((seeds - 1) * max(images - 1, 1)) / images
+    return spread, peculiar
+
+
+def _square(above: Floats, below: Floats, diagonal: float = 0.0) -> Floats:
+    """Return [k, k] from the values of pairs in the order of `triu_indices(k, 1)`, each way round."""
+    rows = round((1 + math.sqrt(1 + 8 * len(above))) / 2)
+    square = np.full((rows, rows), diagonal)
+    first, second = np.triu_indices(rows, 1)
+    square[first, second], square[second, first] = above, below
+    return square
+
+
+# --- many rows -------------------------------------------------------------------------------------------------------
+
+
+def rank_intervals(pairs: Pairs) -> list[tuple[int, int]]:
+    """Return for each row the ranks that it may have, from best to worst, at 95 %: 1 is the highest accuracy.
+
+    A row's best rank is one more than the number of rows that are significantly better than it, its worst rank the
+    number of rows less those that are significantly worse. Its comparisons with all others are tested together, by
+    Holm's procedure, so that with 95 % probability none of them is wrong and the interval holds the row's true rank.
+    (Ranks counted over bootstrap resamples hold it too seldom where rows are nearly equal.)
+
+    Sources: Mogstad, Romano, Shaikh and Wilhelm, Inference for ranks, Review of Economic Studies 2024; Holm,
+    Scandinavian Journal of Statistics 1979; against resampled ranks: Xie, Singh and Zhang, JASA 2009.
+    """
+    rows = len(pairs.p)
+    if rows < 2:
+        return [(1, 1)] * rows
+    others = ~np.eye(rows, dtype=bool)
+    p, mean = pairs.p[others].reshape(rows, rows - 1), pairs.mean[others].reshape(rows, rows - 1)
+    order = np.argsort(p, axis=1, kind="stable")
+    limits = (1 - CONFIDENCE) / np.arange(rows - 1, 0, -1)
+    found = np.logical_and.accumulate(np.take_along_axis(p, order, 1) < limits, axis=1)
+    sorted_mean = np.take_along_axis(mean, order, 1)
+    better, worse = (found & (sorted_mean < 0)).sum(1), (found & (sorted_mean > 0)).sum(1)
+    return [(1 + int(above), rows - int(below)) for above, below in zip(better, worse, strict=True)]

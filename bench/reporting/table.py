@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.reporting.leaderboard import Leaderboard
+from bench.reporting.published import Beside
 from bench.reporting.rows import NEAR_ZERO, Row, SeedFigures
 from bench.reporting.statistics import CONFIDENCE, Estimate, binomial_error
 
@@ -36,19 +38,50 @@ class Table:
 
 def table(board: Leaderboard) -> Table:
     """Return what to show of a leaderboard; accuracies in percent."""
-    columns = [Column("", "Rank"), Column("", "Method", numeric=False)]
+    columns = [Column("", "Rank"), Column("", f"Rank, {LEVEL}"), Column("", "Method", numeric=False)]
     for index, attack in enumerate(board.attacks):
         columns += [Column(attack.title, title) for title in ("best", "last", "gap")]
         if index == board.ranked_by:
             columns.append(Column(attack.title, f"best, {LEVEL}"))
-    columns += [Column("", "Seeds", numeric=False), Column("", "Parameters", numeric=False), Column("", "Time a seed")]
-    ranks = [row.rank for row in board.rows]
-    rows = [_cells(row, board, shared=ranks.count(row.rank) > 1) for row in board.rows]
+    columns += [Column("", "Seeds", numeric=False), Column("", "Parameters", numeric=False)]
+    columns += [Column("", title) for title in ("Time a seed", "PFLOP a seed", "Memory")]
+    ranks, devices = Counter(row.rank for row in board.rows), _devices(board)
+    rows = [_cells(row, board, devices, shared=ranks[row.rank] > 1) for row in board.rows]
     return Table(
         _plain(board.title),
         tuple(Column(_plain(column.group), column.title, column.numeric) for column in columns),
         tuple(tuple(map(_plain, row)) for row in rows),
         tuple(map(_plain, _notes(board))),
+    )
+
+
+def tables(board: Leaderboard) -> list[Table]:
+    """Return all that is to be shown of a leaderboard: its table, and if asked for that of the papers' figures."""
+    return [table(board)] if board.published is None else [table(board), published_table(board)]
+
+
+def published_table(board: Leaderboard) -> Table:
+    """Return the papers' figures beside ours: a line for each source and attack; accuracies in percent."""
+    columns = [Column("", "Method", numeric=False), Column("", "Attack", numeric=False)]
+    columns += [
+        Column(checkpoint, title) for checkpoint in ("best", "last") for title in ("paper", "ours", "difference")
+    ]
+    columns += [
+        Column("", title, numeric=False) for title in ("Seeds", "Selection", "Status", "Source", "Not compared because")
+    ]
+    lines = board.published or ()
+    notes = [
+        "Papers' figures from results/published.csv. Status: how they got there; Seeds, Selection (which images chose "
+        "best): the source's, – where it does not say.",
+        "ours: at best the checkpoint that the source's rule would have chosen. difference: ours minus the paper's, "
+        "only where dataset, architecture, threat, attack and selection agree; recipes (epochs, weight decay, "
+        "augmentation, held-out images, what last is) may still differ.",
+    ]
+    return Table(
+        _plain(f"Papers' figures beside ours: {board.title}"),
+        tuple(columns),
+        tuple(tuple(map(_plain, _beside(line))) for line in lines),
+        tuple(notes if lines else ["No paper's figure is known for these methods on this dataset."]),
     )
 
 
@@ -60,8 +93,8 @@ def _plain(text: str) -> str:
 # --- cells -----------------------------------------------------------------------------------------------------------
 
 
-def _cells(row: Row, board: Leaderboard, *, shared: bool) -> list[str]:
-    cells = [NONE if row.rank is None else f"{row.rank}{'=' if shared else ''}", row.label]
+def _cells(row: Row, board: Leaderboard, devices: Mapping[str, str], *, shared: bool) -> list[str]:
+    cells = [NONE if row.rank is None else f"{row.rank}{'=' if shared else ''}", _rank_interval(row), row.label]
     for index in range(len(board.attacks)):
         figures = row.figures[index] if row.figures else None
         if figures is None:
@@ -72,7 +105,16 @@ def _cells(row: Row, board: Leaderboard, *, shared: bool) -> list[str]:
             cells += [_figure(figures.best), _figure(figures.last, last), _figure(figures.gap, gap)]
         if index == board.ranked_by:
             cells.append("–".join(map(_percent, figures.best.interval)) if figures else NONE)
-    return [*cells, _seeds(row), _parameters(row), _times(row)]
+    costs = [
+        _on_devices(row, devices, [f"{_time(cost.training)} + {_time(cost.evaluation)}" for cost in row.costs]),
+        _on_devices(row, devices, [None if cost.pflop is None else f"{cost.pflop:.3g}" for cost in row.costs]),
+        _on_devices(row, devices, [None if cost.memory is None else _memory(cost.memory) for cost in row.costs]),
+    ]
+    return [*cells, _seeds(row), _parameters(row), *costs]
+
+
+def _rank_interval(row: Row) -> str:
+    return "–".join(map(str, dict.fromkeys(row.rank_interval))) if row.rank_interval else NONE
 
 
 def _percent(share: float) -> str:
@@ -93,18 +135,52 @@ def _seeds(row: Row) -> str:
 
 def _parameters(row: Row) -> str:
     origin = f"declared {DECLARED}" if row.origin == "declared" else row.origin
-    return ", ".join(part for part in (origin, "custom" if row.custom else None) if part) or NONE
+    return ", ".join(part for part in (origin, *_marks(row)) if part) or NONE
 
 
-def _times(row: Row) -> str:
-    times = [f"{_time(cost.training)} + {_time(cost.evaluation)} on {cost.device}" for cost in row.costs]
-    return "; ".join(times) or NONE
+def _marks(row: Row) -> list[str]:
+    """Return what sets a row apart from one that was trained here with the method's canonical parameters."""
+    return ["custom"] if row.custom else []
+
+
+def _devices(board: Leaderboard) -> dict[str, str]:
+    """Return what to call each device: its kind, or where the board has several of that kind, its name."""
+    kinds = {cost.hardware: cost.device for row in board.rows for cost in row.costs}
+    several = Counter(kinds.values())
+    return {name: kind if several[kind] == 1 else name for name, kind in kinds.items()}
+
+
+def _on_devices(row: Row, devices: Mapping[str, str], costs: Sequence[str | None]) -> str:
+    """Return one cell of `costs`, one for each of the row's devices, with the device."""
+    shown = [
+        f"{text} on {devices[cost.hardware]}" for cost, text in zip(row.costs, costs, strict=True) if text is not None
+    ]
+    return "; ".join(shown) or NONE
+
+
+def _memory(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def _time(hours: float) -> str:
     if hours >= 0.1:
         return f"{hours:.2f} h"
     return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
+
+
+def _beside(line: Beside) -> list[str]:
+    cells = [line.label, line.title]
+    for side in (line.best, line.last):
+        cells += [NONE if share is None else _percent(share) for share in (side.paper, side.ours)]
+        cells.append(NONE if side.difference is None else _signed(side.difference))
+    source = line.published
+    seeds = NONE if source.seeds is None else str(source.seeds)
+    return [*cells, seeds, source.selection or NONE, source.status, source.source, "; ".join(line.reasons) or NONE]
+
+
+def _signed(share: float) -> str:
+    text = _percent(share)
+    return text if text == "0.00" or text.startswith("-") else f"+{text}"
 
 
 # --- notes -----------------------------------------------------------------------------------------------------------
@@ -123,8 +199,9 @@ def _notes(board: Leaderboard) -> list[str]:
             for attack in board.attacks
             if attack.variants
         ),
-        "Time a seed: training + evaluation, which includes the tracking of every epoch, by the clock."
-        + (f" Hardware: {_counted(board.hardware)}." if board.hardware else ""),
+        "Time a seed: training + evaluation, which includes the tracking of every epoch, by the clock. PFLOP a seed: "
+        "work of training, a multiply-add counted as two. Memory: the most that a seed held at once, of the GPU's "
+        "memory, or on a CPU of the process's." + (f" Hardware: {_counted(board.hardware)}." if board.hardware else ""),
     ]
 
 
@@ -171,8 +248,9 @@ def _on_spread(board: Leaderboard) -> list[str]:
 def _on_ranks(board: Leaderboard) -> str:
     return (
         f"Rank: by {board.attacks[board.ranked_by].title} at best. A row shares a rank (=) if a paired test at the "
-        f"{TEST_LEVEL} level cannot tell it from the first row of that rank: a hierarchical bootstrap over images and "
-        "seeds, or for two rows with one seed each McNemar's exact test, which covers images only."
+        f"{TEST_LEVEL} level cannot tell it from the first row of that rank: Student's t over images and seeds, or for "
+        f"two rows with one seed each McNemar's exact test, which covers images only. Rank, {LEVEL}: the ranks that a "
+        "row may have, from the same tests against all other rows, taken together by Holm's procedure."
     )
 
 

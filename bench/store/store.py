@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import URL, delete, func, or_, select
 from sqlalchemy.exc import IntegrityError
@@ -21,6 +23,18 @@ ORDER = (RunRow.protocol_fingerprint, RunRow.suite, RunRow.method, RunRow.label,
 FILE = "bench.sqlite"  # the default store, in the results folder
 
 ATTEMPTS = 3  # to write a run, should another process write it, or the first run of its protocol, at the same moment
+
+AT_ONCE = 1000  # runs whose curves one query asks for; databases limit the parameters of a query
+
+
+class Epoch(NamedTuple):
+    """One epoch of a run: the learning rate, and robust accuracies as shares; see `EpochRow`."""
+
+    epoch: int
+    lr: float
+    train_robust: float
+    validation_robust: float
+    test_robust: float | None
 
 
 class Store:
@@ -105,6 +119,18 @@ class Store:
             query = query.where(RunRow.protocol_fingerprint.startswith(protocol, autoescape=True))
         with reported(self._engine), Session(self._engine) as session:
             return list(session.scalars(query.order_by(*ORDER)))
+
+    def curves(self, runs: Collection[str]) -> dict[str, list[Epoch]]:
+        """Return the epochs of each of `runs` (fingerprints) that has any, first epoch first."""
+        table = EpochRow.__table__  # no objects of the mapper: there may be hundreds of thousands of epochs
+        query = select(table.c.run, *(table.c[name] for name in Epoch._fields)).order_by(table.c.run, table.c.epoch)
+        found: defaultdict[str, list[Epoch]] = defaultdict(list)
+        names = sorted(runs)
+        with reported(self._engine), self._engine.connect() as connection:
+            for start in range(0, len(names), AT_ONCE):
+                for run, *values in connection.execute(query.where(table.c.run.in_(names[start : start + AT_ONCE]))):
+                    found[run].append(Epoch._make(values))
+        return dict(found)
 
     def list_runs(self) -> list[dict[str, Any]]:
         """Return one line of plain data for every run, ordered as `runs`."""

@@ -2,4 +2,12 @@
 
 from ..store.conftest import make_run, protocol_of, results, store
 
-__all__ = ["make_run", "protocol_of", "results", "store"]
+NAMES = (
+    "a|b & <script>alert(1)</script> 5 %",
+    "two\nlines \\ {} # $ ^ ~ _x_ [y](z) `c` \"q\" 'p' --",
+    "تدريب خصومي",
+    "对抗训练",
+)
+"""Labels that every format has to bring out right."""
+
+__all__ = ["NAMES", "make_run", "protocol_of", "results", "store"]

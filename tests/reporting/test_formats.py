@@ -34,21 +34,22 @@ def shown(board) -> dict[str, dict[str, str]]:
     """Return the cells by the row's label and the column's heading."""
     found = table(board)
     headings = [f"{column.group} {column.title}".strip() for column in found.columns]
-    return {row[1]: dict(zip(headings, row, strict=True)) for row in found.rows}
+    return {row[2]: dict(zip(headings, row, strict=True)) for row in found.rows}
 
 
 def test_cells(board):
     rows = shown(board)
     assert list(rows) == ["PGD_AT", "FOMO", "Early | stop", "MART"]
     assert rows["PGD_AT"] == {
-        "Rank": "1", "Method": "PGD_AT",
+        "Rank": "1", "Rank, 95 %": "1", "Method": "PGD_AT",
         "Clean best": "75.50 ± 0.50", "Clean last": "80.00 ± 0.00", "Clean gap": "-4.50 ± 0.50",
         "PGD-20 best": "50.00 ± 0.00", "PGD-20 last": "45.00 ± 0.00", "PGD-20 gap": "5.00 ± 0.00",
         "AutoAttack best": "51.00 ± 1.00", "AutoAttack last": "39.00 ± 1.00", "AutoAttack gap": "12.00 ± 2.00",
         "AutoAttack best, 95 %": "48.52–53.48",
         "Seeds": "3", "Parameters": "paper", "Time a seed": "1.00 h + 0.50 h on GPU",
+        "PFLOP a seed": "1.5 on GPU", "Memory": "5.00 GiB on GPU",
     }  # fmt: skip
-    assert rows["FOMO"] | {"Rank": "2="} == rows["FOMO"]
+    assert rows["FOMO"] | {"Rank": "2=", "Rank, 95 %": "2–3"} == rows["FOMO"]
     assert rows["FOMO"]["AutoAttack best"] == "33.00"
     assert rows["FOMO"]["AutoAttack last"] == "0.00 §"
     assert rows["FOMO"]["PGD-20 last"] == "50.00"
@@ -58,7 +59,7 @@ def test_cells(board):
     assert rows["Early | stop"]["AutoAttack gap"] == rows["Early | stop"]["Clean gap"] == "0.00 ‡"
     assert rows["Early | stop"]["Parameters"] == "declared †"
     assert rows["MART"]["Seeds"] == "0 (2 diverged, 1 unfinished)"
-    assert {rows["MART"][name] for name in ("Rank", "AutoAttack best", "Parameters", "Time a seed")} == {"–"}
+    assert {rows["MART"][name] for name in ("Rank", "Rank, 95 %", "AutoAttack best", "Parameters", "Memory")} == {"–"}
 
 
 def test_notes(board):
@@ -72,8 +73,9 @@ def test_notes(board):
         "Of a row with one seed, the 95 % interval covers the choice of test images only, "
         "not what another seed would give.",
         "Rank: by AutoAttack at best. A row shares a rank (=) if a paired test at the 5 % level cannot tell it from "
-        "the first row of that rank: a hierarchical bootstrap over images and seeds, or for two rows with one seed "
-        "each McNemar's exact test, which covers images only.",
+        "the first row of that rank: Student's t over images and seeds, or for two rows with one seed each McNemar's "
+        "exact test, which covers images only. Rank, 95 %: the ranks that a row may have, from the same tests against "
+        "all other rows, taken together by Holm's procedure.",
         "† Some parameters are this benchmark's own choice, because no readable source gives them; the command bench "
         "show method names them.",
         "‡ The gap is zero by construction: the method's last model is its best one by definition.",
@@ -86,8 +88,9 @@ def test_notes(board):
         "MART: not finished and not averaged: seed 2.",
         "PGD-20 was not the same in all runs, so compare with care: package=1.0; package=2.0.",
         "AutoAttack was not the same in all runs, so compare with care: package=1.0; package=2.0.",
-        "Time a seed: training + evaluation, which includes the tracking of every epoch, by the clock. "
-        "Hardware: A Processor (3 runs), A GPU (3 runs).",
+        "Time a seed: training + evaluation, which includes the tracking of every epoch, by the clock. PFLOP a seed: "
+        "work of training, a multiply-add counted as two. Memory: the most that a seed held at once, of the GPU's "
+        "memory, or on a CPU of the process's. Hardware: A Processor (3 runs), A GPU (3 runs).",
     ]
 
 
@@ -106,7 +109,7 @@ def test_a_board_of_diverged_runs_only(make_run, store):
     store.ingest(make_run({}, status="diverged"))
     (board,) = leaderboards(store)
     assert "± " not in " ".join(table(board).notes)
-    assert table(board).notes[-1].endswith("by the clock.")
+    assert table(board).notes[-1].endswith("of the process's.")
 
 
 def test_very_small_figures(make_run, store):
@@ -127,10 +130,10 @@ def test_markdown(board):
     lines = render_markdown(board).split("\n")
     assert lines[0] == f"### {board.title}"
     header, rule, *rows = [line for line in lines if line.startswith("|")]
-    assert header.startswith("| Rank | Method | Clean best | Clean last | Clean gap | PGD-20 best |")
-    assert rule.startswith("| ---: | :--- | ---: |")
-    assert rows[2].startswith("| 2= | Early \\| stop | 75.00 | 75.00 | 0.00 ‡ |")
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in (header, rule, *rows)} == {16}
+    assert header.startswith("| Rank | Rank, 95 % | Method | Clean best | Clean last | Clean gap | PGD-20 best |")
+    assert rule.startswith("| ---: | ---: | :--- | ---: |")
+    assert rows[2].startswith("| 2= | 2–3 | Early \\| stop | 75.00 | 75.00 | 0.00 ‡ |")
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in (header, rule, *rows)} == {19}
     notes = [line for line in lines if line.startswith("- ")]
     assert len(notes) == len(table(board).notes)
     assert notes[6].startswith("- ‡ The gap is zero by construction")
@@ -142,7 +145,7 @@ def test_hostile_labels_stay_text(make_run, store):
     (board,) = leaderboards(store)
     text = render_markdown(board)
     (line,) = [line for line in text.split("\n") if "onerror" in line and line.startswith("|")]
-    assert line.split(" | ")[1] == (
+    assert line.split(" | ")[2] == (
         r"a\|b # c \`d\` &lt;img src=x onerror=y&gt; \[e\](http://f) \*g\* \_h\_ i_j \~\~k\~\~ \$l\$ \\\| &amp;amp;  "
         r"\[31m"
     )
@@ -168,22 +171,22 @@ def render(board, width: int) -> str:
 
 
 def test_a_wide_terminal_gets_one_table(board):
-    text = render(board, 260)
+    text = render(board, 320)
     assert text.startswith(board.title)
     assert text.count("Method") == 1
-    assert re.search(r"2= +Early \| stop +75\.00 +75\.00 +0\.00 ‡ .* 1\.00 h \+ 0\.50 h on CPU", text)
+    assert re.search(r"2= +2–3 +Early \| stop +75\.00 +75\.00 +0\.00 ‡ .* 1\.00 h \+ 0\.50 h on CPU +1\.5 on CPU", text)
 
 
 def test_a_narrow_terminal_gets_a_table_for_each_attack(board):
     text = render(board, 100)
-    assert text.count("Method") == 4
+    assert text.count("Method") == 5
     assert max(map(len, text.split("\n  ")[0].splitlines())) <= 100
     for cell in (cell for row in shown(board).values() for cell in row.values()):
         assert cell in text
 
 
 def test_all_formats_say_the_same(board):
-    wide, markdown = render(board, 260), render_markdown(board).replace("\\|", "|")
+    wide, markdown = render(board, 320), render_markdown(board).replace("\\|", "|")
     for piece in (*(cell for row in table(board).rows for cell in row), *table(board).notes):
         assert piece in wide
         assert piece in markdown

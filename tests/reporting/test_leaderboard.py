@@ -13,6 +13,7 @@ from bench.outcome import pack
 from bench.reporting import rows
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.rows import differences, distinct
+from bench.reporting.table import table
 from bench.store.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
 
 from .conftest import protocol_of
@@ -307,6 +308,28 @@ def test_costs_by_device(take, board):
     costs = [(cost.device, cost.training, cost.evaluation) for cost in found.rows[0].costs]
     assert costs == [("CPU", 1.0, 0.4), ("GPU", 1.5, 0.5)]
     assert found.hardware == {"A GPU": 2, "A Processor": 2}
+    assert [(cost.hardware, cost.pflop, cost.memory) for cost in found.rows[0].costs] == [
+        ("A Processor", 1.5, 5 * 2**30), ("A GPU", 1.5, 5 * 2**30),
+    ]  # fmt: skip
+
+
+def test_costs_on_two_devices_of_a_kind_are_kept_apart(take, board):
+    """A mean over two kinds of GPU says nothing; runs of older versions state neither work nor memory."""
+    for seed, (gpu, done) in enumerate(
+        (
+            ("B GPU", {"train_seconds": 7200.0, "train_pflop": 3.0, "peak_memory_bytes": 300 * 2**20}),
+            ("A GPU", {"train_pflop": None, "peak_memory_bytes": None}),
+            ("B GPU", {"train_pflop": None, "peak_memory_bytes": 200 * 2**20}),
+        )
+    ):
+        take(seed=seed, done=CLASSES | done, environment={"device": "cuda", "gpu": gpu})
+    found = board()
+    assert [(cost.hardware, cost.training, cost.pflop, cost.memory) for cost in found.rows[0].costs] == [
+        ("A GPU", 1.0, None, None), ("B GPU", 1.5, 3.0, 300 * 2**20),
+    ]  # fmt: skip
+    assert table(found).rows[0][-3:] == (
+        "1.00 h + 0.50 h on A GPU; 1.50 h + 0.50 h on B GPU", "3 on B GPU", "300 MiB on B GPU",
+    )  # fmt: skip
 
 
 def test_unknown_hardware(take, board):
@@ -333,6 +356,16 @@ def test_the_edge_of_a_rank(take, board, right, rank):
     take({"best": (150, 100, 80), "last": (150, 100, 40)}, method="a")
     take({"best": (150, 100, right), "last": (150, 100, 40)}, method="b")
     assert ranks(board) == [("a", 1), ("b", rank)]  # 5 images of difference: 2 / 2^5 = 6 %; 6: 3 %
+
+
+def test_a_rank_interval_holds_the_rank(take, board):
+    """By itself it would not: c shares the rank of a, whose seeds scatter, but is worse than b, whose do not."""
+    for method, rights in (("a", (90, 81, 72)), ("b", (80, 80, 80)), ("c", (72, 72, 72))):
+        for seed, right in enumerate(rights):
+            take({"best": (150, 100, right), "last": (150, 100, 40)}, method=method, seed=seed)
+    assert [(row.method, row.rank, row.rank_interval) for row in board().rows] == [
+        ("a", 1, (1, 3)), ("b", 1, (1, 2)), ("c", 1, (1, 3)),
+    ]  # fmt: skip
 
 
 def test_a_rank_is_shared_with_its_first_row_only(take, board):

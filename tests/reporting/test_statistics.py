@@ -6,11 +6,14 @@ from scipy import stats
 
 from bench.reporting import statistics
 from bench.reporting.statistics import (
+    FLOOR,
     binomial_error,
     compare,
     estimate,
     mcnemar,
     paired_interval,
+    pairwise,
+    rank_intervals,
     samples,
     standard_deviation,
     t_interval,
@@ -37,6 +40,8 @@ def test_an_estimate_over_seeds():
 def test_an_estimate_from_one_seed():
     figure = estimate([0.5], over_images=(0.4, 0.6))
     assert (figure.mean, figure.sd, figure.interval, figure.covers) == (0.5, None, (0.4, 0.6), "images")
+    with pytest.raises(ValueError, match="needs an interval"):
+        estimate([0.5])
 
 
 def test_standard_deviation():
@@ -91,19 +96,6 @@ def test_one_seed_each_is_mcnemar_and_covers_images():
     assert difference.significant
 
 
-def test_samples_resample_the_same_images_for_all_rows():
-    rows = [np.array([verdicts(5), verdicts(2)]), verdicts(5)[None], ~verdicts(5)[None]]
-    first, second, third = samples(rows, resamples=50)
-    assert first.resampled.shape == (2, 50)
-    assert first.resampled[0].tolist() == second.resampled[0].tolist()
-    assert (second.resampled + third.resampled).tolist() == [[1.0] * 50]
-    assert second.resampled.mean() == pytest.approx(0.5, abs=0.1)
-    assert second.resampled.std() == pytest.approx(math.sqrt(0.25 / 10), rel=0.25)
-    assert samples(rows, resamples=50)[0].resampled.tolist() == first.resampled.tolist()
-    assert samples(rows, resamples=50, seed=1)[0].resampled.tolist() != first.resampled.tolist()
-    assert samples([]) == []
-
-
 def test_rows_on_different_images_are_not_compared():
     with pytest.raises(ValueError, match="different images"):
         samples([verdicts(5)[None], verdicts(5, 11)[None]])
@@ -118,35 +110,95 @@ def rows(random: np.random.Generator, shares: list[list[float]], images: int) ->
     ]
 
 
-def test_the_standard_error_is_that_of_the_formula():
-    """With many images and seeds nothing is peculiar to, the three parts of the variance add up."""
-    random = np.random.default_rng(0)
-    luck = random.random(4000)
-    first = np.stack([luck < share for share in (0.48, 0.50, 0.55)])
-    second = np.stack([luck < share for share in (0.40, 0.44)])
-    difference = compare(*samples([first, second], resamples=4000))
-    seeds = first.mean(1).var(ddof=1) / 3, second.mean(1).var(ddof=1) / 2
-    images = (first.mean(0) - second.mean(0)).var() / 4000
-    error = math.sqrt(sum(seeds) + images)
-    freedom = error**4 / (seeds[0] ** 2 / 2 + seeds[1] ** 2 / 1)
+def anova(row: np.ndarray) -> tuple[float, float]:
+    """Return, the long way, the variance over seeds of the accuracies, and the mean square of what is left over."""
+    row = row.astype(float)
+    rest = row - row.mean(1, keepdims=True) - row.mean(0) + row.mean()
+    return row.mean(1).var(ddof=1), (rest**2).sum() / ((row.shape[0] - 1) * (row.shape[1] - 1))
+
+
+def test_the_variance_is_that_of_the_formula():
+    random, images = np.random.default_rng(0), 400
+    first, second = rows(random, [[0.48, 0.50, 0.75], [0.30, 0.44]], images)
+    (spread_a, rest_a), (spread_b, rest_b) = anova(first), anova(second)
+    of_a, of_b = spread_a / 3, spread_b / 2
+    over_images = (first.mean(0) - second.mean(0)).var(ddof=1) / images
+    error = math.sqrt(of_a + of_b + over_images - rest_a / (3 * images) - rest_b / (2 * images))
+    freedom = error**4 / (of_a**2 / 2 + of_b**2 / 1)
+    difference = compare(*samples([first, second]))
     assert difference.mean == pytest.approx(first.mean() - second.mean())
-    reach = stats.t.ppf(0.975, freedom) * error
-    assert difference.interval == pytest.approx((difference.mean - reach, difference.mean + reach), abs=0.06 * reach)
-    assert difference.p == pytest.approx(2 * stats.t.sf(difference.mean / error, freedom), rel=0.15)
+    assert difference.interval == pytest.approx(stats.t.interval(0.95, freedom, difference.mean, error))
+    assert difference.p == pytest.approx(2 * stats.t.sf(difference.mean / error, freedom))
     assert difference.covers == "images and seeds"
 
 
+def test_by_hand():
+    """Two seeds each on four images.
+
+    a: 1110, 1000, accuracies 3/4 and 1/4; b: 1000, 0000, accuracies 1/4 and 0.
+    S: 1/8 / 2 = 1/16 and 1/32 / 2 = 1/64. Shares of seeds: 1, 1/2, 1/2, 0 and 1/2, 0, 0, 0; their differences: 1/2
+    three times and 0, variance 1/16, over 4 images 1/64. What is left of a: its squared deviations within images add
+    up to 1/2 + 1/2, of which 4 * 1/8 is the seeds': 1/2, over 3 degrees of freedom 1/6, E = 1/6 / 8 = 1/48; of b: 1/2
+    less 4 * 1/32, 3/8, E = 1/8 / 8 = 1/64. Variance: 1/16 + 1/64 + 1/64 - 1/48 - 1/64 = 11/192.
+    """
+    a, b = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool), np.array([[1, 0, 0, 0], [0, 0, 0, 0]], bool)
+    pairs = pairwise(samples([a, b]))
+    assert pairs.mean[0, 1] == -pairs.mean[1, 0] == 3 / 8
+    assert pairs.error[0, 1] ** 2 == pytest.approx(11 / 192)
+    assert pairs.freedom[0, 1] == pytest.approx((11 / 192) ** 2 / ((1 / 16) ** 2 + (1 / 64) ** 2))
+
+
 def test_a_single_seed_borrows_the_spread_of_the_other_row():
-    luck = np.random.default_rng(0).random(4000)
-    several, single = np.stack([luck < share for share in (0.48, 0.50, 0.55)]), (luck < 0.40)[None]
-    seeds = several.mean(1).var(ddof=1)
-    images = (several.mean(0) - single[0]).var() / 4000
-    error = math.sqrt(seeds / 3 + seeds + images)
-    freedom = error**4 / ((seeds / 3 + seeds) ** 2 / 2)
+    random, images = np.random.default_rng(0), 400
+    several, single = rows(random, [[0.48, 0.50, 0.75], [0.40]], images)
+    spread, rest = anova(several)
+    seeds = spread / 3 + spread
+    over_images = (several.mean(0) - single[0]).var(ddof=1) / images
+    error = math.sqrt(seeds + over_images - rest / (3 * images) - rest / images)
+    freedom = error**4 / (seeds**2 / 2)
     for first, second in ((several, single), (single, several)):
-        difference = compare(*samples([first, second], resamples=4000))
-        assert difference.p == pytest.approx(2 * stats.t.sf((several.mean() - 0.40) / error, freedom), rel=0.15)
+        difference = compare(*samples([first, second]))
         assert difference.mean == pytest.approx(first.mean() - second.mean())
+        assert difference.interval == pytest.approx(stats.t.interval(0.95, freedom, difference.mean, error))
+
+
+def test_seeds_that_agree_by_luck_do_not_make_a_difference_certain():
+    """Equal accuracies of all seeds, on other images each: the variance over seeds is 0."""
+    first, second = np.array([verdicts(52, 100), ~verdicts(48, 100)]), np.array([verdicts(50, 100), ~verdicts(50, 100)])
+    over_images = (first.mean(0) - second.mean(0)).var(ddof=1) / 100
+    pairs = pairwise(samples([first, second]))
+    assert pairs.error[0, 1] ** 2 == pytest.approx(FLOOR * over_images)
+    assert compare(*samples([first, second])).p > 0
+
+
+def test_all_pairs_are_those_of_two():
+    random = np.random.default_rng(3)
+    found = samples(rows(random, [[0.5, 0.52], [0.4], [0.45, 0.47, 0.48], [0.42], [0.5, 0.5]], 300))
+    pairs = pairwise(found)
+    for i, first in enumerate(found):
+        for j, second in enumerate(found):
+            if i != j:
+                difference = compare(first, second)
+                assert pairs.p[i, j] == pytest.approx(difference.p)
+                assert pairs.mean[i, j] == pytest.approx(difference.mean)
+    assert pairs.p[1, 3] == pytest.approx(mcnemar(found[1].verdicts[0], found[3].verdicts[0]))
+    assert pairs.p.diagonal().tolist() == [1.0] * 5
+    assert pairwise([]).p.shape == (0, 0)
+    assert pairwise(found[:1]).p.tolist() == [[1.0]]
+
+
+def test_many_seeds_are_counted_exactly():
+    """Sums of squares beyond 2^24, which single precision would round."""
+    random, images = np.random.default_rng(0), 8
+    first, second = random.random((2999, images)) < 0.9, random.random((3, images)) < 0.5
+    squares = int((first.sum(0) ** 2).sum())
+    assert squares > 2 * statistics.EXACT_FLOAT32
+    assert squares % 4
+    (spread_a, rest_a), (spread_b, rest_b) = anova(first), anova(second)
+    over_images = (first.mean(0) - second.mean(0)).var(ddof=1) / images
+    variance = spread_a / 2999 + spread_b / 3 + over_images - rest_a / (2999 * images) - rest_b / (3 * images)
+    error = pairwise(samples([first, second])).error[0, 1]
+    assert error**2 == pytest.approx(max(variance, FLOOR * over_images), rel=1e-10)
 
 
 def test_rows_without_any_chance_in_them():
@@ -165,27 +217,34 @@ def test_a_clear_difference_is_found_and_its_sign_kept():
     assert compare(better, worse) == compare(better, worse)
 
 
-@pytest.mark.parametrize(("seeds", "spread"), [((3, 3), 0.02), ((3, 3), 0.0), ((2, 2), 0.02), ((1, 3), 0.02)])
-def test_equal_methods_are_seldom_told_apart(seeds, spread):
-    """At the 5 % level at most about 5 % of pairs of equal methods differ: 2.6 standard errors above that is 9 %."""
-    random, trials = np.random.default_rng(1), 200
-    found = 0
-    for trial in range(trials):
-        shares = [list(0.5 + spread * random.standard_normal(count)) for count in seeds]
-        pair = samples(rows(random, shares, 300), resamples=200, seed=trial)
-        found += compare(*pair, seed=trial).significant
-    assert found <= 0.09 * trials
+# --- ranks -----------------------------------------------------------------------------------------------------------
 
 
-def test_ignoring_seeds_would_tell_equal_methods_apart():
-    """What the test above guards against: with one seed each, the test covers images only, and says so."""
-    random, trials = np.random.default_rng(1), 100
-    found = 0
-    for _ in range(trials):
-        pair = samples(rows(random, [list(0.5 + 0.05 * random.standard_normal(1)) for _ in range(2)], 300), resamples=2)
-        found += compare(*pair).significant
-    assert found > 0.2 * trials
+def test_rank_intervals_by_hand():
+    """One seed each on 100 images, nested: McNemar's p for k images of difference is 2 / 2^k.
+
+    Of four rows each is in three comparisons; by Holm p must be below 5/3 %, then 5/2 %, then 5 %.
+    """
+    found = rank_intervals(pairwise(samples([verdicts(right, 100)[None] for right in (80, 75, 73, 50)])))
+    # 80: 75 differs by 5 (6 %), 73 by 7 (1.6 %), 50 by 30. 75: 73 by 2, 80 by 5. 73: 80 by 7, 1.6 % is below 2.5 %.
+    assert found == [(1, 2), (1, 3), (2, 3), (4, 4)]
 
 
-def test_documented_number_of_resamples():
-    assert samples([verdicts(5)[None]])[0].resampled.shape == (1, statistics.RESAMPLES) == (1, 1000)
+def test_what_one_comparison_shows_eases_the_next():
+    """80 and 74 differ by 6 images, 3.1 %: not below 5/2 %, but each differs from 40, which leaves one comparison."""
+    rows = [verdicts(right, 100)[None] for right in (80, 74, 40)]
+    assert rank_intervals(pairwise(samples(rows))) == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_rank_intervals_allow_for_many_comparisons():
+    """1.6 % is below 5/3 % but not below 5/4 %: one row more, and no two rows are told apart by 7 images."""
+    assert rank_intervals(pairwise(samples([verdicts(80, 100)[None], verdicts(73, 100)[None]]))) == [(1, 1), (2, 2)]
+    rows = [verdicts(right, 100)[None] for right in (80, 79, 78, 77, 73)]
+    assert rank_intervals(pairwise(samples(rows))) == [(1, 5)] * 5
+
+
+def test_rank_intervals_go_by_accuracy_not_by_place():
+    rows = [verdicts(right, 100)[None] for right in (20, 90, 50)]
+    assert rank_intervals(pairwise(samples(rows))) == [(3, 3), (1, 1), (2, 2)]
+    assert rank_intervals(pairwise(samples(rows[:1]))) == [(1, 1)]
+    assert rank_intervals(pairwise([])) == []

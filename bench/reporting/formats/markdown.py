@@ -5,15 +5,19 @@ from __future__ import annotations
 import re
 
 from bench.reporting.leaderboard import Leaderboard
-from bench.reporting.table import table
+from bench.reporting.table import Table, tables
 
 _ACTIVE = re.compile(r"([\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")  # an underscore inside a word is just that
+_BLOCK = re.compile(r"^\s*(?:[#+=-]|\d+(?=[.)]))")  # at the start of a line: a heading, a list, a rule
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
 def render_markdown(board: Leaderboard) -> str:
-    """Return a heading, a table and a list of notes, without a newline at the end."""
-    shown = table(board)
+    """Return a heading, a table and a list of notes, without a newline at the end; two of each with papers' figures."""
+    return "\n\n".join(map(_render, tables(board)))
+
+
+def _render(shown: Table) -> str:
     headings = [escape(f"{column.group} {column.title}".strip()) for column in shown.columns]
     rules = ["---:" if column.numeric else ":---" for column in shown.columns]
     lines = [headings, rules, *([escape(cell) for cell in row] for row in shown.rows)]
@@ -21,9 +25,8 @@ def render_markdown(board: Leaderboard) -> str:
         [
             f"### {escape(shown.title)}",
             "",
-            *(f"| {' | '.join(line)} |" for line in lines),
-            "",
-            *(f"- {escape(note)}" for note in shown.notes),
+            *((*(f"| {' | '.join(line)} |" for line in lines), "") if shown.rows else ()),
+            *(f"- {_BLOCK.sub(_plain, escape(note))}" for note in shown.notes),
         ]
     )
 
@@ -31,3 +34,9 @@ def render_markdown(board: Leaderboard) -> str:
 def escape(text: str) -> str:
     """Return one line of plain text as Markdown that shows it as it is, also inside a table."""
     return _ACTIVE.sub(r"\\\1", text.translate(_ENTITIES))
+
+
+def _plain(start: re.Match[str]) -> str:
+    """Return what would start a block as an entity, which does not."""
+    text = start[0].strip()
+    return f"&#{ord(text[0])};{text[1:]}"

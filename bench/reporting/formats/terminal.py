@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 from rich import box
@@ -10,17 +11,32 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from bench.reporting.leaderboard import Leaderboard
-from bench.reporting.table import Column, Table, table
+from bench.reporting.table import Column, Table, tables
 
 UNLIMITED = 10_000  # characters; wider than any table
 
 
 def render_terminal(board: Leaderboard, console: Console) -> None:
     """Print a leaderboard; where it is wider than the console, as one table for each attack."""
-    shown = table(board)
+    for shown in tables(board):
+        _render(shown, console)
+
+
+def render_text(boards: Sequence[Leaderboard]) -> str:
+    """Return what `render_terminal` prints of all boards on a console of any width, for a file."""
+    file = io.StringIO()
+    console = Console(file=file, width=UNLIMITED)
+    for board in boards:
+        render_terminal(board, console)
+    return "".join(line.rstrip() + "\n" for line in file.getvalue().splitlines())
+
+
+def _render(shown: Table, console: Console) -> None:
     console.print(Text(shown.title, style="bold"))
     whole = _table(shown, range(len(shown.columns)))
-    if console.measure(whole, options=console.options.update(width=UNLIMITED)).maximum <= console.width:
+    if not shown.rows:
+        pass
+    elif console.measure(whole, options=console.options.update(width=UNLIMITED)).maximum <= console.width:
         console.print(whole)
     else:
         for columns in _parts(shown.columns):
@@ -31,12 +47,13 @@ def render_terminal(board: Leaderboard, console: Console) -> None:
 
 
 def _parts(columns: Sequence[Column]) -> list[list[int]]:
-    """Return the columns of each part: rank and method, followed by those of one attack, or by the remaining ones."""
+    """Return the columns of each part: those before the first attack, and one attack's, or the others, texts apart."""
     groups = list(dict.fromkeys(column.group for column in columns if column.group))
-    lead = [0, 1]
+    lead = list(range(next((index for index, column in enumerate(columns) if column.group), 0)))
     rest = [index for index, column in enumerate(columns) if not column.group and index not in lead]
-    attacks = [[index for index, column in enumerate(columns) if column.group == group] for group in groups]
-    return [[*lead, *part] for part in (*attacks, rest)]
+    parts = [[index for index, column in enumerate(columns) if column.group == group] for group in groups]
+    parts += [[index for index in rest if columns[index].numeric is numeric] for numeric in (False, True)]
+    return [[*lead, *part] for part in parts if part]
 
 
 def _table(shown: Table, columns: Sequence[int]) -> RichTable:

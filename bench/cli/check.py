@@ -1,0 +1,132 @@
+"""`bench check`: are a suite's fresh runs worse than its baseline?"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from bench.cli.options import Json, Results, StoreURL, Suite, print_json
+
+if TYPE_CHECKING:
+    from bench.regression.baseline import Snapshot
+    from bench.regression.gate import Check
+
+
+def check(
+    suite: Suite,
+    baseline: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--baseline", help="The baseline; default results/baselines/NAME.json, by the suite's name."),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0, max=100, help="Points that a figure may move whatever the evidence.")
+    ] = 2.0,
+    accept_improvements: Annotated[
+        bool, typer.Option("--accept-improvements", help="Exit 0 although a figure under attack is better.")
+    ] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Make the runs the new baseline, and say what moved.")
+    ] = False,
+    junit: Annotated[Optional[Path], typer.Option("--junit", help="Write JUnit XML here.")] = None,  # noqa: UP045
+    summary: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--summary", help="Append a summary in markdown to this file, such as $GITHUB_STEP_SUMMARY."),
+    ] = None,
+    results: Results = Path("results"),
+    store: StoreURL = None,
+    json: Json = False,
+) -> None:
+    """Compare the runs of a suite with its baseline; exit 1 if a figure is worse.
+
+    Exit 4 if the protocol is not the baseline's, or something was not measured.
+    """
+    from bench.errors import BenchError
+    from bench.regression import formats
+    from bench.regression.baseline import read_baseline, snapshot, write_baseline
+    from bench.regression.gate import check as judge
+    from bench.spec import load_suite
+    from bench.store.store import Store
+
+    loaded = load_suite(suite)
+    path = baseline or Path("results") / "baselines" / f"{loaded.suite.name}.json"
+    try:
+        with Store.of(results, store, create=False) as opened:
+            found = snapshot(opened, loaded)
+        if update:
+            found.require_complete()
+            _show_what_moves(found, path, tolerance)
+            write_baseline(path, found)
+            print(f"bench: the baseline {path} is written; commit it", file=sys.stderr)
+            return
+        result = judge(found, read_baseline(path), tolerance=tolerance)
+    except BenchError as error:
+        _write(junit, formats.junit_error(loaded.suite.name, error))
+        _write(summary, formats.markdown_error(error), append=True)
+        raise
+    _write(junit, formats.junit(result, accept_improvements=accept_improvements))
+    _write(summary, formats.markdown(result, accept_improvements=accept_improvements), append=True)
+    if json:
+        print_json(formats.as_data(result, accept_improvements=accept_improvements))
+    else:
+        _print(result, accept_improvements=accept_improvements)
+    code = result.exit_code(accept_improvements=accept_improvements)
+    if code:
+        raise typer.Exit(code)
+
+
+def _show_what_moves(found: Snapshot, path: Path, tolerance: float) -> None:
+    """Print how the runs differ from the baseline that they will replace, if they can be compared with it."""
+    from bench.errors import BenchError
+    from bench.regression.baseline import read_baseline
+    from bench.regression.gate import check as judge
+
+    if not path.exists():
+        print(f"bench: {path} is new", file=sys.stderr)
+        return
+    try:
+        _print(judge(found, read_baseline(path), tolerance=tolerance), accept_improvements=True)
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+
+
+def _print(found: Check, *, accept_improvements: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from bench.regression import formats
+
+    console = Console()
+    if not console.is_terminal:  # a file or another program has no edge to wrap at
+        console.width = 200
+    table = Table(box=None, pad_edge=False)
+    for heading in formats.HEADINGS:
+        table.add_column(heading, justify="left" if heading in {"row", "figure", "verdict"} else "right")
+    for finding in formats.ordered(found):
+        style = {"regression": "bold red", "improvement": "bold green", "not judged": "bold yellow"}
+        table.add_row(*(Text(_plain(cell)) for cell in formats.cells(finding)), style=style.get(finding.verdict))
+    console.print(table)
+    for line in (*formats.remarks(found), formats.rules(found)):
+        print(_plain(line))
+    print(_plain(formats.verdict(found, accept_improvements=accept_improvements)))
+
+
+def _plain(text: str) -> str:
+    """Return `text` on one line and without control characters, which labels from elsewhere may hold."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _write(path: Path | None, text: str, *, append: bool = False) -> None:
+    """Write a report where it was asked for. Raises BenchError if the file cannot be written."""
+    from bench.errors import BenchError
+
+    if path is None:
+        return
+    try:
+        with path.open("a" if append else "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise BenchError(f"{path} cannot be written: {error.strerror}") from error

@@ -1,0 +1,111 @@
+"""`bench compare`: two methods or two runs, on the same test images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from bench.cli.options import Json, Results, StoreURL, complete_suite, print_json
+from bench.cli.report import Selection
+
+if TYPE_CHECKING:
+    from bench.reporting.comparison import Comparison, Figure, Side
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help="A method's name or label, or the beginning of a run's name.")],
+    b: Annotated[str, typer.Argument(help="What to compare it with.")],
+    suite: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--suite", help="Only this suite's protocol.", autocompletion=complete_suite),
+    ] = None,
+    protocol: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--protocol", help="Only this protocol: the beginning of its fingerprint."),
+    ] = None,
+    selection: Annotated[
+        Selection, typer.Option("--selection", help="Images that chose `best`; the test set is an oracle.")
+    ] = Selection.VALIDATION,
+    images: Annotated[bool, typer.Option("--images", help="List the images on which they differ.")] = False,
+    results: Results = Path("results"),
+    store: StoreURL = None,
+    json: Json = False,
+) -> None:
+    """Compare two methods or runs, paired by test image; exit 4 if they are not comparable."""
+    from bench.reporting.comparison import compared
+    from bench.spec import load_suite
+    from bench.store.store import Store
+
+    if suite and protocol:
+        raise typer.BadParameter("name a suite or a protocol, not both")
+    if suite:
+        protocol = load_suite(suite).suite.protocol.fingerprint
+    with Store.of(results, store, create=False) as opened:
+        found = compared(opened, a, b, protocol=protocol, selection=selection.value)
+    print_json(_as_json(found)) if json else _print(found, images=images)
+
+
+def _as_json(found: Comparison) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        **asdict(found),
+        "figures": [{**asdict(figure), "difference": asdict(figure.difference)} for figure in found.figures],
+    }
+
+
+def _print(found: Comparison, *, images: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:  # a file or another program has no edge to wrap at
+        console.width = 200
+    for name, side in (("A", found.a), ("B", found.b)):
+        print(f"{name}: {_plain(_described(side))}")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("attack", "checkpoint", "A", "B", "A - B", "95 %", "p", "only A", "only B", "images"):
+        table.add_column(heading, justify="left" if heading in {"attack", "checkpoint"} else "right")
+    for figure in found.figures:
+        table.add_row(*(Text(_plain(cell)) for cell in _cells(figure)))
+    console.print(table)
+    covers = " and ".join(sorted({figure.difference.covers for figure in found.figures}, key=len))
+    print(f"Percent of the test images; gap: best minus last. Interval and p cover the choice of {covers}.")
+    if len(found.a.seeds) > 1 or len(found.b.seeds) > 1:
+        print("only A, only B: images that more than half of the seeds of one side have right, and not of the other.")
+    for variant in found.variants:
+        print(f"The attack was not the same in all runs, so compare with care: {_plain(variant)}.")
+    for figure in found.figures if images else ():
+        for name, positions in (("A", figure.only_a), ("B", figure.only_b)):
+            if positions:
+                print(f"{_plain(figure.attack)}, {figure.checkpoint}, only {name}: {', '.join(map(str, positions))}")
+
+
+def _described(side: Side) -> str:
+    seeds = f"{'seed' if len(side.seeds) == 1 else 'seeds'} {', '.join(map(str, side.seeds))}"
+    return "; ".join([f"{side.label}, {seeds}", *side.left_out])
+
+
+def _cells(figure: Figure) -> tuple[str, ...]:
+    difference = figure.difference
+    low, high = difference.interval
+    only = ("", "") if figure.checkpoint == "gap" else (str(len(figure.only_a)), str(len(figure.only_b)))
+    return (
+        figure.attack,
+        figure.checkpoint,
+        f"{100 * figure.a:.2f}",
+        f"{100 * figure.b:.2f}",
+        f"{100 * difference.mean:+.2f}",
+        f"{100 * low:+.2f} to {100 * high:+.2f}",
+        "<0.0001" if difference.p < 1e-4 else f"{difference.p:.4f}",
+        *only,
+        f"{figure.images:,}",
+    )
+
+
+def _plain(text: str) -> str:
+    """Return `text` without control characters, which labels from elsewhere may hold."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -1,0 +1,84 @@
+"""`bench plot`: the figures of each leaderboard as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from bench.cli.options import Json, Methods, Results, StoreURL, complete_suite, print_json, words
+from bench.cli.report import Selection
+from bench.errors import BenchError, NothingMeasured, did_you_mean
+
+
+def plot(
+    suite: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="Only this suite's protocol; default: every one.", autocompletion=complete_suite),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", help="Folder to write to; made if need be.")] = Path("figures"),
+    format: Annotated[str, typer.Option("--format", help="png, svg, pdf; several with commas.")] = "png",
+    figure: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--figure", help="curves, gap, cost, agreement; several with commas; default: all."),
+    ] = None,
+    selection: Annotated[
+        Selection, typer.Option("--selection", help="Images that chose `best`; the test set is an oracle.")
+    ] = Selection.VALIDATION,
+    methods: Methods = None,
+    results: Results = Path("results"),
+    store: StoreURL = None,
+    json: Json = False,
+) -> None:
+    """Draw the figures of each leaderboard and print the files' paths."""
+    from bench.reporting.figures import figures
+    from bench.reporting.leaderboard import leaderboards
+    from bench.reporting.plots import FORMATS, NAMES, render
+    from bench.spec import load_suite
+    from bench.store.store import Store
+
+    formats = _known(format, FORMATS, "format")
+    names = list(NAMES) if figure is None else _known(figure, NAMES, "figure")
+    only = load_suite(suite).suite if suite else None
+    protocol = only.protocol.fingerprint if only else None
+    with Store.of(results, store, create=False) as opened:
+        boards = leaderboards(opened, protocol=protocol, methods=words(methods), selection=selection.value)
+        drawable = [(board, figures(opened, board)) for board in boards if any(row.figures for row in board.rows)]
+    if not drawable:
+        raise NothingMeasured("no row has a seed to average, so there is nothing to draw; `bench report` says why")
+    written = []
+    for board, data in drawable:
+        stem = only.name if only else board.fingerprint[:12]
+        for name in names:
+            for extension in formats:
+                path = output / f"{stem}-{name}.{extension}"
+                _write(path, render(data, name, extension))
+                written.append(
+                    {"file": str(path), "figure": name, "format": extension, "protocol": board.fingerprint[:12]}
+                )
+                if not json:
+                    print(path)
+    if json:
+        print_json(written)
+
+
+def _known(text: str, known: tuple[str, ...], what: str) -> list[str]:
+    """Return the words of `text`, each once. Raises BenchError if there is none, or one that is not among `known`."""
+    found = list(dict.fromkeys(words(text)))
+    for word in found:
+        if word not in known:
+            raise BenchError(f"there is no {what} '{word:.40}'{did_you_mean(word, known)}")
+    if not found:
+        raise BenchError(f"--{what} names none; known: {', '.join(known)}")
+    return found
+
+
+def _write(path: Path, data: bytes) -> None:
+    from bench.records import write_atomically
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+    except OSError as error:
+        raise BenchError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,141 @@
+"""The papers' figures beside ours, with the difference where the protocols agree, and the reason where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from bench.records import canonical_json
+from bench.reporting.leaderboard import Leaderboard
+from bench.reporting.published import ATTACKS, Beside, Published, Side
+from bench.reporting.rows import Row, Selection
+
+
+def beside(
+    boards: Sequence[Leaderboard], others: Sequence[Leaderboard], published: Sequence[Published]
+) -> list[Leaderboard]:
+    """Return `boards` with the papers' figures for the methods of their rows on their datasets.
+
+    Args:
+        boards: leaderboards under one selection.
+        others: those under the other selection, as far as they exist: a paper that chose its checkpoint on the test
+            images is compared with our oracle, one that held out validation images with our choice on those.
+        published: what papers report.
+    """
+    second = {board.fingerprint: board for board in others}
+    return [
+        replace(board, published=tuple(_of_board(board, second.get(board.fingerprint), published))) for board in boards
+    ]
+
+
+def _of_board(board: Leaderboard, other: Leaderboard | None, published: Sequence[Published]) -> Iterator[Beside]:
+    by_selection = {side.selection: _rows(side) for side in (board, other) if side}
+    for row in board.rows:
+        for line in published:
+            if line.dataset == board.dataset.name and _plain(line.method) in _names(row):
+                rows = {selection: found.get(_key(row)) for selection, found in by_selection.items()}
+                yield from _compare(board, row, rows, line)
+
+
+def _rows(board: Leaderboard) -> dict[str, Row]:
+    return {_key(row): row for row in board.rows}
+
+
+def _key(row: Row) -> str:
+    return canonical_json([row.method, row.version, row.params])
+
+
+def _plain(name: str) -> str:
+    """Return a name without what spellings differ in: `wide_resnet34_10` and `wide_resnet/34-10` are the same."""
+    return "".join(letter for letter in name if letter.isalnum())
+
+
+def _names(row: Row) -> set[str]:
+    """Return what a paper may call a row's method: its name, or that with a parameter's value, such as `sat_silu`."""
+    values = [value for value in row.params.values() if isinstance(value, str)]
+    return {_plain(row.method), *(_plain(row.method + value) for value in values)}
+
+
+def _compare(board: Leaderboard, row: Row, rows: Mapping[Selection, Row | None], line: Published) -> Iterator[Beside]:
+    general = _why_not(board, row, line)
+    chosen = rows.get(line.selection) if line.selection in ("validation", "test") else None
+    for attack in ATTACKS:
+        papers = [side.get(attack) for side in (line.best, line.last)]
+        if papers == [None, None]:
+            continue
+        index, reasons = _column(board, attack, line)
+        reasons = [*general, *reasons]
+        figures = [
+            found.figures[index] if found and found.figures and index is not None else None for found in (chosen, row)
+        ]
+        at_best = figures[0].best.mean if figures[0] else None
+        at_last = figures[1].last.mean if figures[1] else None
+        because = [*reasons, *(_why_no_best(line, chosen) if papers[0] is not None else [])]
+        yield Beside(
+            label=row.label,
+            published=line,
+            attack=attack,
+            title=_title(attack, line),
+            best=_side(papers[0], at_best, comparable=not because),
+            last=_side(papers[1], at_last, comparable=not reasons),
+            reasons=tuple(because),
+        )
+
+
+def _side(paper: float | None, ours: float | None, *, comparable: bool) -> Side:
+    return Side(paper, ours, ours - paper if comparable and paper is not None and ours is not None else None)
+
+
+def _title(attack: str, line: Published) -> str:
+    if attack == "pgd":
+        return f"PGD-{line.pgd_steps}" if line.pgd_steps else "PGD"
+    return {"clean": "Clean", "autoattack": "AutoAttack"}[attack]
+
+
+def _why_not(board: Leaderboard, row: Row, line: Published) -> list[str]:
+    """Return in what the protocols differ, whatever the attack."""
+    dataset, threat = board.dataset, board.protocol["threat"]
+    ours = f"{threat['norm']}-{threat['eps'] * 255:.4g}"
+    reasons = []
+    if _plain(line.architecture) != _plain(board.protocol["model"]):
+        reasons.append(f"architecture {line.architecture}, ours {board.protocol['model']}")
+    if line.threat != ours:
+        reasons.append(f"threat {line.threat}, ours {ours}")
+    if dataset.subset or dataset.digest or dataset.files:
+        reasons.append("ours is a part of the dataset")
+    if dataset.resize:
+        reasons.append(f"ours is resized to {dataset.resize}x{dataset.resize}")
+    if row.custom and _plain(line.method) == _plain(row.method):
+        reasons.append("ours has parameters of its own (custom)")
+    if not row.figures:
+        reasons.append("ours has no seed to average")
+    return reasons
+
+
+def _column(board: Leaderboard, attack: str, line: Published) -> tuple[int | None, list[str]]:
+    """Return which of the board's attacks is the one of `line`, or the nearest, and why it is not the same."""
+    finals = board.protocol["evaluation"]["final"]
+    found = [index for index, final in enumerate(finals) if final["name"] == attack]
+    if not found:
+        return None, [f"ours has no {_title(attack, line)}"]
+    whole = [index for index in found if not board.attacks[index].balanced_subset]
+    same = [index for index in whole if attack != "pgd" or finals[index]["steps"] == line.pgd_steps]
+    if same:
+        return same[0], []
+    index = (whole or found)[0]
+    reasons = [] if whole else [f"ours saw {board.attacks[index].images:,} of the test images"]
+    if attack == "pgd" and line.pgd_steps is None:
+        reasons.append("its number of PGD steps is not known")
+    elif attack == "pgd" and finals[index]["steps"] != line.pgd_steps:
+        reasons.append(f"{_title(attack, line)}, ours {board.attacks[index].title}")
+    return index, reasons
+
+
+def _why_no_best(line: Published, chosen: Row | None) -> list[str]:
+    if line.selection is None:
+        return ["at best: which images selected it is not known"]
+    if line.selection == "none":
+        return ["at best: it selected none"]
+    if chosen is None or not chosen.figures:
+        return [f"at best: selected on {line.selection} images, ours has no such checkpoint"]
+    return []

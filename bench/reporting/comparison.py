@@ -1,0 +1,286 @@
+"""Two methods, or two runs, of one protocol: how far apart they are, how sure that is, and on which images."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+from bench.errors import BenchError, NotComparable, NothingMeasured, did_you_mean
+from bench.outcome import Verdicts, unpack
+from bench.records import canonical_json
+from bench.reporting.rows import Measured, Selection, _collapsed, differences, distinct, measured
+from bench.reporting.statistics import CONFIDENCE, MOST_FREEDOM, NO_ERROR, Covers, Difference, compare, samples
+from bench.store.schema import OutcomeRow, RunRow
+from bench.store.store import Store
+
+Falls: TypeAlias = np.ndarray[Any, np.dtype[np.int8]]
+"""-1, 0 or 1, [n, m]: for each seed and image, right at best minus right at last."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is compared: a method's runs, or one run.
+
+    `seeds` are those that are averaged; `left_out` says of the others why they are not.
+    """
+
+    label: str
+    method: str
+    version: int
+    params: dict[str, Any]
+    seeds: tuple[int, ...]
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Both sides under one attack, in shares; `difference` is a minus b.
+
+    `checkpoint`: best, last, or gap, which is best minus last. `only_a`, `only_b`: the images, as positions among the
+    `images` that the attack saw, that one side has right in more than half of its seeds and the other does not; empty
+    for the gap.
+    """
+
+    attack: str
+    checkpoint: str
+    images: int
+    a: float
+    b: float
+    difference: Difference
+    only_a: tuple[int, ...] = ()
+    only_b: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sides of one protocol. `variants`: settings of the attacks that differ although the protocol does not."""
+
+    protocol: str
+    selection: Selection
+    a: Side
+    b: Side
+    figures: tuple[Figure, ...]
+    variants: tuple[str, ...]
+
+
+def compared(
+    store: Store, a: str, b: str, *, protocol: str | None = None, selection: Selection = "validation"
+) -> Comparison:
+    """Compare two methods, or two runs, or one of each, on the test images that both were judged on.
+
+    A method is its finished runs, without those that collapsed; a run is itself. The tests are those of the leaderboard
+    (`statistics.compare`): seeds of the two sides are taken to be independent, also where their numbers are equal.
+
+    Args:
+        store: where the runs are.
+        a: a method's name or label, or the beginning of a run's folder name or fingerprint.
+        b: the same.
+        protocol: only runs of the protocols whose fingerprint begins so.
+        selection: which images chose the best checkpoint.
+
+    Raises:
+        BenchError: a name is unknown, or says too little.
+        NotComparable: the two were run under different protocols, or judged on different images.
+        NothingMeasured: there is no finished run of one of them.
+    """
+    runs = store.runs(protocol=protocol, bits=True)
+    if not runs:
+        which = f" of protocol {protocol:.12}" if protocol else ""
+        raise NothingMeasured(f"the store holds no run{which}; `bench run SUITE` makes them")
+    found_a, found_b = _runs_named(a, runs), _runs_named(b, runs)
+    chosen = _common_protocol(found_a, found_b)
+    row_a, row_b = _one_row(a, found_a[chosen], runs), _one_row(b, found_b[chosen], runs)
+    if {run.fingerprint for run in row_a} == {run.fingerprint for run in row_b}:
+        raise BenchError(f"'{a:.80}' and '{b:.80}' are the same; name two methods or two runs")
+    finals = row_a[0].protocol.content["evaluation"]["final"]
+    (side_a, done_a), (side_b, done_b) = (_side(row, finals, selection) for row in (row_a, row_b))
+    titles = distinct([outcome.title for outcome in done_a[0].best], finals)
+    figures = [figure for index, title in enumerate(titles) for figure in _figures(title, index, done_a, done_b)]
+    return Comparison(chosen, selection, side_a, side_b, tuple(figures), _variants(titles, [*done_a, *done_b]))
+
+
+def differing_settings(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the settings in which two protocols differ, each as "training.epochs (8, 10)", in alphabetical order.
+
+    A setting that only one of them has shows as "none" for the other; lists are compared as a whole.
+    """
+    found = []
+    for key in sorted(a.keys() | b.keys()):
+        one, other = a.get(key), b.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += differing_settings(one, other, f"{prefix}{key}.")
+        elif canonical_json(one) != canonical_json(other):
+            found.append(f"{prefix}{key} ({_shown(one)}, {_shown(other)})")
+    return found
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else canonical_json(value)
+
+
+# --- which runs are meant --------------------------------------------------------------------------------------------
+
+Found: TypeAlias = dict[str, list[RunRow]]
+"""By protocol."""
+
+
+def _runs_named(word: str, runs: Sequence[RunRow]) -> Found:
+    """Return the runs of a method, or the one run whose folder or fingerprint begins with `word`."""
+    by_label = [run for run in runs if run.label == word]
+    by_method = by_label or [run for run in runs if run.method == word]
+    matches = by_method or [
+        run for run in runs if word and (Path(run.folder).name.startswith(word) or run.fingerprint.startswith(word))
+    ]
+    if not matches:
+        known = {name for run in runs for name in (run.method, run.label)}
+        raise BenchError(f"there is no method and no run '{word:.80}'{did_you_mean(word, known)}")
+    if not by_method and len(matches) > 1:
+        names = " and ".join(Path(run.folder).name for run in matches[:2])
+        raise BenchError(f"'{word:.80}' is the beginning of several runs, such as {names}; write more of it")
+    found: defaultdict[str, list[RunRow]] = defaultdict(list)
+    for run in matches:
+        found[run.protocol_fingerprint].append(run)
+    return found
+
+
+def _common_protocol(a: Found, b: Found) -> str:
+    """Return the only protocol that both sides have."""
+    common = sorted(a.keys() & b.keys())
+    if len(common) > 1:
+        names = ", ".join(name[:12] for name in common)
+        raise BenchError(f"both were run under several protocols ({names}); choose one with --protocol or --suite")
+    if common:
+        return common[0]
+    contents = [(one[0].protocol.content, other[0].protocol.content) for one in a.values() for other in b.values()]
+    nearest = min((differing_settings(one, other) for one, other in contents), key=len)
+    raise NotComparable(f"not comparable: they were run under different protocols: {'; '.join(nearest)}")
+
+
+def _one_row(word: str, runs: Sequence[RunRow], all_runs: Sequence[RunRow]) -> list[RunRow]:
+    """Return the runs of the one row of a leaderboard that `runs` belong to; a run that was named alone stays alone."""
+    rows = {_row_key(run): run for run in runs}
+    if len(rows) > 1:
+        labels = ", ".join(
+            f"{run.label} ({text})"
+            for run, text in zip(rows.values(), differences([run.params for run in rows.values()]), strict=True)
+        )
+        raise BenchError(f"'{word:.80}' names several rows: {labels}; name one by its label, or one of its runs")
+    if word not in {runs[0].method, runs[0].label}:
+        return list(runs)
+    (key,) = rows
+    protocol = runs[0].protocol_fingerprint
+    return [run for run in all_runs if run.protocol_fingerprint == protocol and _row_key(run) == key]
+
+
+def _row_key(run: RunRow) -> str:
+    return canonical_json([run.method, run.version, run.params])
+
+
+def _side(
+    runs: Sequence[RunRow], finals: Sequence[dict[str, Any]], selection: Selection
+) -> tuple[Side, list[Measured]]:
+    """Return a side and what was measured of it, by seed; a single run counts even if it collapsed."""
+    first = runs[0]
+    ranked = [final["name"] for final in finals]
+    ranked_by = ranked.index("autoattack") if "autoattack" in ranked else len(ranked) - 1
+    done = sorted(
+        (found for run in runs if (found := measured(run, finals, selection))), key=lambda found: found.run.seed
+    )
+    kept = [found for found in done if len(runs) == 1 or not _collapsed(found.best[ranked_by], found.run)]
+    if not kept:
+        states = Counter("collapsed" if run.status == "finished" and done else run.status for run in runs)
+        counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+        raise NothingMeasured(f"{first.label} has no run with an outcome for every final attack ({counts})")
+    finished, averaged = ({found.run.fingerprint for found in some} for some in (done, kept))
+    left_out = [
+        f"seed {run.seed} {'collapsed' if run.fingerprint in finished else 'has no figures: ' + run.status}"
+        for run in sorted(runs, key=lambda run: run.seed)
+        if run.fingerprint not in averaged
+    ]
+    seeds = tuple(found.run.seed for found in kept)
+    return Side(first.label, first.method, first.version, first.params, seeds, tuple(left_out)), kept
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def _figures(title: str, attack: int, a: Sequence[Measured], b: Sequence[Measured]) -> list[Figure]:
+    """Return the figures at best, at last and of the gap under one attack."""
+    counts = {outcome.count for found in (*a, *b) for outcome in (found.best[attack], found.last[attack])}
+    if len(counts) > 1:
+        numbers = ", ".join(f"{count:,}" for count in sorted(counts))
+        raise NotComparable(f"not comparable: under {title} they were judged on different numbers of images: {numbers}")
+    (images,) = counts
+    best_a, best_b = (_verdicts([found.best[attack] for found in side]) for side in (a, b))
+    last_a, last_b = (_verdicts([found.last[attack] for found in side]) for side in (a, b))
+    drawn = samples([best_a, best_b, last_a, last_b])
+    figures = []
+    for checkpoint, one, other in (("best", drawn[0], drawn[1]), ("last", drawn[2], drawn[3])):
+        majority_a, majority_b = (sample.verdicts.mean(0) > 0.5 for sample in (one, other))
+        figures.append(
+            Figure(
+                title,
+                checkpoint,
+                images,
+                float(one.verdicts.mean()),
+                float(other.verdicts.mean()),
+                compare(one, other),
+                tuple(np.flatnonzero(majority_a & ~majority_b).tolist()),
+                tuple(np.flatnonzero(majority_b & ~majority_a).tolist()),
+            )
+        )
+    falls = best_a.astype(np.int8) - last_a.astype(np.int8), best_b.astype(np.int8) - last_b.astype(np.int8)
+    return [*figures, Figure(title, "gap", images, float(falls[0].mean()), float(falls[1].mean()), _of_gaps(*falls))]
+
+
+def _verdicts(outcomes: Sequence[OutcomeRow]) -> Verdicts:
+    return np.stack([unpack(outcome.correct, outcome.count) for outcome in outcomes])
+
+
+def _of_gaps(a: Falls, b: Falls) -> Difference:
+    """Return the difference of two gaps, a - b, by Student's t over images and seeds.
+
+    As `statistics.pairwise`, for values of -1, 0 and 1: its variance S + S' + D / m, without taking out what both parts
+    count, so that it errs towards not telling apart. With one seed each it is D / m with the normal distribution, and
+    covers images only.
+    """
+    mean, images = float(a.mean() - b.mean()), a.shape[1]
+    over_images = float((a.mean(0) - b.mean(0)).var(ddof=1)) / images if images > 1 else 0.0
+    spread = [float(side.mean(1).var(ddof=1)) if len(side) > 1 else None for side in (a, b)]
+    of_a, of_b = ((own if own is not None else other or 0.0) for own, other in (spread, spread[::-1]))
+    of_a, of_b, degrees = of_a / len(a), of_b / len(b), (len(a) - 1, len(b) - 1)
+    uncertain = of_a**2 / max(degrees[0], 1) + of_b**2 / max(degrees[1], 1)
+    if 0 in degrees:  # both parts rest on one estimate
+        uncertain = (of_a + of_b) ** 2 / max(*degrees, 1)
+    variance = of_a + of_b + over_images
+    covers: Covers = "images" if degrees == (0, 0) else "images and seeds"
+    error = math.sqrt(variance)
+    if error < NO_ERROR:
+        return Difference(mean, (mean, mean), float(abs(mean) < NO_ERROR), covers)
+    freedom = min(variance**2 / uncertain, MOST_FREEDOM) if uncertain > 0 else MOST_FREEDOM
+    reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+    return Difference(mean, (mean - reach, mean + reach), 2 * float(stdtr(freedom, -abs(mean) / error)), covers)
+
+
+def _variants(titles: Sequence[str], done: Iterable[Measured]) -> tuple[str, ...]:
+    """Return, for each attack that was not the same in all runs, in what."""
+    done = list(done)
+    found = []
+    for index, title in enumerate(titles):
+        identities = {
+            canonical_json(outcome.identity): outcome.identity
+            for one in done
+            for outcome in (one.best[index], one.last[index])
+        }
+        if len(identities) > 1:
+            found.append(f"{title}: {'; '.join(sorted(differences(list(identities.values()))))}")
+    return tuple(found)

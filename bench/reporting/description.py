@@ -1,0 +1,81 @@
+"""What a report says of a method: the facts it states of itself, next to the parameters that its runs recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from bench.errors import BenchError
+from bench.parameters import MethodInfo, MethodParams, Setting
+from bench.registry import METHODS
+from bench.reporting.rows import Row
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter as a run used it. `origin` is None where nothing installed tells where the value comes from."""
+
+    name: str
+    value: Any
+    unit: str = ""
+    origin: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A row's method. `info` is None if it is not installed; `caveat` says in a sentence why a rerun may differ."""
+
+    info: MethodInfo | None
+    parameters: tuple[Parameter, ...]
+    caveat: str | None
+
+
+def describe(row: Row, dataset: str, setting: Setting) -> Description:
+    """Describe the method of a row; `dataset` and `setting` (of training) choose its canonical parameters."""
+    recorded = tuple(Parameter(name, value) for name, value in row.params.items())
+    try:
+        kind = METHODS.get(row.method)
+        info: MethodInfo = kind.info
+        declared: type[MethodParams] = kind.Params
+        sources, canonical = declared.sources(), declared.canonical(dataset, setting)
+    except (BenchError, AttributeError, TypeError):
+        return Description(
+            None,
+            recorded,
+            "This method is not installed here, so this is all that the runs recorded. A suite that runs it names the "
+            "file that defines it under 'plugins'.",
+        )
+    if info.version != row.version:
+        caveat = (
+            f"The runs used version {row.version} of this method; installed here, and described, is {info.version}. "
+            "Rerun it with the revision of the code that the runs recorded."
+        )
+        return Description(info, recorded, caveat)
+    try:
+        values = declared.model_validate(row.params).model_dump(mode="json")
+        usual = declared.model_validate({**row.params, **{name: origin.value for name, origin in canonical.items()}})
+    except ValidationError:
+        values, usual = {}, None
+    if usual is None or values != row.params:
+        return Description(info, recorded, "The method as installed here has other parameters than the runs recorded.")
+    reference = usual.model_dump(mode="json")
+    parameters = []
+    for name, value in values.items():
+        known = sources[name]
+        if name in canonical and reference[name] == value:
+            parameters.append(Parameter(name, value, known.unit, canonical[name].source, known.note))
+        else:
+            parameters.append(
+                Parameter(name, value, known.unit, "suite", _instead(known.note, name, reference, canonical))
+            )
+    return Description(info, tuple(parameters), None)
+
+
+def _instead(note: str, name: str, reference: Mapping[str, Any], canonical: Mapping[str, Any]) -> str:
+    """Return the note of a parameter that the suite set, with the value that it replaced if there is one."""
+    replaced = [f"instead of {reference[name]}"] if name in canonical else []
+    return "; ".join(part for part in (*replaced, note) if part)

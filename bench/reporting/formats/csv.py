@@ -1,0 +1,138 @@
+"""Leaderboards as CSV: one line for each row and attack, in full precision. docs/report-format.md has the columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from bench.records import canonical_json
+from bench.reporting.leaderboard import Leaderboard
+from bench.reporting.published import Beside
+from bench.reporting.rows import Row
+from bench.reporting.statistics import Estimate
+
+_SIDES = ("best", "last", "gap")
+COLUMNS = (
+    "record", "protocol", "title", "selection", "label", "method", "version", "params", "custom", "origin",
+    "gap_by_construction", "rank", "rank_low", "rank_high", "attack", "attack_title", "ranks", "images",
+    *(f"{side}_{part}" for side in _SIDES for part in ("mean", "sd", "low", "high", "covers", "values")),
+    "seeds", "collapsed", "diverged", "unfinished",
+    "device", "hardware", "training_hours", "evaluation_hours", "train_pflop", "peak_memory_bytes",
+    "status", "source", "best_difference", "last_difference", "not_compared",
+)  # fmt: skip
+
+_ACTIVE = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
+
+
+def render_csv(boards: Sequence[Leaderboard]) -> str:
+    """Return a header and the lines of all boards, with the line ends of RFC 4180 (CR LF).
+
+    Lines of the papers' figures have `published` in the column `record`, ours `row`.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, restval="")
+    writer.writeheader()
+    for board in boards:
+        for line in _lines(board):
+            writer.writerow({name: _cell(value) for name, value in line.items()})
+    return text.getvalue()
+
+
+def defuse(text: str) -> str:
+    """Return `text` so that a spreadsheet takes it as text, not as a formula: an apostrophe before =, +, -, @ and such.
+
+    Text that begins with an apostrophe gets one more, so that `restore` gives back exactly what was there. Source:
+    OWASP, CSV Injection.
+    """
+    return f"'{text}" if text.startswith(_ACTIVE) else text
+
+
+def restore(cell: str) -> str:
+    """Undo `defuse`."""
+    return cell.removeprefix("'")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)  # floats: the shortest text that reads as the same number
+    return defuse(value if isinstance(value, str) else canonical_json(value))
+
+
+def _lines(board: Leaderboard) -> Iterator[dict[str, Any]]:
+    finals = board.protocol["evaluation"]["final"]
+    about = {"protocol": board.fingerprint, "title": board.title, "selection": board.selection}
+    for row in board.rows:
+        of_row = {"record": "row", **about, **_of_row(row)}
+        for index, (final, attack) in enumerate(zip(finals, board.attacks, strict=True)):
+            yield {
+                **of_row,
+                "attack": final["name"],
+                "attack_title": attack.title,
+                "ranks": index == board.ranked_by,
+                "images": attack.images,
+                **(_figures(row, index) if row.figures else {}),
+            }
+    for line in board.published or ():
+        yield {"record": "published", **about, **_of_paper(line)}
+
+
+def _of_row(row: Row) -> dict[str, Any]:
+    low, high = row.rank_interval or (None, None)
+    costs = row.costs
+    return {
+        **{name: getattr(row, name) for name in ("label", "method", "version", "params", "custom", "origin")},
+        "gap_by_construction": row.gap_by_construction,
+        "rank": row.rank,
+        "rank_low": low,
+        "rank_high": high,
+        "seeds": list(row.seeds),
+        "collapsed": [seed.seed for seed in row.collapsed],
+        "diverged": sorted(row.diverged),
+        "unfinished": list(row.unfinished),
+        "device": _each([cost.device for cost in costs]),
+        "hardware": _each([cost.hardware for cost in costs]),
+        "training_hours": _each([cost.training for cost in costs]),
+        "evaluation_hours": _each([cost.evaluation for cost in costs]),
+        "train_pflop": _each([cost.pflop for cost in costs]),
+        "peak_memory_bytes": _each([cost.memory for cost in costs]),
+    }
+
+
+def _each(values: Sequence[Any]) -> Any:
+    """Return the value of the only device, or a list with one for each of several."""
+    return values[0] if len(values) == 1 else list(values) or None
+
+
+def _figures(row: Row, index: int) -> dict[str, Any]:
+    cells: dict[str, Any] = {}
+    for side in _SIDES:
+        figure: Estimate = getattr(row.figures[index], side)
+        low, high = figure.interval
+        parts = {"mean": figure.mean, "sd": figure.sd, "low": low, "high": high, "covers": figure.covers}
+        cells |= {f"{side}_{part}": value for part, value in parts.items()} | {f"{side}_values": list(figure.values)}
+    return cells
+
+
+def _of_paper(line: Beside) -> dict[str, Any]:
+    source = line.published
+    return {
+        "label": line.label,
+        "method": source.method,
+        "selection": source.selection,
+        "attack": line.attack,
+        "attack_title": line.title,
+        "best_mean": line.best.paper,
+        "last_mean": line.last.paper,
+        "seeds": source.seeds,
+        "status": source.status,
+        "source": source.source,
+        "best_difference": line.best.difference,
+        "last_difference": line.last.difference,
+        "not_compared": "; ".join(line.reasons) or None,
+    }

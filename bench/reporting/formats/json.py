@@ -1,0 +1,69 @@
+"""Leaderboards as JSON, in full precision. docs/report-format.md has the schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from bench.reporting.leaderboard import Leaderboard
+from bench.reporting.published import Beside
+from bench.reporting.rows import Cost, Row
+from bench.reporting.statistics import CONFIDENCE
+
+VERSION = 1
+"""Of the schema. A field more leaves it as it is; a field less, or one with another meaning, raises it."""
+
+
+def render_json(boards: Sequence[Leaderboard]) -> str:
+    """Return one JSON object with all boards, without a newline at the end."""
+    report = {
+        "format": "bench-report",
+        "version": VERSION,
+        "confidence": CONFIDENCE,
+        "boards": list(map(_board, boards)),
+    }
+    return json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _board(board: Leaderboard) -> dict[str, Any]:
+    finals = board.protocol["evaluation"]["final"]
+    return {
+        "protocol": {"fingerprint": board.fingerprint, "identity": board.protocol},
+        "title": board.title,
+        "selection": board.selection,
+        "attacks": [
+            {"name": final["name"], **asdict(attack)} for final, attack in zip(finals, board.attacks, strict=True)
+        ],
+        "ranked_by": board.ranked_by,
+        "rows": list(map(_row, board.rows)),
+        "hardware": board.hardware,
+        "published": None if board.published is None else list(map(_paper, board.published)),
+    }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        **asdict(row),
+        "costs": list(map(_cost, row.costs)),
+        "diverged": [{"seed": seed, "epoch": epoch} for seed, epoch in row.diverged.items()],
+    }
+
+
+def _cost(cost: Cost) -> dict[str, Any]:
+    return {
+        "device": cost.device,
+        "hardware": cost.hardware,
+        "training_hours": cost.training,
+        "evaluation_hours": cost.evaluation,
+        "train_pflop": cost.pflop,
+        "peak_memory_bytes": cost.memory,
+    }
+
+
+def _paper(line: Beside) -> dict[str, Any]:
+    fields = asdict(line)
+    source = fields.pop("published")
+    about = {name: source[name] for name in ("method", "architecture", "threat", "pgd_steps", "selection", "seeds")}
+    return {**fields, **about, "status": source["status"], "source": source["source"]}

@@ -1,0 +1,179 @@
+"""The figures of a leaderboard, drawn with matplotlib: for papers (PNG, SVG, PDF) and, as inline SVG, for web pages."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import BenchError, NothingMeasured, did_you_mean
+from bench.reporting import painting
+from bench.reporting.figures import Figures
+from bench.reporting.inline_svg import inline
+from bench.reporting.painting import GRID, MUTED, PAPER, SERIES, TEXT, Drawing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAMES = ("curves", "gap", "cost", "agreement")
+FORMATS = ("png", "svg", "pdf")
+
+DPI = 300
+
+THEME = {
+    **{colour: f"--series-{number}" for number, colour in enumerate(SERIES, start=1)},
+    TEXT: "--figure-text",
+    MUTED: "--figure-muted",
+    GRID: "--figure-grid",
+    PAPER: "--figure-background",
+}
+"""The CSS custom property that stands for each colour in inline SVG, with the colour itself as its fallback."""
+
+FAMILIES = (
+    # matplotlib's own first, so that figures are the same everywhere; the others for letters that it lacks
+    "DejaVu Sans",
+    *("Noto Sans", "Noto Sans Arabic", "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "PingFang SC"),
+    *("Hiragino Sans", "Microsoft YaHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
+)
+
+STYLE = {
+    "font.size": 8.0,
+    "axes.titlesize": 8.0,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.0,
+    "xtick.labelsize": 7.0,
+    "ytick.labelsize": 7.0,
+    "legend.fontsize": 7.0,
+    "text.parse_math": False,  # labels may hold dollar signs
+    "text.color": TEXT,
+    "axes.titlecolor": TEXT,
+    "axes.labelcolor": TEXT,
+    "xtick.labelcolor": TEXT,
+    "ytick.labelcolor": TEXT,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "axes.edgecolor": MUTED,
+    "axes.facecolor": "none",
+    "figure.facecolor": PAPER,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "xtick.major.size": 2.0,
+    "ytick.major.size": 0.0,  # the grid leads to the numbers
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.4,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # TrueType, which publishers ask for; type 3 is what they refuse
+    "svg.hashsalt": "bench",  # equal figures get equal names inside the file
+}
+
+
+def draw(figures: Figures, name: str) -> Figure:
+    """Draw one of `NAMES`; the figure belongs to no window and no global state.
+
+    Raises:
+        BenchError: there is no such figure.
+        NothingMeasured: there is no row to draw.
+    """
+    with _style():
+        return _drawing(figures, name).figure
+
+
+def render(figures: Figures, name: str, format: str) -> bytes:
+    """Return a figure as the content of a file of one of `FORMATS`: equal figures give equal bytes.
+
+    Raises as `draw`, and BenchError if there is no such format.
+    """
+    if format not in FORMATS:
+        raise BenchError(f"there is no format '{format:.40}'{did_you_mean(format, FORMATS)}")
+    date = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[format]
+    with _style():
+        return _saved(_drawing(figures, name).figure, format=format, dpi=DPI, metadata=date)
+
+
+def svg(figures: Figures, name: str, prefix: str = "") -> str:
+    """Return a figure as an `<svg>` element to put into a web page.
+
+    It scales with the page (`viewBox`, no width), takes its font, keeps text as text, and has no background. Colours
+    are CSS custom properties (`THEME`) with the printed colours as fallback. What belongs to a row is in groups of the
+    class `series` with `data-row` (from 0, as `figures.labels`) and `data-method`; a pointer shows the figures.
+
+    Args:
+        figures: what to show.
+        name: one of `NAMES`.
+        prefix: of all ids in it, which must differ between the elements of a page.
+
+    Raises: as `draw`.
+    """
+    with _style(**{"svg.fonttype": "none"}):
+        drawing = _drawing(figures, name)
+        drawn = _saved(drawing.figure, format="svg", metadata={"Date": None}, transparent=True)
+    title, description = describe(figures, name)
+    return inline(drawn.decode(), title, description, f"{prefix}{name}-", drawing.tags, THEME)
+
+
+def describe(figures: Figures, name: str) -> tuple[str, str]:
+    """Return a title and a description of one of `NAMES`, for those who cannot see it."""
+    rows = ", ".join(figures.labels)
+    cost, agreement = figures.cost, figures.agreement
+    descriptions = {
+        "curves": (
+            f"{figures.curves.attack} accuracy over the epochs",
+            "A panel for each row: accuracy on training, validation and test images after each epoch, as mean and "
+            f"range of the seeds, with the best and the last checkpoint marked. Rows: {rows}.",
+        ),
+        "gap": (
+            "Best, last and their gap",
+            f"For each row and attack ({', '.join(figures.gap.attacks)}) the accuracy of the best and of the last "
+            f"checkpoint, and best minus last, with 95 % intervals. Rows, best first: {rows}.",
+        ),
+        "cost": (
+            f"{cost.attack} accuracy against the cost of training",
+            f"A point for each row: accuracy at best with its 95 % interval, and {painting.cost_label(cost)}. "
+            f"Rows: {rows}.",
+        ),
+        "agreement": (
+            "Agreement image by image",
+            f"For each pair of rows, the share of {agreement.images:,} test images on which both {agreement.attack} "
+            f"verdicts agree, and on which only one is right. No row is right on {agreement.none_right:,} images, "
+            f"every row on {agreement.all_right:,}. Rows: {rows}.",
+        ),
+    }
+    return descriptions[name]
+
+
+@contextmanager
+def _style(**more: Any) -> Iterator[None]:
+    """Within, matplotlib draws as `STYLE` says, whatever the user's own settings are."""
+    from matplotlib import font_manager, style
+
+    there = set(font_manager.get_font_names())
+    fonts = {"font.family": [name for name in FAMILIES if name in there]}
+    with warnings.catch_warnings(), style.context(["default", {**STYLE, **fonts, **more}]):
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # shown as a box, which says enough
+        yield
+
+
+def _saved(figure: Figure, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, **options)
+    return buffer.getvalue()
+
+
+def _drawing(figures: Figures, name: str) -> Drawing:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    painters = dict(zip(NAMES, (painting.curves, painting.gap, painting.cost, painting.agreement), strict=True))
+    if name not in painters:
+        raise BenchError(f"there is no figure '{name:.40}'{did_you_mean(name, NAMES)}")
+    if not figures.labels:
+        raise NothingMeasured("no row of the leaderboard has a seed to average, so there is nothing to draw")
+    drawing = Drawing(Figure(layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)))
+    painters[name](drawing, figures)
+    return drawing

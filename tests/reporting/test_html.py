@@ -1,0 +1,230 @@
+import hashlib
+import re
+import time
+from collections import Counter
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+from sqlalchemy import insert
+from sqlalchemy.orm import Session
+
+from bench.outcome import pack
+from bench.records import canonical_json
+from bench.registry import METHODS
+from bench.reporting.formats import html
+from bench.reporting.formats.html import ASSETS, render_html
+from bench.reporting.leaderboard import leaderboards
+from bench.reporting.table import table
+from bench.store.schema import CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
+
+from .conftest import protocol_of
+from .html_report import ARABIC, ENVIRONMENT, HOSTILE, boards, resolved, text, tree
+
+__all__ = ["boards", "text", "tree"]
+
+
+# --- structure -------------------------------------------------------------------------------------------------------
+
+
+def test_the_structure(tree, boards):
+    assert tree.open == []
+    assert tree.all("html") == [{"lang": "en"}]
+    for landmark in ("main", "footer", "h1"):
+        assert len(tree.all(landmark)) == 1
+    assert len(tree.all("h2")) == len(boards[1]) == 2
+    ids = Counter(attributes["id"] for _, attributes in tree.tags if "id" in attributes)
+    assert max(ids.values()) == 1
+    targets = {attributes["href"] for attributes in tree.all("a")}
+    assert targets
+    assert {target[1:] for target in targets} <= ids.keys()
+    for attributes in tree.all("nav") + [found for found in tree.all("div") if found.get("role") == "region"]:
+        assert attributes["aria-label"]
+    levels = [int(tag[1]) for tag, _ in tree.tags if re.fullmatch("h[1-6]", tag)]
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_the_table_is_there_without_scripts(boards, tree):
+    """Every cell and note that the other formats show, in their order."""
+    _, (board, _), _ = boards
+    shown = table(board)
+    flat = re.sub(r"\s+", " ", " ".join(data for _, data in tree.texts))
+    position = flat.index(f"Protocol {board.fingerprint[:12]}")
+    for cell in [cell for row in shown.rows for cell in row]:
+        position = flat.index(cell.replace("-", "−") if re.match(r"-\d", cell) else cell, position)
+    for note in shown.notes:
+        position = flat.index(note, position)
+
+
+def test_methods_and_their_sources(tree, boards):
+    texts = " ".join(data for _, data in tree.texts)
+    assert "Forgets part of the later layers" in texts
+    assert "Ramkumar, Arani, Zonooz, ICLR 2024." in re.sub(r"\s+", " ", texts)
+    assert "This method is not installed here" in texts
+    assert "The runs used version 99 of this method; installed here, and described, is 1." in texts
+
+
+def test_protocol_and_runs(tree, boards):
+    details = tree.text("dd")
+    for value in ("sgd, rate 0.1, momentum 0.9, weight decay 0.0005, nesterov no", "norm linf, radius 8/255"):
+        assert value in details
+    assert (
+        "clean; pgd, steps 20, step size 2/255, random start yes; autoattack, version standard, images 100"
+        in " ".join(details)
+    )
+    for board in boards[1]:
+        assert canonical_json(board.protocol) in tree.text("pre")
+    assert {"CPU: A & B <Processor>", "3.12.1", "2.6.0", "0123456789ab with changes", "tiny"} <= set(details)
+    assert "secret-host" not in boards[2]
+
+
+def test_the_figures(tree, boards):
+    drawn = [attributes for attributes in tree.all("svg") if attributes.get("role") == "img"]
+    assert len(drawn) == 4 * len(boards[1])
+    series = [attributes for _, attributes in tree.tags if "series" in attributes.get("class", "").split()]
+    rows = [int(attributes["data-row"]) for attributes in tree.all("tr") if "data-row" in attributes]
+    assert {int(attributes["data-row"]) for attributes in series} <= set(rows)
+    assert rows == [
+        index for board in sorted(boards[1], key=lambda board: board.title) for index in range(len(board.rows))
+    ]
+
+
+def test_a_protocol_without_a_figure(make_run, store):
+    store.ingest(make_run({}, status="diverged"))
+    text = render_html(store, leaderboards(store))
+    assert "there is nothing to draw" in text
+    assert "<svg" not in text
+
+
+# --- safety ----------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_fetched_and_nothing_hostile_is_code(tree, text):
+    for tag, attributes in tree.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
+                assert value.startswith(("#", "data:,")) or tag == "a"
+                assert not value.startswith("javascript:")
+    style = tree.text("style")
+    assert not re.search(r"url\((?!#)|@import", " ".join(style))
+    assert len(tree.all("script")) == 2
+    assert "alert(1)" not in " ".join(tree.text("script"))
+    assert HOSTILE in tree.text("bdi")
+    assert ARABIC in tree.text("bdi")
+    assert "{{ 7 * 7 }}" in text
+
+
+def test_the_policy_allows_these_scripts_and_no_others(tree):
+    (policy,) = [found["content"] for found in tree.all("meta") if "http-equiv" in found]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert "connect-src" not in rules
+    assert rules["script-src"].count("sha256-") == 2
+    assert "unsafe" not in rules["script-src"]
+
+
+def test_the_library_is_the_one_that_is_named():
+    folder = ASSETS / "datatables"
+    about = (folder / "README.md").read_text(encoding="utf-8")
+    library = (folder / "dataTables.min.js").read_bytes()
+    assert f"| `dataTables.min.js` | `{hashlib.sha256(library).hexdigest()}` |" in about
+    version = re.match(r"/\*! DataTables ([\d.]+)", library.decode())[1]
+    assert f"# DataTables {version}\n" in about
+    assert f"DataTables {version} " in (ASSETS / "report.html.jinja").read_text(encoding="utf-8")
+    assert "The MIT License" in (folder / "LICENSE.txt").read_text(encoding="utf-8")
+    assert b"</script" not in library
+
+
+def test_the_wheel_holds_the_assets(tmp_path):
+    """What the report is made of has to be where the package is installed."""
+    from hatchling.builders.wheel import WheelBuilder
+
+    project = ASSETS.parents[3]
+    inside = {file.distribution_path for file in WheelBuilder(str(project)).recurse_included_files()}
+    files = {str(path.relative_to(project)) for path in ASSETS.rglob("*") if path.is_file()}
+    assert len(files) == 6
+    assert files <= inside
+
+
+# --- size ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_thousand_runs_are_a_small_file(store):
+    """Eight protocols, 25 rows of five seeds each, sixty epochs: every figure of a few protocols, of others none."""
+    random = np.random.default_rng(0)
+    names, epochs, images = METHODS.names(), 60, 200
+    for radius in range(1, 9):
+        protocol = protocol_of(threat={"norm": "linf", "eps": radius / 255}, training={"epochs": epochs})
+        methods = [resolved(protocol, name) for name in names]
+        rows = [methods[index % len(methods)] for index in range(25)]
+        with Session(store._writing) as session, session.begin():
+            session.add(ProtocolRow(fingerprint=protocol.fingerprint, content=protocol.identity()))
+            session.flush()
+            curve = []
+            for (index, row), seed in product(enumerate(rows), range(5)):
+                run = _run(f"{radius}-{index}-{seed}", row, protocol, seed, index, random, images)
+                session.add(run)
+                accuracies = random.random((epochs, 4)) / 10 + 0.3
+                curve += [
+                    {
+                        "run": run.fingerprint, "epoch": epoch, "lr": 0.1, "train_loss": 1.0, "train_seconds": 1.0,
+                        "seconds": 1.0, "train_robust": values[0], "validation_clean": values[1],
+                        "validation_robust": values[1], "test_clean": values[2], "test_robust": values[3],
+                    }
+                    for epoch, values in enumerate(accuracies.tolist())
+                ]  # fmt: skip
+            session.flush()
+            session.execute(insert(EpochRow), curve)
+    boards = leaderboards(store)
+    assert [len(board.rows) for board in boards] == [25] * 8
+    started = time.process_time()
+    text = render_html(store, boards)
+    print(f"{len(text.encode()) / 1e6:.2f} MB in {time.process_time() - started:.1f} s")
+    assert len(text.encode()) < 3e6
+    assert 4 <= text.count('role="img"') < 4 * 8
+    assert text.count("a report on this protocol alone holds them") == 8 - text.count('role="img"') // 4
+    assert "Of 25 rows, the 12 best" in text
+
+
+def _run(name, row, protocol, seed, index, random, images) -> RunRow:
+    run = RunRow(
+        fingerprint=name, training_fingerprint="", protocol_fingerprint=protocol.fingerprint, suite="tiny",
+        method=row["method"], version=1, label=f"{row['label']} {index}", params={**row["params"], "n": index},
+        custom=False, origin="paper", final_is_best=False, seed=seed, status="finished", classes=10,
+        environment=ENVIRONMENT, folder=name, epochs=100, train_seconds=3600.0, track_seconds=1.0,
+        evaluation_seconds=60.0, train_pflop=1.0 + random.random(),
+    )  # fmt: skip
+    for checkpoint in ("best", "last"):
+        run.checkpoints[checkpoint] = CheckpointRow(name=checkpoint, epoch=50, sha256=name, file="x")
+        for final in protocol.identity()["evaluation"]["final"]:
+            bits = random.random(images) < 0.5
+            run.checkpoints[checkpoint].outcomes[final["name"]] = OutcomeRow(
+                key=final["name"], attack=final["name"], title=final["name"], identity=final, count=images,
+                right=int(bits.sum()), accuracy=float(bits.mean()), correct=pack(bits), seconds=1.0, detail={},
+            )  # fmt: skip
+    return run
+
+
+# --- cells -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "order", "parts"),
+    [
+        ("75.50 ± 0.50", 75.5, ("75.50", "± 0.50", "")),
+        ("-4.50 ± 0.50 ‡", -4.5, ("−4.50", "± 0.50", "‡")),
+        ("7.81 § ‡", 7.81, ("7.81", "", "§ ‡")),
+        ("1,234.5", 1234.5, ("1,234.5", "", "")),
+        ("2=", 2, ("", "", "")),
+        ("–", None, ("", "", "")),
+        ("1.50 h + 0.50 h on GPU", 5400, ("", "", "")),
+        ("2.0 min + 3.0 s on CPU", 120, ("", "", "")),
+        ("900 MiB on GPU", 900 * 2**20, ("", "", "")),
+        ("1.25 GiB on GPU", 1.25 * 2**30, ("", "", "")),
+        ("48.52–53.48", 48.52, ("", "", "")),
+    ],
+)
+def test_cells(text, order, parts):
+    cell = html._cell(text)
+    assert (cell.text, cell.order, (cell.figure, cell.spread, cell.marks)) == (text, order, parts)
