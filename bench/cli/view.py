@@ -230,8 +230,8 @@ def print_plan(planned: Sequence[Planned], device: str, *, json: bool) -> None:
     console = Console(file=sys.stdout)
     console.print(table)
     total, took = (sum(row[key] or 0 for row in rows) for key in ("pflop", "hours"))
-    pflop, duration = f"{float(f'{total:.3g}'):,g}", _duration(3600 * took)
-    about = f"about {pflop} PFLOP, {duration} one after the other on this machine ({machine.name})"
+    work, duration = f"{float(f'{total:.3g}'):,g}", _duration(3600 * took)
+    about = f"about {work} PFLOP, {duration} one after the other on this machine ({machine.name})"
     if any(row["pflop"] is None for row in rows):
         about = "how much work is not known: the images must be counted, and are not there (--data)"
     running = sum(row["action"] != "skip" for row in rows)

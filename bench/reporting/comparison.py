@@ -15,7 +15,7 @@ from scipy.special import stdtr, stdtrit
 from bench.errors import BenchError, NotComparable, NothingMeasured, did_you_mean
 from bench.outcome import Verdicts, unpack
 from bench.records import canonical_json
-from bench.reporting.rows import Measured, Selection, _collapsed, differences, distinct, measured
+from bench.reporting.rows import Measured, Selection, collapsed, differences, distinct, measured
 from bench.reporting.statistics import CONFIDENCE, MOST_FREEDOM, NO_ERROR, Covers, Difference, compare, samples
 from bench.store.schema import OutcomeRow, RunRow
 from bench.store.store import Store
@@ -195,7 +195,7 @@ def _side(
     done = sorted(
         (found for run in runs if (found := measured(run, finals, selection))), key=lambda found: found.run.seed
     )
-    kept = [found for found in done if len(runs) == 1 or not _collapsed(found.best[ranked_by], found.run)]
+    kept = [found for found in done if len(runs) == 1 or not collapsed(found.best[ranked_by], found.run)]
     if not kept:
         states = Counter("collapsed" if run.status == "finished" and done else run.status for run in runs)
         counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))

@@ -184,7 +184,7 @@ def test_a_thousand_runs_are_a_small_file(store):
     assert len(text.encode()) < 3e6
     assert 4 <= text.count('role="img"') < 4 * 8
     assert text.count("a report on this protocol alone holds them") == 8 - text.count('role="img"') // 4
-    assert "Of 25 rows, the 12 best" in text
+    assert "Shown are 12 of 25 rows" in text
 
 
 def _run(name, row, protocol, seed, index, random, images) -> RunRow:
