@@ -52,26 +52,19 @@ def size(driver, width: int) -> None:
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", settings)
 
 
-def column(page, title: str, group: str = "") -> list[str]:
-    """Return a column of the first leaderboard, as it stands on the screen."""
+def column(page, title: str) -> list[str]:
+    """Return a column of the first leaderboard that stands in no group, as it is on the screen."""
     return page.execute_script(
         """
-        const table = new DataTable("table.leaderboard");
-        const [first, second] = table.table().header().rows;
+        const table = document.querySelector("table.leaderboard");
         let index = 0;
-        for (const head of first.cells) {
-          if (head.rowSpan === 2) { if (!arguments[1] && head.innerText.trim() === arguments[0]) break; index += 1; }
-          else if (head.innerText.trim() === arguments[1]) {
-            const at = [...second.cells].filter(cell => table.column(cell).index() >= index);
-            index += at.findIndex(cell => cell.innerText.trim() === arguments[0]);
-            break;
-          } else index += head.colSpan;
+        for (const head of table.tHead.rows[0].cells) {
+          if (head.innerText.trim() === arguments[0]) break;
+          index += head.colSpan;
         }
-        return [...document.querySelectorAll("table.leaderboard")][0].tBodies[0].rows.length
-          ? [...table.table().body().rows].map(row => (row.cells[index] ?? row.cells[0]).innerText.trim()) : [];
+        return [...table.tBodies[0].rows].map((row) => (row.cells[index] ?? row.cells[0]).innerText.trim());
         """,
         title,
-        group,
     )
 
 

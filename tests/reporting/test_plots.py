@@ -2,6 +2,7 @@ import io
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import matplotlib
@@ -126,7 +127,9 @@ def test_equal_figures_give_equal_bytes(name):
 
 def test_another_process_gives_the_same_bytes_whatever_its_settings(tmp_path):
     """A file of settings in the working directory, another hash seed, another time."""
-    (tmp_path / "matplotlibrc").write_text("font.size: 20\nlines.linewidth: 9\nsvg.hashsalt: other\n")
+    (tmp_path / "matplotlibrc").write_text(
+        "font.size: 20\naxes.titleweight: bold\nxtick.direction: in\nsvg.hashsalt: other\n"
+    )
     code = (
         f"import sys; sys.path.insert(0, {str(__file__.rpartition('/')[0])!r})\n"
         "from hashlib import sha256\nfrom test_plots import NAMES, FORMATS, data, render\n"
@@ -218,6 +221,12 @@ def test_cost_names_points_and_hardware():
 def test_names_of_points_hide_no_point():
     """Ten rows in a bunch."""
     figures = data([f"Method {row}" for row in range(10)])
+    bunch = tuple(
+        replace(point, cost=1 + row % 3 / 20, robust=Value(50 + row / 4, 48, 53))
+        for row, point in enumerate(figures.cost.rows[:-1])
+    )
+    apart = replace(figures.cost.rows[-1], cost=1.5, robust=Value(30, 29, 31))
+    figures = replace(figures, cost=replace(figures.cost, rows=(*bunch, apart)))
     figure = draw(figures, "cost")
     axes = figure.axes[0]
     canvas = matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
