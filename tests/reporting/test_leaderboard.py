@@ -499,7 +499,7 @@ def test_differences():
 def test_natural_training_does_not_collapse():
     """It promises no robustness: its figures are shown, however low."""
     outcome = SimpleNamespace(accuracy=0.0, count=500)
-    for attack, collapsed in (("none", False), ("pgd", True)):
+    for attack, counts in (("none", False), ("pgd", True)):
         content = {"training": {"attack": {"name": attack}}}
         run = SimpleNamespace(classes=10, protocol=SimpleNamespace(content=content))
-        assert rows._collapsed(outcome, run) is collapsed
+        assert rows.collapsed(outcome, run) is counts

@@ -47,12 +47,13 @@ def _render(shown: Table, console: Console) -> None:
 
 
 def _parts(columns: Sequence[Column]) -> list[list[int]]:
-    """Return the columns of each part: those before the first attack, and one attack's, or the others, texts apart."""
+    """Return the columns of each part: rank and method, and one attack's columns, or the others, costs apart."""
     groups = list(dict.fromkeys(column.group for column in columns if column.group))
-    lead = list(range(next((index for index, column in enumerate(columns) if column.group), 0)))
+    lead = [index for index, column in enumerate(columns) if column.title in {"Rank", "Method"}]
     rest = [index for index, column in enumerate(columns) if not column.group and index not in lead]
     parts = [[index for index, column in enumerate(columns) if column.group == group] for group in groups]
-    parts += [[index for index in rest if columns[index].numeric is numeric] for numeric in (False, True)]
+    costs = [index for index in rest if columns[index].numeric and not columns[index].title.startswith("Rank")]
+    parts += [[index for index in rest if index not in costs], costs]
     return [[*lead, *part] for part in parts if part]
 
 
