@@ -11,6 +11,11 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+def printable(text: str) -> str:
+    """Return `text` on one line and without control characters, which names and labels from elsewhere may hold."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 class BenchError(Exception):
     """One clear sentence for the user, who can mend the cause.
 
@@ -22,7 +27,7 @@ class BenchError(Exception):
     exit_code = 2
 
     def __init__(self, sentence: str) -> None:
-        super().__init__("".join(letter if letter.isprintable() else " " for letter in sentence))
+        super().__init__(printable(sentence))
 
 
 class NothingMeasured(BenchError):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from bench.cli.options import Json, Results, StoreURL, Suite, print_json
+from bench.errors import printable
 
 if TYPE_CHECKING:
     from bench.regression.baseline import Snapshot
@@ -107,16 +108,11 @@ def _print(found: Check, *, accept_improvements: bool) -> None:
         table.add_column(heading, justify="left" if heading in {"row", "figure", "verdict"} else "right")
     for finding in formats.ordered(found):
         style = {"regression": "bold red", "improvement": "bold green", "not judged": "bold yellow"}
-        table.add_row(*(Text(_plain(cell)) for cell in formats.cells(finding)), style=style.get(finding.verdict))
+        table.add_row(*(Text(printable(cell)) for cell in formats.cells(finding)), style=style.get(finding.verdict))
     console.print(table)
     for line in (*formats.remarks(found), formats.rules(found)):
-        print(_plain(line))
-    print(_plain(formats.verdict(found, accept_improvements=accept_improvements)))
-
-
-def _plain(text: str) -> str:
-    """Return `text` on one line and without control characters, which labels from elsewhere may hold."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+        print(printable(line))
+    print(printable(formats.verdict(found, accept_improvements=accept_improvements)))
 
 
 def _write(path: Path | None, text: str, *, append: bool = False) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from bench.cli.options import Json, Results, StoreURL, complete_suite, print_json
 from bench.cli.report import Selection
+from bench.errors import printable
 
 if TYPE_CHECKING:
     from bench.reporting.comparison import Comparison, Figure, Side
@@ -65,23 +66,23 @@ def _print(found: Comparison, *, images: bool) -> None:
     if not console.is_terminal:  # a file or another program has no edge to wrap at
         console.width = 200
     for name, side in (("A", found.a), ("B", found.b)):
-        print(f"{name}: {_plain(_described(side))}")
+        print(f"{name}: {printable(_described(side))}")
     table = Table(box=None, pad_edge=False)
     for heading in ("attack", "checkpoint", "A", "B", "A - B", "95 %", "p", "only A", "only B", "images"):
         table.add_column(heading, justify="left" if heading in {"attack", "checkpoint"} else "right")
     for figure in found.figures:
-        table.add_row(*(Text(_plain(cell)) for cell in _cells(figure)))
+        table.add_row(*(Text(printable(cell)) for cell in _cells(figure)))
     console.print(table)
     covers = " and ".join(sorted({figure.difference.covers for figure in found.figures}, key=len))
     print(f"Percent of the test images; gap: best minus last. Interval and p cover the choice of {covers}.")
     if len(found.a.seeds) > 1 or len(found.b.seeds) > 1:
         print("only A, only B: images that more than half of the seeds of one side have right, and not of the other.")
     for variant in found.variants:
-        print(f"The attack was not the same in all runs, so compare with care: {_plain(variant)}.")
+        print(f"The attack was not the same in all runs, so compare with care: {printable(variant)}.")
     for figure in found.figures if images else ():
         for name, positions in (("A", figure.only_a), ("B", figure.only_b)):
             if positions:
-                print(f"{_plain(figure.attack)}, {figure.checkpoint}, only {name}: {', '.join(map(str, positions))}")
+                print(f"{printable(figure.attack)}, {figure.checkpoint}, only {name}: {', '.join(map(str, positions))}")
 
 
 def _described(side: Side) -> str:
@@ -104,8 +105,3 @@ def _cells(figure: Figure) -> tuple[str, ...]:
         *only,
         f"{figure.images:,}",
     )
-
-
-def _plain(text: str) -> str:
-    """Return `text` without control characters, which labels from elsewhere may hold."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)

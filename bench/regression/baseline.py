@@ -16,10 +16,10 @@ from bench.environment import git_revision
 from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.outcome import Verdicts, unpack
 from bench.records import canonical_json, fingerprint, read_record, write_record
-from bench.reporting.rows import collapsed, measured
+from bench.reporting.rows import collapsed, measured, ranking
 from bench.spec import LoadedSuite
 from bench.store.schema import OutcomeRow, RunRow
-from bench.store.store import Store
+from bench.store.store import Epoch, Store
 
 FORMAT = 1
 """Version of the file's layout; raised when older files can no longer be read."""
@@ -161,10 +161,13 @@ def snapshot(store: Store, loaded: LoadedSuite) -> Snapshot:
     protocol = loaded.suite.protocol
     runs = {run.fingerprint: run for run in store.runs(protocol=protocol.fingerprint, bits=True)}
     cells = {cell.fingerprint: cell for cell in loaded.cells}
+    curves = store.curves(cells)
     rows = []
     for method in loaded.methods:
         seeds = [
-            _seed(cell.seed, runs.get(name), store) for name, cell in cells.items() if cell.method.label == method.label
+            _seed(cell.seed, runs.get(name), curves.get(name, []))
+            for name, cell in cells.items()
+            if cell.method.label == method.label
         ]
         rows.append(
             Row(
@@ -191,29 +194,26 @@ def snapshot(store: Store, loaded: LoadedSuite) -> Snapshot:
         raise DamagedFile(f"the runs of {loaded.suite.name} do not fit together: {_complaint(error)}") from error
 
 
-def _seed(seed: int, run: RunRow | None, store: Store) -> Seed:
+def _seed(seed: int, run: RunRow | None, curve: Sequence[Epoch]) -> Seed:
     if run is None:
         return Seed(seed=seed, status="not run")
     finals = run.protocol.content["evaluation"]["final"]
     found = measured(run, finals, "validation")
     if found is None:
         return Seed.model_validate({"seed": seed, "status": "failed" if run.status == "finished" else run.status})
-    epoch = store.show_run(run.fingerprint)["curve"][-1]
     return Seed(
         seed=seed,
         status="finished",
-        training=Training(loss=round(epoch["train_loss"], 6), robust=round(epoch["train_robust"], 6)),
+        training=Training(loss=round(curve[-1].train_loss, 6), robust=round(curve[-1].train_robust, 6)),
         best=_checkpoint("best", found.best, run),
         last=_checkpoint("last", found.last, run),
     )
 
 
 def _checkpoint(name: str, outcomes: Sequence[OutcomeRow], run: RunRow) -> Checkpoint:
-    attacks = [outcome.attack for outcome in outcomes]
-    strongest = outcomes[attacks.index("autoattack")] if "autoattack" in attacks else outcomes[-1]
     return Checkpoint(
         weights=run.checkpoints[name].sha256,
-        collapsed=collapsed(strongest, run),
+        collapsed=collapsed(outcomes[ranking(run.protocol.content["evaluation"]["final"])], run),
         judged=tuple(
             Judged(
                 attack=outcome.title,

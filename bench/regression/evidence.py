@@ -1,4 +1,4 @@
-"""The statistics of the gate: two samples of seeds, and many figures at once."""
+"""The statistics of the gate: two samples of seeds."""
 
 from __future__ import annotations
 
@@ -36,16 +36,3 @@ def least_spread(sides: Sequence[Verdicts]) -> float:
     freedom = sum(len(side) - 1 for side in sides)
     squares = sum(float(side.var(0).mean()) * len(side) for side in sides)
     return max(1 / images, math.sqrt(squares / max(freedom, 1) / images))
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Return the p-values adjusted so that the chance of any false rejection among them stays below the level.
-
-    The smallest of m is multiplied by m, the next by m - 1, and so on, and none is smaller than one before it. Holds
-    however the tests depend on each other. Source: Holm, Scandinavian Journal of Statistics 1979.
-    """
-    adjusted, least = [0.0] * len(p), 0.0
-    for place, index in enumerate(sorted(range(len(p)), key=p.__getitem__)):
-        least = max(least, min(1.0, (len(p) - place) * p[index]))
-        adjusted[index] = least
-    return adjusted

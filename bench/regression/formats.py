@@ -8,8 +8,9 @@ from dataclasses import asdict
 from typing import Any
 from xml.etree import ElementTree
 
-from bench.errors import BenchError
+from bench.errors import BenchError, printable
 from bench.regression.gate import LEVEL, Check, Finding
+from bench.reporting.formats.markdown import escape, escape_line
 
 HEADINGS = ("row", "figure", "baseline", "now", "change", "p", "seeds", "verdict")
 
@@ -86,10 +87,10 @@ def markdown(found: Check, *, accept_improvements: bool = False) -> str:
     """Return a summary for a pull request: what changed in a table, the rest folded away."""
     changed = [finding for finding in ordered(found) if finding.verdict != "unchanged"]
     same = [finding for finding in ordered(found) if finding.verdict == "unchanged"]
-    parts = [f"### {_escaped(verdict(found, accept_improvements=accept_improvements))}"]
+    parts = [f"### {escape_line(printable(verdict(found, accept_improvements=accept_improvements)))}"]
     if changed:
         parts.append(_markdown_table(changed))
-    parts.append("\n".join(f"- {_escaped(remark)}" for remark in (*remarks(found), rules(found))))
+    parts.append("\n".join(f"- {escape_line(printable(remark))}" for remark in (*remarks(found), rules(found))))
     if same:
         parts.append(
             f"<details><summary>{len(same)} figures did not change</summary>\n\n{_markdown_table(same)}\n\n</details>"
@@ -99,19 +100,13 @@ def markdown(found: Check, *, accept_improvements: bool = False) -> str:
 
 def markdown_error(error: BenchError) -> str:
     """Return the summary of a check that could not be made."""
-    return f"### bench check\n\n{_escaped(str(error))}\n"
+    return f"### bench check\n\n{escape_line(str(error))}\n"
 
 
 def _markdown_table(findings: Sequence[Finding]) -> str:
-    lines = [HEADINGS, ("---", "---", *["---:"] * 5, "---"), *(map(_escaped, cells(finding)) for finding in findings)]
+    rows = ([escape(printable(cell)) for cell in cells(finding)] for finding in findings)
+    lines = [HEADINGS, ("---", "---", *["---:"] * 5, "---"), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _escaped(text: str) -> str:
-    """Return `text` so that markdown shows it as it is, on one line."""
-    text = "".join(letter if letter.isprintable() else " " for letter in text)
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", text)
 
 
 # --- JUnit -----------------------------------------------------------------------------------------------------------

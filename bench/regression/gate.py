@@ -32,9 +32,9 @@ import numpy as np
 from bench.errors import NotComparable, NothingMeasured
 from bench.outcome import Verdicts
 from bench.regression.baseline import CHECKPOINTS, Checkpoint, Row, Seed, Snapshot
-from bench.regression.evidence import holm, least_spread, students_t
+from bench.regression.evidence import least_spread, students_t
 from bench.reporting.comparison import differing_settings
-from bench.reporting.statistics import mcnemar
+from bench.reporting.statistics import holm, mcnemar
 
 LEVEL = 0.01
 """Share of checks of unchanged code that may raise an alarm; also the level at which a figure counts as changed."""
@@ -388,7 +388,7 @@ def _judged(findings: Sequence[Finding], tolerance: float) -> list[Finding]:
     """Return the findings with adjusted p-values and the verdicts that follow from them."""
     tested = [index for index, finding in enumerate(findings) if finding.p is not None]
     judged = list(findings)
-    for index, p in zip(tested, holm([findings[index].p or 0.0 for index in tested]), strict=True):
+    for index, p in zip(tested, holm(np.array([findings[index].p or 0.0 for index in tested])).tolist(), strict=True):
         finding = replace(findings[index], adjusted=p)
         if p <= LEVEL and abs(finding.change) > tolerance:
             finding = replace(finding, verdict="regression" if finding.change < 0 else "improvement")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from bench.records import canonical_json
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.published import ATTACKS, Beside, Published, Side
-from bench.reporting.rows import Row, Selection
+from bench.reporting.rows import Row, Selection, row_key
 
 
 def beside(
@@ -33,16 +32,12 @@ def _of_board(board: Leaderboard, other: Leaderboard | None, published: Sequence
     for row in board.rows:
         for line in published:
             if line.dataset == board.dataset.name and _plain(line.method) in _names(row):
-                rows = {selection: found.get(_key(row)) for selection, found in by_selection.items()}
+                rows = {selection: found.get(row_key(row)) for selection, found in by_selection.items()}
                 yield from _compare(board, row, rows, line)
 
 
 def _rows(board: Leaderboard) -> dict[str, Row]:
-    return {_key(row): row for row in board.rows}
-
-
-def _key(row: Row) -> str:
-    return canonical_json([row.method, row.version, row.params])
+    return {row_key(row): row for row in board.rows}
 
 
 def _plain(name: str) -> str:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
 
 from bench.errors import BenchError, NotComparable, NothingMeasured, did_you_mean
-from bench.outcome import Verdicts, unpack
 from bench.records import canonical_json
-from bench.reporting.rows import Measured, Selection, collapsed, differences, distinct, measured
-from bench.reporting.statistics import CONFIDENCE, MOST_FREEDOM, NO_ERROR, Covers, Difference, compare, samples
-from bench.store.schema import OutcomeRow, RunRow
+from bench.reporting.rows import (
+    Measured,
+    Selection,
+    collapsed,
+    differences,
+    distinct,
+    measured,
+    ranking,
+    row_key,
+    variants,
+    verdicts,
+)
+from bench.reporting.statistics import Difference, compare, compare_gaps
+from bench.store.schema import RunRow
 from bench.store.store import Store
-
-Falls: TypeAlias = np.ndarray[Any, np.dtype[np.int8]]
-"""-1, 0 or 1, [n, m]: for each seed and image, right at best minus right at last."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,7 @@ def _common_protocol(a: Found, b: Found) -> str:
 
 def _one_row(word: str, runs: Sequence[RunRow], all_runs: Sequence[RunRow]) -> list[RunRow]:
     """Return the runs of the one row of a leaderboard that `runs` belong to; a run that was named alone stays alone."""
-    rows = {_row_key(run): run for run in runs}
+    rows = {row_key(run): run for run in runs}
     if len(rows) > 1:
         labels = ", ".join(
             f"{run.label} ({text})"
@@ -178,11 +183,7 @@ def _one_row(word: str, runs: Sequence[RunRow], all_runs: Sequence[RunRow]) -> l
         return list(runs)
     (key,) = rows
     protocol = runs[0].protocol_fingerprint
-    return [run for run in all_runs if run.protocol_fingerprint == protocol and _row_key(run) == key]
-
-
-def _row_key(run: RunRow) -> str:
-    return canonical_json([run.method, run.version, run.params])
+    return [run for run in all_runs if run.protocol_fingerprint == protocol and row_key(run) == key]
 
 
 def _side(
@@ -190,8 +191,7 @@ def _side(
 ) -> tuple[Side, list[Measured]]:
     """Return a side and what was measured of it, by seed; a single run counts even if it collapsed."""
     first = runs[0]
-    ranked = [final["name"] for final in finals]
-    ranked_by = ranked.index("autoattack") if "autoattack" in ranked else len(ranked) - 1
+    ranked_by = ranking(finals)
     done = sorted(
         (found for run in runs if (found := measured(run, finals, selection))), key=lambda found: found.run.seed
     )
@@ -220,67 +220,30 @@ def _figures(title: str, attack: int, a: Sequence[Measured], b: Sequence[Measure
         numbers = ", ".join(f"{count:,}" for count in sorted(counts))
         raise NotComparable(f"not comparable: under {title} they were judged on different numbers of images: {numbers}")
     (images,) = counts
-    best_a, best_b = (_verdicts([found.best[attack] for found in side]) for side in (a, b))
-    last_a, last_b = (_verdicts([found.last[attack] for found in side]) for side in (a, b))
-    drawn = samples([best_a, best_b, last_a, last_b])
+    best_a, best_b = (verdicts([found.best[attack] for found in side]) for side in (a, b))
+    last_a, last_b = (verdicts([found.last[attack] for found in side]) for side in (a, b))
     figures = []
-    for checkpoint, one, other in (("best", drawn[0], drawn[1]), ("last", drawn[2], drawn[3])):
-        majority_a, majority_b = (sample.verdicts.mean(0) > 0.5 for sample in (one, other))
+    for checkpoint, one, other in (("best", best_a, best_b), ("last", last_a, last_b)):
+        majority_a, majority_b = (side.mean(0) > 0.5 for side in (one, other))
         figures.append(
             Figure(
                 title,
                 checkpoint,
                 images,
-                float(one.verdicts.mean()),
-                float(other.verdicts.mean()),
+                float(one.mean()),
+                float(other.mean()),
                 compare(one, other),
                 tuple(np.flatnonzero(majority_a & ~majority_b).tolist()),
                 tuple(np.flatnonzero(majority_b & ~majority_a).tolist()),
             )
         )
     falls = best_a.astype(np.int8) - last_a.astype(np.int8), best_b.astype(np.int8) - last_b.astype(np.int8)
-    return [*figures, Figure(title, "gap", images, float(falls[0].mean()), float(falls[1].mean()), _of_gaps(*falls))]
+    gap_a, gap_b = (float(fall.mean()) for fall in falls)
+    return [*figures, Figure(title, "gap", images, gap_a, gap_b, compare_gaps(*falls))]
 
 
-def _verdicts(outcomes: Sequence[OutcomeRow]) -> Verdicts:
-    return np.stack([unpack(outcome.correct, outcome.count) for outcome in outcomes])
-
-
-def _of_gaps(a: Falls, b: Falls) -> Difference:
-    """Return the difference of two gaps, a - b, by Student's t over images and seeds.
-
-    As `statistics.pairwise`, for values of -1, 0 and 1: its variance S + S' + D / m, without taking out what both parts
-    count, so that it errs towards not telling apart. With one seed each it is D / m with the normal distribution, and
-    covers images only.
-    """
-    mean, images = float(a.mean() - b.mean()), a.shape[1]
-    over_images = float((a.mean(0) - b.mean(0)).var(ddof=1)) / images if images > 1 else 0.0
-    spread = [float(side.mean(1).var(ddof=1)) if len(side) > 1 else None for side in (a, b)]
-    of_a, of_b = ((own if own is not None else other or 0.0) for own, other in (spread, spread[::-1]))
-    of_a, of_b, degrees = of_a / len(a), of_b / len(b), (len(a) - 1, len(b) - 1)
-    uncertain = of_a**2 / max(degrees[0], 1) + of_b**2 / max(degrees[1], 1)
-    if 0 in degrees:  # both parts rest on one estimate
-        uncertain = (of_a + of_b) ** 2 / max(*degrees, 1)
-    variance = of_a + of_b + over_images
-    covers: Covers = "images" if degrees == (0, 0) else "images and seeds"
-    error = math.sqrt(variance)
-    if error < NO_ERROR:
-        return Difference(mean, (mean, mean), float(abs(mean) < NO_ERROR), covers)
-    freedom = min(variance**2 / uncertain, MOST_FREEDOM) if uncertain > 0 else MOST_FREEDOM
-    reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
-    return Difference(mean, (mean - reach, mean + reach), 2 * float(stdtr(freedom, -abs(mean) / error)), covers)
-
-
-def _variants(titles: Sequence[str], done: Iterable[Measured]) -> tuple[str, ...]:
+def _variants(titles: Sequence[str], done: Sequence[Measured]) -> tuple[str, ...]:
     """Return, for each attack that was not the same in all runs, in what."""
-    done = list(done)
-    found = []
-    for index, title in enumerate(titles):
-        identities = {
-            canonical_json(outcome.identity): outcome.identity
-            for one in done
-            for outcome in (one.best[index], one.last[index])
-        }
-        if len(identities) > 1:
-            found.append(f"{title}: {'; '.join(sorted(differences(list(identities.values()))))}")
-    return tuple(found)
+    return tuple(
+        f"{title}: {'; '.join(found)}" for index, title in enumerate(titles) if (found := variants(done, index))
+    )

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from bench.errors import BenchError
-from bench.records import canonical_json
 from bench.reporting import rows
 from bench.reporting.leaderboard import Leaderboard
-from bench.reporting.rows import Measured, Row, device_of, measured
+from bench.reporting.rows import Measured, Row, device_of, measured, row_key
 from bench.reporting.statistics import Estimate
 from bench.store.store import Epoch, Store
 
@@ -200,21 +199,15 @@ def figures(store: Store, board: Leaderboard) -> Figures:
 def _seeds(store: Store, board: Leaderboard, shown: Sequence[Row]) -> list[list[Measured]]:
     """Return the averaged runs of each row, in the order of its seeds."""
     finals = board.protocol["evaluation"]["final"]
-    wanted = {_key(row.method, row.version, row.params, seed) for row in shown for seed in row.seeds}
+    wanted = {(row_key(row), seed) for row in shown for seed in row.seeds}
     runs = {
         key: found
         for run in store.runs(protocol=board.fingerprint, bits=True)
-        if (key := _key(run.method, run.version, run.params, run.seed)) in wanted
-        and (found := measured(run, finals, board.selection))
+        if (key := (row_key(run), run.seed)) in wanted and (found := measured(run, finals, board.selection))
     }
     if wanted - set(runs):
         raise BenchError("the store has changed since the leaderboard was made; make it again")
-    return [[runs[_key(row.method, row.version, row.params, seed)] for seed in row.seeds] for row in shown]
-
-
-def _key(method: str, version: int, params: Mapping[str, Any], seed: int) -> str:
-    """Return what tells the runs of one protocol apart."""
-    return canonical_json([method, version, params, seed])
+    return [[runs[(row_key(row), seed)] for seed in row.seeds] for row in shown]
 
 
 # --- curves ----------------------------------------------------------------------------------------------------------

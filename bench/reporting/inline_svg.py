@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
+from bench.errors import printable
+
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 
 TOLERANCE = 0.15
@@ -65,7 +67,7 @@ def inline(
 def _first(parent: ET.Element, name: str, text: str) -> ET.Element:
     element = ET.Element(SVG + name)
     # Tools that read the page as XML refuse control characters, whatever the label.
-    element.text = "".join(letter if letter.isprintable() else " " for letter in text)
+    element.text = printable(text)
     parent.insert(0, element)
     return element
 

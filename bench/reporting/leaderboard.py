@@ -13,9 +13,19 @@ from typing import Any
 
 from bench.errors import BenchError, NothingMeasured, did_you_mean
 from bench.protocol import DatasetSettings
-from bench.records import canonical_json
 from bench.reporting.published import Beside
-from bench.reporting.rows import BEST, Measured, Row, Selection, device_of, differences, distinct, measured, rows_of
+from bench.reporting.rows import (
+    BEST,
+    Measured,
+    Row,
+    Selection,
+    device_of,
+    distinct,
+    measured,
+    ranking,
+    rows_of,
+    variants,
+)
 from bench.store.schema import RunRow
 from bench.store.store import Store
 
@@ -132,8 +142,7 @@ def _board(runs: Sequence[RunRow], selection: Selection) -> Leaderboard | None:
     """Return the leaderboard of one protocol's runs; None if none was measured, nor diverged."""
     protocol = runs[0].protocol
     finals = protocol.content["evaluation"]["final"]
-    names = [final["name"] for final in finals]
-    ranked_by = names.index("autoattack") if "autoattack" in names else len(names) - 1
+    ranked_by = ranking(finals)
     done = [found for run in runs if (found := measured(run, finals, selection))]
     if not done and all(run.status != "diverged" for run in runs):
         return None
@@ -165,17 +174,12 @@ def _attacks(finals: Sequence[dict[str, Any]], done: Sequence[Measured]) -> tupl
     images = [done[0].best[index].count if done else 0 for index in range(len(finals))]
     attacks = []
     for index, (title, final) in enumerate(zip(distinct(titles, finals), finals, strict=True)):
-        identities = {
-            canonical_json(outcome.identity): outcome.identity
-            for found in done
-            for outcome in (found.best[index], found.last[index])
-        }
         attacks.append(
             Attack(
                 title=title,
                 images=images[index],
                 balanced_subset=final.get("images") is not None and images[index] < max(images),
-                variants=tuple(sorted(differences(list(identities.values())))) if len(identities) > 1 else (),
+                variants=tuple(variants(done, index)),
             )
         )
     return tuple(attacks)

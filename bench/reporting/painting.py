@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from bench.errors import printable
 from bench.reporting.figures import Agreement, Costs, Curve, Figures, Line, Mark, Value
 from bench.reporting.inline_svg import Tag
 
@@ -43,7 +44,7 @@ class Drawing:
 
 def _short(label: str, width: int = 34) -> str:
     """Return a label on one line, cut if need be."""
-    text = "".join(letter if letter.isprintable() else " " for letter in label)
+    text = printable(label)
     return (text if len(text) <= width else text[: width - 1] + "…") or " "
 
 

@@ -21,7 +21,6 @@ from bench.reporting.statistics import (
     paired_interval,
     pairwise,
     rank_intervals,
-    samples,
     wilson_interval,
 )
 from bench.store.schema import OutcomeRow, RunRow
@@ -133,6 +132,32 @@ def _outcome(run: RunRow, checkpoint: str, final: dict[str, Any]) -> OutcomeRow 
     return None
 
 
+def row_key(of: Row | RunRow) -> str:
+    """Return what makes runs those of one row of a leaderboard: method, version and parameters; the label does not."""
+    return canonical_json([of.method, of.version, of.params])
+
+
+def ranking(finals: Sequence[Mapping[str, Any]]) -> int:
+    """Return which of a protocol's final attacks ranks: AutoAttack, or if it has none, the last."""
+    names = [final["name"] for final in finals]
+    return names.index("autoattack") if "autoattack" in names else len(names) - 1
+
+
+def verdicts(outcomes: Sequence[OutcomeRow]) -> Verdicts:
+    """Return the verdicts of several seeds on the same images: bool, [n, m]."""
+    return np.stack([unpack(outcome.correct, outcome.count) for outcome in outcomes])
+
+
+def variants(done: Sequence[Measured], attack: int) -> list[str]:
+    """Return the settings of an attack in which runs differ, for each way it was run; none if all ran it alike."""
+    identities = {
+        canonical_json(outcome.identity): outcome.identity
+        for found in done
+        for outcome in (found.best[attack], found.last[attack])
+    }
+    return sorted(differences(list(identities.values()))) if len(identities) > 1 else []
+
+
 def rows_of(
     runs: Sequence[RunRow], done: Mapping[str, Measured], ranked_by: int, selection: Selection
 ) -> tuple[Row, ...]:
@@ -142,7 +167,7 @@ def rows_of(
     """
     groups: defaultdict[str, list[RunRow]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.seed):
-        groups[canonical_json([run.method, run.version, run.params])].append(run)
+        groups[row_key(run)].append(run)
     members = list(groups.values())
     labels = distinct(
         [Counter(run.label for run in group).most_common(1)[0][0] for group in members],
@@ -152,8 +177,8 @@ def rows_of(
     for label, group in zip(labels, members, strict=True):
         found = [done[run.fingerprint] for run in group if run.fingerprint in done]
         kept = [seed for seed in found if not collapsed(seed.best[ranked_by], seed.run)]
-        verdicts = np.stack([_verdicts(seed.best[ranked_by]) for seed in kept]) if kept else None
-        rows.append((_row(label, group, found, kept, ranked_by, selection), verdicts))
+        right = verdicts([seed.best[ranked_by] for seed in kept]) if kept else None
+        rows.append((_row(label, group, found, kept, ranked_by, selection), right))
     return _ranked(rows, ranked_by)
 
 
@@ -203,10 +228,6 @@ def collapsed(outcome: OutcomeRow, run: RunRow) -> bool:
     return outcome.accuracy <= limit
 
 
-def _verdicts(outcome: OutcomeRow) -> Verdicts:
-    return unpack(outcome.correct, outcome.count)
-
-
 def _figures(seeds: Sequence[Measured], attack: int) -> Figures:
     best, last = [seed.best[attack] for seed in seeds], [seed.last[attack] for seed in seeds]
     gaps = [before.accuracy - after.accuracy for before, after in zip(best, last, strict=True)]
@@ -214,7 +235,7 @@ def _figures(seeds: Sequence[Measured], attack: int) -> Figures:
     if len(seeds) == 1:
         (before,), (after,) = best, last
         over_images = [wilson_interval(outcome.right, outcome.count) for outcome in (before, after)]
-        over_images.append(paired_interval(_verdicts(before), _verdicts(after)))
+        over_images.append(paired_interval(*verdicts([before, after])))
     values = [outcome.accuracy for outcome in best], [outcome.accuracy for outcome in last], gaps
     return Figures(*map(estimate, values, over_images))
 
@@ -285,7 +306,7 @@ def _ranked(rows: Sequence[tuple[Row, Verdicts | None]], ranked_by: int) -> tupl
         ((row, verdicts) for row, verdicts in rows if verdicts is not None),
         key=lambda pair: (-pair[0].figures[ranked_by].best.mean, pair[0].label),
     )
-    pairs = pairwise(samples([verdicts for _, verdicts in standing]))
+    pairs = pairwise([right for _, right in standing])
     ranked: list[Row] = []
     leader = 0
     for place, ((row, _), (first, last)) in enumerate(zip(standing, rank_intervals(pairs), strict=True)):

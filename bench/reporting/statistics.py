@@ -34,6 +34,9 @@ Covers = Literal["seeds", "images", "images and seeds"]
 
 Interval = tuple[float, float]
 
+Falls: TypeAlias = np.ndarray[Any, np.dtype[np.int8]]
+"""-1, 0 or 1, [n, m]: for each seed and image, right at best minus right at last."""
+
 
 # --- one figure ------------------------------------------------------------------------------------------------------
 
@@ -126,13 +129,6 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One row: its seeds' verdicts on the test images; bool, [n, m]."""
-
-    verdicts: Verdicts
-
-
-@dataclass(frozen=True)
 class Pairs:
     """Every row compared with every other: [k, k] each, of the first index minus the second.
 
@@ -146,32 +142,43 @@ class Pairs:
     p: Floats
 
 
-def samples(rows: Sequence[Verdicts]) -> list[Sample]:
-    """Return rows that can be compared with each other.
-
-    Args:
-        rows: bool, [n, m] each; n seeds may differ between rows, the m images are the same.
-
-    Raises:
-        ValueError: the rows were not judged on equally many images.
-    """
-    if len({row.shape[1] for row in rows}) > 1:
-        raise ValueError("rows that were judged on different images cannot be compared")
-    return [Sample(row) for row in rows]
-
-
-def compare(a: Sample, b: Sample) -> Difference:
-    """Return the difference a - b of two rows' mean accuracies and how sure it is.
+def compare(a: Verdicts, b: Verdicts) -> Difference:
+    """Return the difference a - b of two rows' mean accuracies and how sure it is; bool, [n, m] each.
 
     With one seed each, McNemar's exact test and the paired interval: both cover images only, and say nothing about
     what another seed would give. Otherwise Student's t over images and seeds; see `pairwise`.
     """
     pairs = pairwise([a, b])
     mean, p = float(pairs.mean[0, 1]), float(pairs.p[0, 1])
-    if len(a.verdicts) == len(b.verdicts) == 1:
-        return Difference(mean, paired_interval(a.verdicts[0], b.verdicts[0]), p, "images")
+    if len(a) == len(b) == 1:
+        return Difference(mean, paired_interval(a[0], b[0]), p, "images")
     reach = float(stdtrit(pairs.freedom[0, 1], (1 + CONFIDENCE) / 2)) * float(pairs.error[0, 1])
     return Difference(mean, (mean - reach, mean + reach), p, "images and seeds")
+
+
+def compare_gaps(a: Falls, b: Falls) -> Difference:
+    """Return the difference of two gaps, a - b, by Student's t over images and seeds.
+
+    As `pairwise`, for values of -1, 0 and 1: its variance S + S' + D / m, without taking out what both parts
+    count, so that it errs towards not telling apart. With one seed each it is D / m with the normal distribution, and
+    covers images only.
+    """
+    mean, images = float(a.mean() - b.mean()), a.shape[1]
+    over_images = float((a.mean(0) - b.mean(0)).var(ddof=1)) / images if images > 1 else 0.0
+    spread = [float(side.mean(1).var(ddof=1)) if len(side) > 1 else None for side in (a, b)]
+    of_a, of_b = ((own if own is not None else other or 0.0) for own, other in (spread, spread[::-1]))
+    of_a, of_b, degrees = of_a / len(a), of_b / len(b), (len(a) - 1, len(b) - 1)
+    uncertain = of_a**2 / max(degrees[0], 1) + of_b**2 / max(degrees[1], 1)
+    if 0 in degrees:  # both parts rest on one estimate
+        uncertain = (of_a + of_b) ** 2 / max(*degrees, 1)
+    variance = of_a + of_b + over_images
+    covers: Covers = "images" if degrees == (0, 0) else "images and seeds"
+    error = math.sqrt(variance)
+    if error < NO_ERROR:
+        return Difference(mean, (mean, mean), float(abs(mean) < NO_ERROR), covers)
+    freedom = min(variance**2 / uncertain, MOST_FREEDOM) if uncertain > 0 else MOST_FREEDOM
+    reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+    return Difference(mean, (mean - reach, mean + reach), 2 * float(stdtr(freedom, -abs(mean) / error)), covers)
 
 
 def mcnemar(a: Verdicts, b: Verdicts) -> float:
@@ -188,8 +195,8 @@ def _mcnemar(only_a: Floats, only_b: Floats) -> Floats:
     return p
 
 
-def pairwise(rows: Sequence[Sample]) -> Pairs:
-    """Compare every row with every other one; rows are from one call of `samples`.
+def pairwise(rows: Sequence[Verdicts]) -> Pairs:
+    """Compare every row with every other one: bool, [n, m] each; n may differ between rows, the m images are the same.
 
     Two rows with one seed each: McNemar's exact test. Otherwise images and seeds are both taken as drawn at random:
     every image meets every seed, each seed belongs to one row. The difference d of two means over n and n' seeds and
@@ -209,13 +216,18 @@ def pairwise(rows: Sequence[Sample]) -> Pairs:
     variance); Gallas, One-shot estimate of MRMC variance, Academic Radiology 2006 (the same for readers and cases in
     the place of seeds and images); Satterthwaite, Biometrics Bulletin 1946, and Welch, Biometrika 1947 (degrees of
     freedom); McNemar, Psychometrika 1947. docs/statistics.md has measured rates of false positives.
+
+    Raises:
+        ValueError: the rows were not judged on equally many images.
     """
+    if len({row.shape[1] for row in rows}) > 1:
+        raise ValueError("rows that were judged on different images cannot be compared")
     if not rows:
         return Pairs(*(np.zeros((0, 0)) for _ in range(4)))
-    seeds = np.array([len(row.verdicts) for row in rows])
-    images = rows[0].verdicts.shape[1]
+    seeds = np.array([len(row) for row in rows])
+    images = rows[0].shape[1]
     exact = np.float32 if images * int(seeds.max()) ** 2 <= EXACT_FLOAT32 else np.float64
-    counts = np.stack([row.verdicts.sum(0, dtype=exact) for row in rows])  # seeds that are right about each image
+    counts = np.stack([row.sum(0, dtype=exact) for row in rows])  # seeds that are right about each image
     both = (counts @ counts.T).astype(np.float64)
     right = counts.sum(1, dtype=np.float64)
     a, b = np.triu_indices(len(rows), 1)  # every pair once
@@ -246,7 +258,7 @@ def pairwise(rows: Sequence[Sample]) -> Pairs:
     return Pairs(_square(mean, -mean), _square(error, error), _square(freedom, freedom), _square(p, p, diagonal=1.0))
 
 
-def _over_seeds(rows: Sequence[Sample], within: Floats) -> tuple[Floats, Floats]:
+def _over_seeds(rows: Sequence[Verdicts], within: Floats) -> tuple[Floats, Floats]:
     """Return, for each row, the variance over seeds of their accuracies, and MS / m of `pairwise`: [k] each.
 
     `within`: [k], the sum over images of the squared deviations of a row's verdicts from their mean over seeds. Rows
@@ -254,9 +266,9 @@ def _over_seeds(rows: Sequence[Sample], within: Floats) -> tuple[Floats, Floats]
     """
     spread, peculiar = np.zeros(len(rows)), np.zeros(len(rows))
     for index, row in enumerate(rows):
-        seeds, images = row.verdicts.shape
+        seeds, images = row.shape
         if seeds > 1:
-            spread[index] = row.verdicts.mean(1).var(ddof=1)
+            spread[index] = row.mean(1).var(ddof=1)
             rest = within[index] - images * (seeds - 1) * spread[index]
             peculiar[index] = max(0.0, rest) / ((seeds - 1) * max(images - 1, 1)) / images
     return spread, peculiar
@@ -269,6 +281,20 @@ def _square(above: Floats, below: Floats, diagonal: float = 0.0) -> Floats:
     first, second = np.triu_indices(rows, 1)
     square[first, second], square[second, first] = above, below
     return square
+
+
+def holm(p: Floats) -> Floats:
+    """Return p-values adjusted so that the chance of any false rejection among the last axis stays below the level.
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on, and none is smaller than one before it. Holds
+    however the tests depend on each other. Source: Holm, A simple sequentially rejective multiple test procedure,
+    Scandinavian Journal of Statistics 1979.
+    """
+    order = np.argsort(p, axis=-1, kind="stable")
+    stepped = np.minimum(1.0, np.take_along_axis(p, order, -1) * np.arange(p.shape[-1], 0, -1))
+    adjusted = np.empty_like(stepped)
+    np.put_along_axis(adjusted, order, np.maximum.accumulate(stepped, axis=-1), -1)
+    return adjusted
 
 
 # --- many rows -------------------------------------------------------------------------------------------------------
@@ -290,9 +316,6 @@ def rank_intervals(pairs: Pairs) -> list[tuple[int, int]]:
         return [(1, 1)] * rows
     others = ~np.eye(rows, dtype=bool)
     p, mean = pairs.p[others].reshape(rows, rows - 1), pairs.mean[others].reshape(rows, rows - 1)
-    order = np.argsort(p, axis=1, kind="stable")
-    limits = (1 - CONFIDENCE) / np.arange(rows - 1, 0, -1)
-    found = np.logical_and.accumulate(np.take_along_axis(p, order, 1) < limits, axis=1)
-    sorted_mean = np.take_along_axis(mean, order, 1)
-    better, worse = (found & (sorted_mean < 0)).sum(1), (found & (sorted_mean > 0)).sum(1)
+    found = holm(p) < 1 - CONFIDENCE
+    better, worse = (found & (mean < 0)).sum(1), (found & (mean > 0)).sum(1)
     return [(1 + int(above), rows - int(below)) for above, below in zip(better, worse, strict=True)]

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from bench.errors import printable
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.published import Beside
 from bench.reporting.rows import NEAR_ZERO, Row, SeedFigures
@@ -48,10 +49,10 @@ def table(board: Leaderboard) -> Table:
     ranks, devices = Counter(row.rank for row in board.rows), _devices(board)
     rows = [_cells(row, board, devices, shared=ranks[row.rank] > 1) for row in board.rows]
     return Table(
-        _plain(board.title),
-        tuple(Column(_plain(column.group), column.title, column.numeric) for column in columns),
-        tuple(tuple(map(_plain, row)) for row in rows),
-        tuple(map(_plain, _notes(board))),
+        printable(board.title),
+        tuple(Column(printable(column.group), column.title, column.numeric) for column in columns),
+        tuple(tuple(map(printable, row)) for row in rows),
+        tuple(map(printable, _notes(board))),
     )
 
 
@@ -78,16 +79,11 @@ def published_table(board: Leaderboard) -> Table:
         "augmentation, held-out images, what last is) may still differ.",
     ]
     return Table(
-        _plain(f"Papers' figures beside ours: {board.title}"),
+        printable(f"Papers' figures beside ours: {board.title}"),
         tuple(columns),
-        tuple(tuple(map(_plain, _beside(line))) for line in lines),
+        tuple(tuple(map(printable, _beside(line))) for line in lines),
         tuple(notes if lines else ["No paper's figure is known for these methods on this dataset."]),
     )
-
-
-def _plain(text: str) -> str:
-    """Return `text` on one line and without control characters, which labels from elsewhere may hold."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 # --- cells -----------------------------------------------------------------------------------------------------------

@@ -28,10 +28,11 @@ AT_ONCE = 1000  # runs whose curves one query asks for; databases limit the para
 
 
 class Epoch(NamedTuple):
-    """One epoch of a run: the learning rate, and robust accuracies as shares; see `EpochRow`."""
+    """One epoch of a run: the learning rate, the loss, and robust accuracies as shares; see `EpochRow`."""
 
     epoch: int
     lr: float
+    train_loss: float
     train_robust: float
     validation_robust: float
     test_robust: float | None

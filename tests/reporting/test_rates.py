@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from bench.reporting.statistics import compare, pairwise, rank_intervals, samples
+from bench.reporting.statistics import compare, pairwise, rank_intervals
 
 PAGE = Path(__file__).parents[2] / "docs" / "statistics.md"
 TRIALS = 2000
@@ -35,7 +35,7 @@ def rate(seeds, images, noise, difference=0.0, trials=TRIALS):
     random = np.random.default_rng(0)
     found = 0
     for _ in range(trials):
-        pair = samples(simulate(random, images, seeds, (0.5 + difference, 0.5), noise))
+        pair = simulate(random, images, seeds, (0.5 + difference, 0.5), noise)
         found += compare(*pair).significant
     return 100 * found / trials
 
@@ -81,7 +81,7 @@ def test_rank_intervals_hold_the_true_ranks():
     random, accuracies = np.random.default_rng(0), (0.52, 0.52, 0.50, 0.50, 0.47, 0.47)
     held = np.zeros(6)
     for _ in range(400):
-        found = rank_intervals(pairwise(samples(simulate(random, 1000, (3,) * 6, accuracies, 0.003))))
+        found = rank_intervals(pairwise(simulate(random, 1000, (3,) * 6, accuracies, 0.003)))
         for row, (low, high) in enumerate(found):
             place = 2 * (row // 2) + 1
             held[row] += low <= place and high >= place + 1  # equal methods have both ranks

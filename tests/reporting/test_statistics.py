@@ -14,7 +14,6 @@ from bench.reporting.statistics import (
     paired_interval,
     pairwise,
     rank_intervals,
-    samples,
     standard_deviation,
     t_interval,
     wilson_interval,
@@ -87,7 +86,7 @@ def test_mcnemar_is_the_exact_binomial_test(only_a, only_b):
 
 
 def test_one_seed_each_is_mcnemar_and_covers_images():
-    first, second = samples([verdicts(9)[None], verdicts(2)[None]])
+    first, second = verdicts(9)[None], verdicts(2)[None]
     difference = compare(first, second)
     assert difference.mean == pytest.approx(0.7)
     assert difference.p == mcnemar(verdicts(9), verdicts(2)) == pytest.approx(2 / 2**7)
@@ -98,7 +97,7 @@ def test_one_seed_each_is_mcnemar_and_covers_images():
 
 def test_rows_on_different_images_are_not_compared():
     with pytest.raises(ValueError, match="different images"):
-        samples([verdicts(5)[None], verdicts(5, 11)[None]])
+        pairwise([verdicts(5)[None], verdicts(5, 11)[None]])
 
 
 def rows(random: np.random.Generator, shares: list[list[float]], images: int) -> list[np.ndarray]:
@@ -125,7 +124,7 @@ def test_the_variance_is_that_of_the_formula():
     over_images = (first.mean(0) - second.mean(0)).var(ddof=1) / images
     error = math.sqrt(of_a + of_b + over_images - rest_a / (3 * images) - rest_b / (2 * images))
     freedom = error**4 / (of_a**2 / 2 + of_b**2 / 1)
-    difference = compare(*samples([first, second]))
+    difference = compare(first, second)
     assert difference.mean == pytest.approx(first.mean() - second.mean())
     assert difference.interval == pytest.approx(stats.t.interval(0.95, freedom, difference.mean, error))
     assert difference.p == pytest.approx(2 * stats.t.sf(difference.mean / error, freedom))
@@ -142,7 +141,7 @@ def test_by_hand():
     less 4 * 1/32, 3/8, E = 1/8 / 8 = 1/64. Variance: 1/16 + 1/64 + 1/64 - 1/48 - 1/64 = 11/192.
     """
     a, b = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool), np.array([[1, 0, 0, 0], [0, 0, 0, 0]], bool)
-    pairs = pairwise(samples([a, b]))
+    pairs = pairwise([a, b])
     assert pairs.mean[0, 1] == -pairs.mean[1, 0] == 3 / 8
     assert pairs.error[0, 1] ** 2 == pytest.approx(11 / 192)
     assert pairs.freedom[0, 1] == pytest.approx((11 / 192) ** 2 / ((1 / 16) ** 2 + (1 / 64) ** 2))
@@ -157,7 +156,7 @@ def test_a_single_seed_borrows_the_spread_of_the_other_row():
     error = math.sqrt(seeds + over_images - rest / (3 * images) - rest / images)
     freedom = error**4 / (seeds**2 / 2)
     for first, second in ((several, single), (single, several)):
-        difference = compare(*samples([first, second]))
+        difference = compare(first, second)
         assert difference.mean == pytest.approx(first.mean() - second.mean())
         assert difference.interval == pytest.approx(stats.t.interval(0.95, freedom, difference.mean, error))
 
@@ -166,14 +165,14 @@ def test_seeds_that_agree_by_luck_do_not_make_a_difference_certain():
     """Equal accuracies of all seeds, on other images each: the variance over seeds is 0."""
     first, second = np.array([verdicts(52, 100), ~verdicts(48, 100)]), np.array([verdicts(50, 100), ~verdicts(50, 100)])
     over_images = (first.mean(0) - second.mean(0)).var(ddof=1) / 100
-    pairs = pairwise(samples([first, second]))
+    pairs = pairwise([first, second])
     assert pairs.error[0, 1] ** 2 == pytest.approx(FLOOR * over_images)
-    assert compare(*samples([first, second])).p > 0
+    assert compare(first, second).p > 0
 
 
 def test_all_pairs_are_those_of_two():
     random = np.random.default_rng(3)
-    found = samples(rows(random, [[0.5, 0.52], [0.4], [0.45, 0.47, 0.48], [0.42], [0.5, 0.5]], 300))
+    found = rows(random, [[0.5, 0.52], [0.4], [0.45, 0.47, 0.48], [0.42], [0.5, 0.5]], 300)
     pairs = pairwise(found)
     for i, first in enumerate(found):
         for j, second in enumerate(found):
@@ -181,7 +180,7 @@ def test_all_pairs_are_those_of_two():
                 difference = compare(first, second)
                 assert pairs.p[i, j] == pytest.approx(difference.p)
                 assert pairs.mean[i, j] == pytest.approx(difference.mean)
-    assert pairs.p[1, 3] == pytest.approx(mcnemar(found[1].verdicts[0], found[3].verdicts[0]))
+    assert pairs.p[1, 3] == pytest.approx(mcnemar(found[1][0], found[3][0]))
     assert pairs.p.diagonal().tolist() == [1.0] * 5
     assert pairwise([]).p.shape == (0, 0)
     assert pairwise(found[:1]).p.tolist() == [[1.0]]
@@ -197,20 +196,20 @@ def test_many_seeds_are_counted_exactly():
     (spread_a, rest_a), (spread_b, rest_b) = anova(first), anova(second)
     over_images = (first.mean(0) - second.mean(0)).var(ddof=1) / images
     variance = spread_a / 2999 + spread_b / 3 + over_images - rest_a / (2999 * images) - rest_b / (3 * images)
-    error = pairwise(samples([first, second])).error[0, 1]
+    error = pairwise([first, second]).error[0, 1]
     assert error**2 == pytest.approx(max(variance, FLOOR * over_images), rel=1e-10)
 
 
 def test_rows_without_any_chance_in_them():
     all_right, none_right = np.ones((2, 20), bool), np.zeros((3, 20), bool)
-    ones, zeros, same = samples([all_right, none_right, np.ones((3, 20), bool)])
+    ones, zeros, same = all_right, none_right, np.ones((3, 20), bool)
     assert (compare(ones, zeros).p, compare(ones, zeros).interval) == (0, (1, 1))
     assert compare(ones, same).p == 1
 
 
 def test_a_clear_difference_is_found_and_its_sign_kept():
     random = np.random.default_rng(0)
-    better, worse = samples(rows(random, [[0.56, 0.57, 0.55], [0.50, 0.51, 0.49]], 2000))
+    better, worse = rows(random, [[0.56, 0.57, 0.55], [0.50, 0.51, 0.49]], 2000)
     assert compare(better, worse).significant
     assert compare(better, worse).interval[0] > 0
     assert compare(worse, better).interval[1] < 0
@@ -225,7 +224,7 @@ def test_rank_intervals_by_hand():
 
     Of four rows each is in three comparisons; by Holm p must be below 5/3 %, then 5/2 %, then 5 %.
     """
-    found = rank_intervals(pairwise(samples([verdicts(right, 100)[None] for right in (80, 75, 73, 50)])))
+    found = rank_intervals(pairwise([verdicts(right, 100)[None] for right in (80, 75, 73, 50)]))
     # 80: 75 differs by 5 (6 %), 73 by 7 (1.6 %), 50 by 30. 75: 73 by 2, 80 by 5. 73: 80 by 7, 1.6 % is below 2.5 %.
     assert found == [(1, 2), (1, 3), (2, 3), (4, 4)]
 
@@ -233,18 +232,18 @@ def test_rank_intervals_by_hand():
 def test_what_one_comparison_shows_eases_the_next():
     """80 and 74 differ by 6 images, 3.1 %: not below 5/2 %, but each differs from 40, which leaves one comparison."""
     rows = [verdicts(right, 100)[None] for right in (80, 74, 40)]
-    assert rank_intervals(pairwise(samples(rows))) == [(1, 1), (2, 2), (3, 3)]
+    assert rank_intervals(pairwise(rows)) == [(1, 1), (2, 2), (3, 3)]
 
 
 def test_rank_intervals_allow_for_many_comparisons():
     """1.6 % is below 5/3 % but not below 5/4 %: one row more, and no two rows are told apart by 7 images."""
-    assert rank_intervals(pairwise(samples([verdicts(80, 100)[None], verdicts(73, 100)[None]]))) == [(1, 1), (2, 2)]
+    assert rank_intervals(pairwise([verdicts(80, 100)[None], verdicts(73, 100)[None]])) == [(1, 1), (2, 2)]
     rows = [verdicts(right, 100)[None] for right in (80, 79, 78, 77, 73)]
-    assert rank_intervals(pairwise(samples(rows))) == [(1, 5)] * 5
+    assert rank_intervals(pairwise(rows)) == [(1, 5)] * 5
 
 
 def test_rank_intervals_go_by_accuracy_not_by_place():
     rows = [verdicts(right, 100)[None] for right in (20, 90, 50)]
-    assert rank_intervals(pairwise(samples(rows))) == [(3, 3), (1, 1), (2, 2)]
-    assert rank_intervals(pairwise(samples(rows[:1]))) == [(1, 1)]
+    assert rank_intervals(pairwise(rows)) == [(3, 3), (1, 1), (2, 2)]
+    assert rank_intervals(pairwise(rows[:1])) == [(1, 1)]
     assert rank_intervals(pairwise([])) == []

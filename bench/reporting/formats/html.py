@@ -28,7 +28,7 @@ from bench.reporting.figures import Figures, figures
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.plots import NAMES, svg
 from bench.reporting.reproduction import Reproduction, reproduction
-from bench.reporting.rows import Row, device_of
+from bench.reporting.rows import Row, device_of, row_key
 from bench.reporting.table import Column, Table, table
 from bench.store.schema import RunRow
 from bench.store.store import Store
@@ -272,12 +272,8 @@ def _setting(value: Any, key: str = "") -> str:
 
 
 def _runs_of(store: Store, board: Leaderboard) -> list[RunRow]:
-    rows = {canonical_json([row.method, row.version, row.params]) for row in board.rows}
-    return [
-        run
-        for run in store.runs(protocol=board.fingerprint)
-        if canonical_json([run.method, run.version, run.params]) in rows
-    ]
+    rows = {row_key(row) for row in board.rows}
+    return [run for run in store.runs(protocol=board.fingerprint) if row_key(run) in rows]
 
 
 def _hardware(runs: Sequence[RunRow]) -> list[tuple[str, list[tuple[str, int]]]]:

@@ -26,7 +26,7 @@ def _render(shown: Table) -> str:
             f"### {escape(shown.title)}",
             "",
             *((*(f"| {' | '.join(line)} |" for line in lines), "") if shown.rows else ()),
-            *(f"- {_BLOCK.sub(_plain, escape(note))}" for note in shown.notes),
+            *(f"- {escape_line(note)}" for note in shown.notes),
         ]
     )
 
@@ -34,6 +34,11 @@ def _render(shown: Table) -> str:
 def escape(text: str) -> str:
     """Return one line of plain text as Markdown that shows it as it is, also inside a table."""
     return _ACTIVE.sub(r"\\\1", text.translate(_ENTITIES))
+
+
+def escape_line(text: str) -> str:
+    """Return one line of plain text as Markdown, also at the start of a line, where it might be a heading or a list."""
+    return _BLOCK.sub(_plain, escape(text))
 
 
 def _plain(start: re.Match[str]) -> str:
