@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from bench.cli.options import Json, Results, StoreURL, complete_suite, print_json
-from bench.cli.report import Selection
+from bench.cli.options import Json, Results, SelectedBy, Selection, StoreURL, complete_suite, print_json
 from bench.errors import printable
 
 if TYPE_CHECKING:
@@ -26,9 +25,7 @@ def compare(
         Optional[str],  # noqa: UP045
         typer.Option("--protocol", help="Only this protocol: the beginning of its fingerprint."),
     ] = None,
-    selection: Annotated[
-        Selection, typer.Option("--selection", help="Images that chose `best`; the test set is an oracle.")
-    ] = Selection.VALIDATION,
+    selection: SelectedBy = Selection.VALIDATION,
     images: Annotated[bool, typer.Option("--images", help="List the images on which they differ.")] = False,
     results: Results = Path("results"),
     store: StoreURL = None,

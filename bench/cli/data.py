@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,9 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.options import Data, Json, print_json
-
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+from bench.cli.options import Data, Json, interruptible, print_json
 
 app = typer.Typer(
     help="List, check, download and decode datasets.", no_args_is_help=True, rich_markup_mode=None
@@ -72,16 +69,8 @@ def prepare(name: Name, data: Data = None) -> None:
     """Download a dataset, or decode the files of one once, so that runs start at once; what is done stays done."""
     from bench.data import inventory
 
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever asks for an end, it is an interrupt
-    try:
-        with _progress("preparing") as tick:
-            done = inventory.bring(inventory.named(name), data, tick, _say)
-        print(done)
-    except KeyboardInterrupt:
-        _say("interrupted; nothing half is left")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with interruptible(lambda: "nothing half is left"), _progress("preparing") as tick:
+        print(inventory.bring(inventory.named(name), data, tick, _say))
 
 
 def _say(sentence: str) -> None:

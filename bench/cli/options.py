@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class Selection(StrEnum):
+    """Which images chose the best checkpoint."""
+
+    VALIDATION = "validation"
+    TEST = "test"
 
 
 def complete_suite(incomplete: str) -> list[str]:
@@ -17,6 +31,13 @@ def complete_suite(incomplete: str) -> list[str]:
 
 Suite = Annotated[
     str, typer.Argument(help="A suite file, or the name of a shipped one.", autocompletion=complete_suite)
+]
+OnlySuite = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Argument(help="Only this suite's protocol; default: every one.", autocompletion=complete_suite),
+]
+SelectedBy = Annotated[
+    Selection, typer.Option("--selection", help="Images that chose `best`; the test set is an oracle.")
 ]
 Results = Annotated[Path, typer.Option("--results", help="Folder of the run folders and the default store.")]
 StoreURL = Annotated[Optional[str], typer.Option("--store", help="SQLAlchemy URL of the store.")]  # noqa: UP045
@@ -38,6 +59,19 @@ def numbers(text: str | None) -> list[int]:
         if not word.isdecimal():
             raise typer.BadParameter(f"'{word}' is not a whole number")
     return [int(word) for word in found]
+
+
+@contextmanager
+def interruptible(saved: Callable[[], str]) -> Iterator[None]:
+    """Say on stderr what is `saved` when the block is interrupted, by Ctrl-C or SIGTERM, and exit with 130."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"bench: interrupted; {saved()}", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def print_json(value: object) -> None:

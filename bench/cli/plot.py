@@ -7,25 +7,29 @@ from typing import Annotated, Optional
 
 import typer
 
-from bench.cli.options import Json, Methods, Results, StoreURL, complete_suite, print_json, words
-from bench.cli.report import Selection
+from bench.cli.options import (
+    Json,
+    Methods,
+    OnlySuite,
+    Results,
+    SelectedBy,
+    Selection,
+    StoreURL,
+    print_json,
+    words,
+)
 from bench.errors import BenchError, NothingMeasured, did_you_mean
 
 
 def plot(
-    suite: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(help="Only this suite's protocol; default: every one.", autocompletion=complete_suite),
-    ] = None,
+    suite: OnlySuite = None,
     output: Annotated[Path, typer.Option("--output", help="Folder to write to; made if need be.")] = Path("figures"),
     format: Annotated[str, typer.Option("--format", help="png, svg, pdf; several with commas.")] = "png",
     figure: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--figure", help="curves, gap, cost, agreement; several with commas; default: all."),
     ] = None,
-    selection: Annotated[
-        Selection, typer.Option("--selection", help="Images that chose `best`; the test set is an oracle.")
-    ] = Selection.VALIDATION,
+    selection: SelectedBy = Selection.VALIDATION,
     methods: Methods = None,
     results: Results = Path("results"),
     store: StoreURL = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from bench.cli.options import Methods, Results, StoreURL, complete_suite, words
+from bench.cli.options import Methods, OnlySuite, Results, SelectedBy, Selection, StoreURL, words
 
 if TYPE_CHECKING:
     from bench.reporting.leaderboard import Leaderboard
@@ -28,26 +28,14 @@ class Format(StrEnum):
     HTML = "html"
 
 
-class Selection(StrEnum):
-    """Which images chose the best checkpoint."""
-
-    VALIDATION = "validation"
-    TEST = "test"
-
-
 def report(
-    suite: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(help="Only this suite's protocol; default: every one.", autocompletion=complete_suite),
-    ] = None,
+    suite: OnlySuite = None,
     format: Annotated[Format, typer.Option("--format", help="Where it is to be read.")] = Format.TERMINAL,
     output: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--output", "-o", help="Write to this file, whole or not at all; default: stdout."),
     ] = None,
-    selection: Annotated[
-        Selection, typer.Option("--selection", help="Images that chose `best`; the test set is an oracle.")
-    ] = Selection.VALIDATION,
+    selection: SelectedBy = Selection.VALIDATION,
     methods: Methods = None,
     sort: Annotated[
         Optional[str],  # noqa: UP045

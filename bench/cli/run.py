@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from bench.cli.options import Data, Json, Methods, Results, Seeds, StoreURL, Suite, numbers, print_json, words
-from bench.cli.report import Format, Selection, print_boards
+from bench.cli.options import (
+    Data,
+    Json,
+    Methods,
+    Results,
+    Seeds,
+    Selection,
+    StoreURL,
+    Suite,
+    interruptible,
+    numbers,
+    print_json,
+    words,
+)
+from bench.cli.report import Format, print_boards
 
 EXIT_SOME_FAILED = 3
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def run(
@@ -53,32 +64,21 @@ def run(
 
     from bench.cli.view import View
 
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever asks for an end, it is an interrupt
-    try:
-        with View(quiet=json) as view:
-            states = run_suite(
-                loaded,
-                results=results,
-                store=store,
-                data=data,
-                device=device,
-                jobs=jobs,
-                threads=threads,
-                methods=only,
-                seeds=only_seeds,
-                rerun=Rerun(rerun),
-                watch=view.update,
-            )
-            view.finish(states)
-    except KeyboardInterrupt:
-        command = shlex.join(["bench", *without_rerun(sys.argv[1:])])
-        print(
-            f"bench: interrupted; every finished epoch and attack is saved in {results}; continue with: {command}",
-            file=sys.stderr,
+    with interruptible(lambda: _saved(results)), View(quiet=json) as view:
+        states = run_suite(
+            loaded,
+            results=results,
+            store=store,
+            data=data,
+            device=device,
+            jobs=jobs,
+            threads=threads,
+            methods=only,
+            seeds=only_seeds,
+            rerun=Rerun(rerun),
+            watch=view.update,
         )
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        view.finish(states)
 
     if json:
         print_json(
@@ -98,6 +98,12 @@ def run(
         _leaderboard(loaded.suite.protocol.fingerprint, results, store)
     if any(state.status != "finished" for state in states):
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _saved(results: Path) -> str:
+    """Return what is kept after an interruption, and the command that goes on from there."""
+    command = shlex.join(["bench", *without_rerun(sys.argv[1:])])
+    return f"every finished epoch and attack is saved in {results}; continue with: {command}"
 
 
 def without_rerun(words: list[str]) -> list[str]:

@@ -39,7 +39,8 @@ class Rerun(StrEnum):
 class Planned:
     """One cell, its folder, how far it got, what is to be done about it, and how much work that is in all.
 
-    `work` is None where it cannot be told: the images must be counted and are not there, or the network cannot be.
+    `work` is None for a cell to skip, and where it cannot be told: the images must be counted and are not there, or the
+    network cannot be.
     """
 
     cell: Cell
@@ -59,11 +60,10 @@ def plan(
     Raises:
         BenchError: a final attack is not defined for the data, or a method refuses the network or its parameters.
     """
-    works: dict[Protocol, Work | None] = {}
     for protocol in {cell.protocol for cell in cells}:
-        works[protocol] = work_of(protocol, data)
         if any(isinstance(attack, AutoAttack) for attack in protocol.evaluation.final):
             check_classes(dataset_of(protocol.dataset).classes)
+    works: dict[Protocol, Work | None] = {}
     planned, built = [], set()
     for cell in cells:
         folder = RunFolder.of(cell, results)
@@ -71,9 +71,12 @@ def plan(
             status = folder.status()
         except DamagedFile:  # how it ended is not known any more
             status = "failed"
-        planned.append(Planned(cell, folder, status, _action(status, rerun), works[cell.protocol]))
+        action = _action(status, rerun)
+        if action != "skip" and cell.protocol not in works:
+            works[cell.protocol] = work_of(cell.protocol, data)
+        planned.append(Planned(cell, folder, status, action, None if action == "skip" else works[cell.protocol]))
         key = (cell.protocol.fingerprint, cell.method.name, fingerprint(cell.method.params))
-        if planned[-1].action != "skip" and key not in built:  # whatever the method refuses, it refuses before anything
+        if action != "skip" and key not in built:  # whatever the method refuses, it refuses before anything
             built.add(key)
             try:
                 build_without_data(cell, dataset_of(cell.protocol.dataset), torch.device("cpu"))
