@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
+from contextlib import suppress
 
 import torch
 
@@ -35,6 +38,25 @@ def check_precision(training: Training, device: torch.device) -> None:
     """Raise BenchError if the device cannot compute in the protocol's precision; never fall back to another one."""
     if training.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise BenchError(f"{torch.cuda.get_device_name(device)} has no bfloat16; set 'precision: fp32' in the suite")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that the device, or the machine, has no memory left."""
+    # torch has a type of its own for GPUs alone
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory that tensors leave, for the next ones.
+
+    The C library of Linux gives large blocks back to the system at once and gets them again as pages of zeros; a
+    training step on a CPU spends a tenth of its time on that (docs/performance.md). Does nothing elsewhere.
+    """
+    if sys.platform == "linux":
+        never_trim, never_map = (-1, 2**31 - 1), (-4, 0)  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+        with suppress(AttributeError, OSError):  # another C library than glibc
+            for option, value in (never_trim, never_map):
+                ctypes.CDLL(None).mallopt(option, value)
 
 
 def cores() -> int:

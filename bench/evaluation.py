@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.attacks.autoattack import Cascade, CascadeState
-from bench.attacks.pgd import cross_entropy, frozen, mode, pgd, random_start
+from bench.attacks.autoattack import PASSES, Cascade, CascadeState, Tick
+from bench.attacks.pgd import cross_entropy, frozen, margin, mode, pgd, random_start
 from bench.data.batches import to_float
 from bench.data.dataset import Images
 from bench.outcome import Outcome
-from bench.protocol import PGD, AutoAttack, Clean, FinalAttack, Threat
+from bench.protocol import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, Threat
 from bench.seeding import generator
 
 EVALUATION_BATCH = 500  # images at a time; evaluation keeps no activations for weights, so it can be large
@@ -23,21 +23,18 @@ EVALUATION_BATCH = 500  # images at a time; evaluation keeps no activations for 
 EVALUATION_SEED = 0
 """Of the attacks' own randomness: equal for all checkpoints and methods, so that outcomes are paired."""
 
-AUTOATTACK_PASSES = 10_600
-"""Forward passes' worth of work that standard AutoAttack spends on an image that stays robust: APGD-CE 200, APGD-T
-1,800, FAB-T up to 3,600, Square 5,000. An upper bound: images that fall cost less."""
 
-Tick = Callable[[int, int], None]
-"""Called with (done, of) as an attack goes on."""
+def _silent(done: int, of: int, robust: float | None = None) -> None:
+    """Be told how far an attack is, and say nothing."""
 
 
 def correct_under(
     model: nn.Module,
     images: Images,
-    attack: Clean | PGD,
+    attack: Clean | FGSM | PGD | CW,
     threat: Threat,
     random: torch.Generator,
-    tick: Tick = lambda _done, _of: None,
+    tick: Tick = _silent,
 ) -> Tensor:
     """Return, for each image, whether the network in eval mode stays right under `attack`: bool, [n], on the device.
 
@@ -47,11 +44,7 @@ def correct_under(
     with mode(model, train=False), frozen(model):
         batches = _batches(images)
         for number, (index, pixels) in enumerate(zip(batches, images.read(batches), strict=True), start=1):
-            x, labels = to_float(pixels), images.labels[index]
-            if isinstance(attack, PGD):
-                x = _pgd(model, x, labels, attack, threat, random)
-            with torch.no_grad():
-                correct.append(model(x).argmax(1) == labels)
+            correct.append(_stands(model, to_float(pixels), images.labels[index], attack, threat, random))
             tick(min(number * EVALUATION_BATCH, len(images)), len(images))
     return torch.cat(correct)
 
@@ -61,12 +54,39 @@ def _batches(images: Images) -> tuple[Tensor, ...]:
     return torch.split(torch.arange(len(images), device=images.labels.device), EVALUATION_BATCH)
 
 
-def _pgd(model: nn.Module, x: Tensor, labels: Tensor, attack: PGD, threat: Threat, random: torch.Generator) -> Tensor:
-    return pgd(
-        model, x, cross_entropy(labels),
-        threat=threat, steps=attack.steps, step_size=attack.step_size,
-        start=random_start(x, threat, random) if attack.random_start else None,
-    )  # fmt: skip
+def _stands(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    attack: Clean | FGSM | PGD | CW,
+    threat: Threat,
+    random: torch.Generator,
+) -> Tensor:
+    """Return which of a batch's images the network is right about under `attack`: bool, [n]."""
+    stands = torch.ones_like(labels, dtype=torch.bool)
+
+    def judge(logits: Tensor) -> None:
+        stands.logical_and_(logits.detach().argmax(1) == labels)
+
+    raised = margin(labels) if isinstance(attack, CW) else cross_entropy(labels)
+
+    def judged(logits: Tensor) -> Tensor:
+        judge(logits)
+        return raised(logits)
+
+    for _ in range(getattr(attack, "restarts", None) or 1):
+        x = images
+        if isinstance(attack, FGSM):
+            x = pgd(model, images, raised, threat=threat, steps=1, step_size=threat.eps)
+        elif not isinstance(attack, Clean):
+            x = pgd(
+                model, images, judged if attack.iterate == "worst" else raised,
+                threat=threat, steps=attack.steps, step_size=attack.step_size,
+                start=random_start(images, threat, random) if attack.random_start else None,
+            )  # fmt: skip
+        with torch.no_grad():
+            judge(model(x))
+    return stands
 
 
 def balanced_subset(labels: Tensor, count: int | None) -> Tensor:
@@ -93,8 +113,10 @@ def evaluated_images(attack: FinalAttack, test_images: int) -> int:
 def forward_passes(attack: FinalAttack) -> int:
     """Return the work of `attack` on one image, in forward passes; an input gradient counts as one more."""
     if isinstance(attack, AutoAttack):
-        return AUTOATTACK_PASSES
-    return 2 * attack.steps + 1 if isinstance(attack, PGD) else 1
+        return sum(PASSES[part] for part in attack.cascade)
+    if isinstance(attack, PGD | CW):
+        return (2 * attack.steps + 1) * (attack.restarts or 1)
+    return 3 if isinstance(attack, FGSM) else 1
 
 
 def attack_identity(attack: FinalAttack, threat: Threat) -> dict[str, Any]:
@@ -103,7 +125,7 @@ def attack_identity(attack: FinalAttack, threat: Threat) -> dict[str, Any]:
     if not isinstance(attack, Clean):
         identity |= {**threat.model_dump(mode="json"), "seed": EVALUATION_SEED}
     if isinstance(attack, AutoAttack):
-        identity |= Cascade.identity()
+        identity |= Cascade.identity(attack)
     return identity
 
 
@@ -125,30 +147,34 @@ def evaluate(
     attack: FinalAttack,
     threat: Threat,
     *,
-    tick: Tick = lambda _done, _of: None,
+    tick: Tick = _silent,
     state: CascadeState | None = None,
     commit: Callable[[CascadeState], None] = lambda _state: None,
 ) -> Outcome:
-    """Judge `model` under one of the final attacks, in fp32.
+    """Judge `model` under one of the final attacks, in fp32 unless the attack says otherwise.
 
     Args:
         images: the whole test set, on the model's device.
         state, commit: AutoAttack's place to continue from, and what to call with each new one.
+
+    Raises:
+        BenchError: AutoAttack is not defined for the network's number of classes, or labels lie outside them.
     """
-    started = time.monotonic()
+    started, identity = time.monotonic(), attack_identity(attack, threat)
     chosen = images.take(balanced_subset(images.labels, getattr(attack, "images", None)).to(images.labels.device))
     detail: dict[str, Any] = {}
     with exact_arithmetic():
         if isinstance(attack, AutoAttack):
-            cascade = Cascade(model, threat, attack.batch_size, EVALUATION_SEED)
+            cascade = Cascade(model, threat, attack, EVALUATION_SEED)
             with mode(model, train=False), frozen(model):
-                pixels = torch.cat(list(chosen.read(_batches(chosen))))
-                final = cascade.run(to_float(pixels), chosen.labels, state, commit, tick)
-            correct, detail = final.robust, {"accuracy_after": final.accuracy_after}
-            seconds = final.seconds
+                pixels = to_float(torch.cat(list(chosen.read(_batches(chosen)))))
+                final = cascade.run(pixels, chosen.labels, state, commit, tick)
+                detail = {"accuracy_after": final.accuracy_after, "doubts": cascade.doubts(pixels, final)}
+            correct, seconds = final.robust, final.seconds
+            if final.batch_size < attack.batch_size:  # there was no memory for more
+                identity["reduced_batch_size"] = final.batch_size
         else:
             random = generator(EVALUATION_SEED, "evaluation", device=images.labels.device)
             correct = correct_under(model, chosen, attack, threat, random, tick).cpu().numpy()
             seconds = time.monotonic() - started
-    identity = attack_identity(attack, threat)
     return Outcome(identity, attack.title, weights_sha256, correct, seconds, detail)

@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from bench import evaluation
 from bench.attacks.pgd import pgd, random_start
 from bench.data.batches import to_float
+from bench.data.dataset import ImageSet
 from bench.data.digits import digits, load
 from bench.evaluation import attack_identity, balanced_subset, correct_under, evaluate, forward_passes
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
-from bench.protocol import PGD, AutoAttack, Clean, Threat
+from bench.protocol import CW, FGSM, PGD, AutoAttack, Clean, Threat
 from bench.seeding import generator
 
 THREAT = Threat(norm="linf", eps=0.1)
@@ -108,3 +110,126 @@ def test_tf32_is_off_while_judging_and_as_before_afterwards():
         assert torch.backends.cudnn.allow_tf32
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+# --- other attacks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def part():
+    _, test = load()
+    return test.take(torch.arange(100))
+
+
+def verdicts(network, part, attack, threat=THREAT):
+    return correct_under(network, part, attack, threat, generator(0, "t"))
+
+
+@pytest.mark.parametrize("threat", [THREAT, Threat(norm="l2", eps=0.5)], ids=["linf", "l2"])
+def test_fgsm_is_one_step_to_the_edge(network, part, threat):
+    network.eval()
+    x = to_float(part.pixels).requires_grad_()
+    (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(network(x), part.labels, reduction="sum"), x)
+    if threat.norm == "linf":
+        step = threat.eps * gradient.sign()
+    else:
+        step = threat.eps * gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    expected = network((x + step).clamp(0, 1)).argmax(1) == part.labels
+    found = verdicts(network, part, FGSM(), threat)
+    assert torch.equal(found, expected)
+    assert found.sum() < verdicts(network, part, Clean(), threat).sum()
+
+
+def test_cw_raises_the_margin(network, part):
+    network.eval()
+    x = start = random_start(to_float(part.pixels), THREAT, generator(0, "t"))
+    for _ in range(3):
+        x = x.detach().requires_grad_()
+        logits = network(x)
+        others = logits.clone()
+        others[torch.arange(100), part.labels] = -1e9
+        (gradient,) = torch.autograd.grad((others.max(1)[0] - logits[torch.arange(100), part.labels]).sum(), x)
+        x = x + 0.05 * gradient.sign()
+        x = torch.min(torch.max(x, to_float(part.pixels) - THREAT.eps), to_float(part.pixels) + THREAT.eps).clamp(0, 1)
+    assert not torch.equal(x, start)
+    expected = network(x).argmax(1) == part.labels
+    assert torch.equal(verdicts(network, part, CW(steps=3, step_size=0.05)), expected)
+
+
+def test_every_restart_must_be_withstood(network, part):
+    once, often = (verdicts(network, part, PGD(steps=2, step_size=0.02, restarts=n)) for n in (None, 8))
+    assert not (often & ~once).any(), "the first start is the same"
+    assert often.sum() < once.sum()
+
+
+class Hill(torch.nn.Module):
+    """Two classes; the second wins where the image is between 0.26 and 0.54, on top of a hill."""
+
+    def forward(self, x):
+        height = 0.02 - (x.flatten(1).mean(1) - 0.4) ** 2
+        return torch.stack([torch.zeros_like(height), height], dim=1)
+
+
+def test_the_worst_iterate_is_not_the_last():
+    """From 0.2, steps of 0.3 go over the hill to 0.5 and back again."""
+    image = ImageSet(torch.full((1, 1, 1, 1), 51, dtype=torch.uint8), torch.tensor([0]))
+    found = {
+        (steps, iterate): bool(
+            verdicts(
+                Hill(), image, PGD(steps=steps, step_size=0.3, random_start=False, iterate=iterate),
+                Threat(norm="linf", eps=0.5),
+            )
+        )
+        for steps in (1, 2)
+        for iterate in (None, "worst")
+    }  # fmt: skip
+    assert found == {(1, None): False, (1, "worst"): False, (2, None): True, (2, "worst"): False}
+
+
+def test_titles_and_identities_tell_them_apart():
+    attacks = [
+        Clean(), FGSM(), PGD(), PGD(restarts=10), PGD(iterate="worst"), PGD(restarts=10, iterate="worst"), CW(),
+        AutoAttack(), AutoAttack(version="standard-bf16-confirmed"), AutoAttack(attacks=("apgd-ce", "apgd-t")),
+    ]  # fmt: skip
+    assert [attack.title for attack in attacks] == [
+        "Clean", "FGSM", "PGD-20", "PGD-20x10", "PGD-20 (worst)", "PGD-20x10 (worst)", "CW-20",
+        "AutoAttack", "AutoAttack (bf16-confirmed)", "AutoAttack (apgd-ce, apgd-t)",
+    ]  # fmt: skip
+    assert len({str(attack_identity(attack, THREAT)) for attack in attacks}) == len(attacks)
+    assert attack_identity(PGD(), THREAT).keys() == {
+        "name",
+        "steps",
+        "step_size",
+        "random_start",
+        "precision",
+        "norm",
+        "eps",
+        "seed",
+    }
+    assert attack_identity(attacks[-2], THREAT)["precision"] == "bf16, confirmed in fp32"
+    assert forward_passes(PGD(restarts=10)) == 410
+    assert forward_passes(FGSM()) == 3
+    assert forward_passes(AutoAttack(attacks=("apgd-ce",))) == 200
+
+
+def test_settings_that_mean_nothing_are_refused():
+    with pytest.raises(ValidationError, match="all 'restarts' are the same"):
+        PGD(random_start=False, restarts=3)
+    with pytest.raises(ValidationError, match="the same attack stands twice"):
+        AutoAttack(attacks=("square", "square"))
+
+
+def test_an_outcome_says_that_memory_was_short_and_what_is_in_doubt(network, monkeypatch):
+    _, test = load()
+    forward = type(network).forward
+
+    def short(self, x):
+        if len(x) > 5 and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, x)
+
+    monkeypatch.setattr(type(network), "forward", short)
+    outcome = evaluate(network, "abc", test, AutoAttack(images=10, attacks=("apgd-ce",)), THREAT)
+    assert 1 <= outcome.attack["reduced_batch_size"] <= 5
+    assert outcome.attack["batch_size"] == 250
+    assert outcome.detail["doubts"] == []

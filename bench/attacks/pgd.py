@@ -23,6 +23,16 @@ def cross_entropy(labels: Tensor) -> Objective:
     return lambda logits: F.cross_entropy(logits, labels, reduction="sum")
 
 
+def margin(labels: Tensor) -> Objective:
+    """Return the summed margin by which the largest wrong logit exceeds the right one (`labels`: int64, [n])."""
+
+    def objective(logits: Tensor) -> Tensor:
+        right = F.one_hot(labels, logits.shape[1]).bool()
+        return (logits.masked_fill(right, -torch.inf).amax(1) - logits[right]).sum()
+
+    return objective
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Within, no parameter of `model` needs a gradient, so a third of a convolution's work is saved."""

@@ -8,12 +8,13 @@ import torch
 from pyautoattack import AutoAttack
 from torch import nn
 
-from bench.attacks.autoattack import STANDARD, Cascade, CascadeState, check_classes
+from bench.attacks.autoattack import Cascade, CascadeState, check_classes
 from bench.data.batches import to_float
 from bench.data.digits import load
-from bench.errors import BenchError
+from bench.errors import BenchError, DamagedFile
 from bench.evaluation import balanced_subset
-from bench.protocol import Threat
+from bench.protocol import STANDARD, Threat
+from bench.protocol import AutoAttack as AutoAttackSettings
 from bench.seeding import generator
 
 IMAGES, BATCH = 24, 10  # three batches, the last one smaller
@@ -56,8 +57,9 @@ def trained():
     return train
 
 
-def run(model, images, labels, threat, state=None, commit=lambda _state: None):
-    return Cascade(model, threat, BATCH, seed=0).run(images, labels, state, commit, lambda _done, _of: None)
+def run(model, images, labels, threat, state=None, commit=lambda _state: None, **settings):
+    settings = AutoAttackSettings(batch_size=BATCH, **settings)
+    return Cascade(model, threat, settings, seed=0).run(images, labels, state, commit, lambda *_place: None)
 
 
 def plain(model, images, labels, threat, targets):
@@ -71,8 +73,13 @@ def plain(model, images, labels, threat, targets):
 
 @pytest.mark.parametrize(
     ("classes", "threat"),
-    [(10, Threat(norm="linf", eps=0.08)), (4, Threat(norm="linf", eps=0.1))],
-    ids=["10 classes", "4 classes"],
+    [
+        (10, Threat(norm="linf", eps=0.08)),
+        (10, Threat(norm="l2", eps=0.35)),
+        (9, Threat(norm="linf", eps=0.08)),
+        (4, Threat(norm="linf", eps=0.1)),
+    ],
+    ids=["10 classes", "L2", "9 classes", "4 classes"],
 )
 def test_verdicts_are_the_packages(trained, classes, threat):
     model, images, labels = trained(classes)
@@ -93,7 +100,7 @@ def test_every_place_can_be_continued(trained):
     threat, places = Threat(norm="linf", eps=0.08), []
     whole = run(model, images, labels, threat, commit=places.append)
     assert len(places) > len(STANDARD)
-    early, between = places[0], next(place for place in places if (place.attack, place.batch) == (1, 0))
+    early, between = places[0], next(place for place in places if (place.attack, place.done) == (1, 0))
     for place in (early, between, places[-2]):
         kept = CascadeState.from_record(place.to_record())
         rest = run(model, images, labels, threat, state=kept)
@@ -145,3 +152,198 @@ def test_too_few_classes_are_refused(trained):
 
     with pytest.raises(BenchError, match="not 3"):
         run(Three(), images, labels % 3, Threat(norm="linf", eps=0.1))
+
+
+# --- two precisions ---------------------------------------------------------------------------------------------------
+
+
+class OnceInBfloat16(nn.Module):
+    """A network that gives other answers under autocast."""
+
+    def __init__(self, model, answer):
+        super().__init__()
+        self.model, self.answer = model, answer
+
+    def forward(self, x):
+        logits = self.model(x)
+        return self.answer(logits) if torch.is_autocast_enabled("cpu") else logits
+
+
+def test_the_confirmed_version_differs_by_little(trained):
+    model, images, labels = trained(10)
+    threat = Threat(norm="linf", eps=0.08)
+    exact = run(model, images, labels, threat)
+    confirmed = run(model, images, labels, threat, version="standard-bf16-confirmed")
+    assert (exact.robust != confirmed.robust).sum() <= 1
+    assert not (confirmed.robust & ~exact.robust).all()
+
+
+@pytest.mark.parametrize("wrong", [lambda z: z.roll(1, 1), lambda z: -z], ids=["shifted", "reversed"])
+def test_no_image_falls_that_the_fp32_network_gets_right(trained, wrong):
+    """A search that is told of successes everywhere, none of them true, breaks nothing but by the second look."""
+    model, images, labels = trained(10)
+    threat = Threat(norm="linf", eps=1e-4)
+    liar = OnceInBfloat16(model, wrong)
+    right = run(liar, images[:6], labels[:6], threat, attacks=("apgd-ce", "fab-t"), version="standard-bf16-confirmed")
+    np.testing.assert_array_equal(right.robust, (model(images[:6]).argmax(1) == labels[:6]).numpy())
+
+
+def test_where_the_precisions_disagree_fp32_looks_again(trained):
+    model, images, labels = trained(10)
+    threat = Threat(norm="linf", eps=0.08)
+    liar = OnceInBfloat16(model, lambda logits: logits.roll(1, 1))
+    exact = run(model, images[:8], labels[:8], threat, attacks=("square",))
+    confirmed = run(liar, images[:8], labels[:8], threat, attacks=("square",), version="standard-bf16-confirmed")
+    assert exact.robust.sum() < 8
+    np.testing.assert_array_equal(confirmed.robust, exact.robust)
+
+
+# --- what counts as broken --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threat", [Threat(norm="linf", eps=0.1), Threat(norm="l2", eps=0.5)], ids=["linf", "l2"])
+@pytest.mark.parametrize("version", ["standard", "standard-bf16-confirmed"])
+def test_every_image_that_counts_is_in_the_ball_and_fools_alone(trained, threat, version, monkeypatch):
+    model, images, labels = trained(10)
+    counted = []
+    confirm = Cascade._confirmed
+
+    def watched(self, found, clean, its_labels):
+        sure = confirm(self, found, clean, its_labels)
+        counted.extend(zip(found[sure], clean[sure], its_labels[sure], strict=True))
+        return sure
+
+    monkeypatch.setattr(Cascade, "_confirmed", watched)
+    final = run(model, images, labels, threat, version=version)
+    broken = (model(images).argmax(1) == labels).sum() - final.robust.sum()
+    assert len(counted) == broken > 3
+    for found, clean, label in counted:
+        moved = (found.double() - clean.double()).flatten()
+        assert (moved.abs().max() if threat.norm == "linf" else moved.norm()) <= threat.eps + 1e-6
+        assert found.min() >= -1e-6
+        assert found.max() <= 1 + 1e-6
+        assert model(found[None]).argmax() != label
+
+
+def test_an_image_outside_breaks_nothing(trained):
+    model, images, _ = trained(10)
+    cascade = Cascade(model, Threat(norm="linf", eps=0.1), AutoAttackSettings(), 0)
+    clean, wrong = images[:3], (model(images[:3]).argmax(1) + 1) % 10
+    assert cascade._confirmed(clean, clean, wrong).all()
+    assert not cascade._confirmed((clean + 0.11).clamp(0, 1), clean, wrong).any()
+    assert not cascade._confirmed(clean - 0.05, clean, wrong).any(), "negative pixels"
+    assert not cascade._confirmed(clean, clean, model(clean).argmax(1)).any()
+
+
+def test_a_part_of_the_cascade(trained):
+    model, images, labels = trained(10)
+    final = run(model, images, labels, Threat(norm="linf", eps=0.08), attacks=("apgd-ce", "square"))
+    assert list(final.accuracy_after) == ["clean", "apgd-ce", "square"]
+
+
+# --- what can go wrong ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=["GPU", "CPU"],
+)
+def test_too_little_memory_halves_the_batch(trained, error):
+    model, images, labels = trained(10)
+
+    class Large(nn.Module):
+        """Cannot be attacked with more than four images at a time."""
+
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            if len(x) > 4 and torch.is_grad_enabled():
+                raise error
+            return self.model(x)
+
+    threat, places = Threat(norm="linf", eps=0.08), []
+    final = run(Large(), images, labels, threat, commit=places.append, attacks=("apgd-ce",))
+    assert final.batch_size == 2, "10, 5, 2"
+    assert {place.batch_size for place in places} == {5, 2}
+    whole = run(model, images, labels, threat, attacks=("apgd-ce",))
+    assert abs(int(final.robust.sum()) - int(whole.robust.sum())) <= 1
+
+
+def test_another_error_is_not_mistaken_for_memory(trained):
+    _, images, labels = trained(10)
+
+    class Broken(nn.Module):
+        def forward(self, x):
+            if torch.is_grad_enabled():
+                raise RuntimeError("shapes do not match")
+            return torch.nn.functional.one_hot(labels[: len(x)], 10).float()
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(Broken(), images, labels, Threat(norm="linf", eps=0.1))
+
+
+def test_labels_and_images_out_of_range_are_refused(trained):
+    model, images, labels = trained(10)
+    threat = Threat(norm="linf", eps=0.1)
+    with pytest.raises(BenchError, match="labels from 0 to 10, but the network has 10 classes"):
+        run(model, images, labels.clone().fill_(10).index_fill(0, torch.tensor([0]), 0), threat)
+    with pytest.raises(BenchError, match=r"images from -0.1 to .*; they must be in \[0, 1\]"):
+        run(model, images - 0.1, labels, threat)
+
+
+def test_a_place_of_another_version_is_damage():
+    with pytest.raises(DamagedFile, match="not the place"):
+        CascadeState.from_record({"attack": 1, "batch": 0, "count": 3, "at_start": "4A==", "robust": "4A=="})
+
+
+# --- doubts -----------------------------------------------------------------------------------------------------------
+
+
+def doubts(model, images, labels, **settings):
+    cascade = Cascade(model, Threat(norm="linf", eps=0.1), AutoAttackSettings(batch_size=BATCH, **settings), seed=0)
+    return cascade.doubts(images, cascade.run(images, labels, None, lambda _state: None, lambda *_place: None))
+
+
+def test_a_sound_network_raises_none(trained):
+    model, images, labels = trained(10)
+    assert doubts(model, images[:12], labels[:12]) == []
+
+
+def test_flat_gradients_and_a_square_that_gains_are_doubts(trained):
+    """Logits in steps have no gradient: the white-box attacks see nothing, and random search breaks the network."""
+    model, images, labels = trained(10)
+
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            logits = self.model(x)
+            return (logits * 4).round() / 4 + 0 * logits
+
+    found = doubts(Steps(), images[:12], labels[:12], attacks=("apgd-t", "square"))
+    assert any(doubt.startswith("no gradient at ") for doubt in found)
+    assert doubts(Steps(), images[:12], labels[:12], attacks=("apgd-ce", "apgd-t", "square"))[-1].startswith(
+        "square broke"
+    )
+
+
+def test_noise_and_probabilities_are_doubts(trained):
+    model, images, labels = trained(10)
+
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return self.model(x) + torch.randn(len(x), 10)
+
+    noisy = doubts(Noisy(), images[:4], labels[:4], attacks=("apgd-ce",))
+    assert "the network is not deterministic" in noisy
+    soft = doubts(nn.Sequential(model, nn.Softmax(1)), images[:4], labels[:4], attacks=("apgd-ce",))
+    assert soft == ["the network returns probabilities, not logits"]
