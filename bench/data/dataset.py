@@ -178,24 +178,22 @@ class Dataset:
         return None if self.train_images is None else self.train_images - self.settings.held_out
 
     def counted(self, root: Path | None) -> Dataset:
-        """Return this dataset with the counts that only the files know. Raises as `locate` does, if it must look."""
+        """Return this dataset with the counts that only the files know.
+
+        Raises:
+            NotFound, BenchError: as `locate` and `choose` do, if it must look.
+        """
         if self.train_images is not None and self.test_images is not None:
             return self
-        assert self.settings is not None
-        found = self.locate(root)
-        train, test = len(found.train.labels), self.settings.files.test or 0 if self.settings.files else 0
-        if found.test is None:
-            return replace(self, train_images=train - test, test_images=test)
-        return replace(
-            self, train_images=self.train_images or train, test_images=self.test_images or len(found.test.labels)
-        )
+        train, validation, test = (len(chosen.index) for chosen in self.choose(self.locate(root)))
+        return replace(self, train_images=train + validation, test_images=test)
 
     def locate(self, root: Path | None) -> Found:
-        """Return the files, checked against the counts and the digest that are stated.
+        """Return the files as `find` does, checked against the digest that the suite states.
 
         Raises:
             NotFound: there are none below `root`; the sentence says where they were looked for and how to get them.
-            BenchError: they are not complete, or not what they should be.
+            BenchError: they are not what they should be, or not those of the digest.
         """
         assert self.settings is not None
         found = self.find(root, self.settings)
@@ -265,6 +263,25 @@ def dataset_of(settings: DatasetSettings) -> Dataset:
     """Return the dataset that a protocol names, as configured by it. Raises BenchError as `configured` does."""
     dataset: Dataset = registry.DATASETS.get(settings.name)
     return dataset.configured(settings)
+
+
+def own_dataset(name: str, title: str, find: Callable[[Path | None, DatasetSettings], Found], obtain: str) -> Dataset:
+    """Return a dataset of the user's own files: what it is like, the suite's `files` state."""
+    return Dataset(
+        name=name,
+        title=title,
+        classes=0,
+        shape=(0, 0, 0),
+        mean=(),
+        std=(),
+        train_images=None,
+        test_images=None,
+        licence="yours to know.",
+        citation="",
+        find=find,
+        obtain=obtain,
+        own_files=True,
+    )
 
 
 def arrays(train: ImageSet, test: ImageSet) -> Found:

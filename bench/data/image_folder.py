@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.data.cache import ImageFiles
-from bench.data.dataset import Dataset, Found, Part, missing
+from bench.data.dataset import Found, Part, missing, own_dataset
 from bench.data.folder import classes_in, labelled, listing_digest
 from bench.data.sources import FileSource
 from bench.errors import BenchError
@@ -41,18 +41,9 @@ def look(root: Path | None, settings: DatasetSettings) -> Found:
     return Found(folder, train, test[0] if test else None, partial(listing_digest, folder, paths))
 
 
-image_folder = Dataset(
-    name="image_folder",
-    title="Images of your own, in one folder a class",
-    classes=0,  # the suite's `files` state the rest
-    shape=(0, 0, 0),
-    mean=(),
-    std=(),
-    train_images=None,
-    test_images=None,
-    licence="yours to know.",
-    citation="",
-    find=ImageFiles(look),
-    obtain="Put your images there, as train/<class>/<image> and test/<class>/<image>.",
-    own_files=True,
+image_folder = own_dataset(
+    "image_folder",
+    "Images of your own, in one folder a class",
+    ImageFiles(look),
+    "Put your images there, as train/<class>/<image> and test/<class>/<image>.",
 )

@@ -67,6 +67,22 @@ def _row(dataset: Dataset, root: Path | None) -> dict[str, Any]:
     return {**row, "found": found, "where": where, "prepared": _prepared(whole, root, verify=False)[0]}
 
 
+def prepared_twice(root: Path) -> Iterator[Path]:
+    """Yield the folders of prepared images below `root` whose original files are there too, and still the same."""
+    for name in DATASETS.names():
+        if DATASETS.get(name).own_files:  # only a suite knows where
+            continue
+        dataset = named(name)
+        if isinstance(dataset.find, ImageFiles) and dataset.settings is not None:
+            folder = folder_of(root, dataset.settings)
+            try:
+                prepared, files = Prepared.read(folder), dataset.find.look(root, dataset.settings)
+            except BenchError:
+                continue
+            if prepared and files.digest and files.digest() == prepared.digest:
+                yield folder
+
+
 def check(
     dataset: Dataset, root: Path | None, *, decode: bool = False, tick: Tick = lambda _done, _of: None
 ) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from bench.data.dataset import Dataset, Found, Part, missing
+from bench.data.dataset import Found, Part, missing, own_dataset
 from bench.data.sources import ArraySource
 from bench.errors import BenchError
 from bench.protocol import DatasetSettings, Files
@@ -85,18 +85,4 @@ def _shape(array: Any) -> str:
     return "[" + ", ".join(map(str, array.shape)) + "]"
 
 
-npz = Dataset(
-    name="npz",
-    title="Images of your own, in one .npz file",
-    classes=0,  # the suite's `files` state the rest
-    shape=(0, 0, 0),
-    mean=(),
-    std=(),
-    train_images=None,
-    test_images=None,
-    licence="yours to know.",
-    citation="",
-    find=find,
-    obtain="Put your file there.",
-    own_files=True,
-)
+npz = own_dataset("npz", "Images of your own, in one .npz file", find, "Put your file there.")

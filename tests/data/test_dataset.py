@@ -185,6 +185,23 @@ def test_test_images_are_held_out_where_the_files_have_none():
     assert labels(made.splits(None)) == (train, validation, test)
 
 
+def test_a_part_of_files_that_are_not_known_is_counted():
+    """Of the images chosen, whatever the files hold besides: held out are 30 by number, and those tested on."""
+    settings = DatasetSettings(name="mine", validation=30, files=FILES, subset=Subset(train="0-79"))
+    dataset = replace(a_dataset(Found(Path("there"), part(0, 100), None)), own_files=True, train_images=None)
+    counted = replace(dataset, test_images=None).configured(settings).counted(None)
+    assert (counted.train_images, counted.test_images, counted.left_to_train) == (60, 20, 30)
+
+
+def test_images_that_are_not_there_are_not_counted():
+    some = part(0, 100)
+    some.labels[80:] = ABSENT
+    dataset = a_dataset(Found(Path("there"), some, part(0, 10), lambda: "0" * 64))
+    settings = DatasetSettings(name="made", validation="0-9", digest="0" * 64, subset=Subset(train="10-49"))
+    counted = dataset.configured(settings).counted(None)
+    assert (counted.train_images, counted.test_images, counted.left_to_train) == (50, 10, 40)
+
+
 def test_without_test_images_the_suite_must_say_how_many():
     with pytest.raises(BenchError, match=r"^there holds no test images; say .* as 'test' in 'files'$"):
         own(Found(Path("there"), part(0, 100), None), test=None).splits(None)

@@ -5,6 +5,7 @@ import pytest
 
 from bench import registry
 from bench.data import digits, inventory
+from bench.data.cache import ImageFiles
 from bench.data.dataset import ABSENT, Found, Part, missing
 from bench.data.prepare import prepare
 from bench.data.sources import ArraySource
@@ -156,3 +157,15 @@ def test_every_broken_image_is_named(pets, own, draw):
     problems = inventory.check(own(), pets, decode=True)["problems"]
     assert [problem.split()[1] for problem in problems] == [str(first), str(second)]
     assert inventory.check(own(), pets)["problems"] == []
+
+
+def test_prepared_images_can_be_made_again_while_their_files_are_there(pets, own):
+    made = replace(own(), name="pets", own_files=False, settings=None)
+    registry.DATASETS.add("pets", replace(made, find=ImageFiles(lambda root, _: own().find.look(root, own().settings))))
+    dataset = inventory.named("pets")
+    assert list(inventory.prepared_twice(pets)) == []
+    prepared, _ = prepare(dataset, pets)
+    assert list(inventory.prepared_twice(pets)) == [prepared.folder]
+    assert list(inventory.prepared_twice(pets / "pets")) == []
+    (pets / "pets" / "train" / "cat" / "0.png").unlink()
+    assert list(inventory.prepared_twice(pets)) == []

@@ -1,0 +1,165 @@
+"""`bench speed`: this harness against what it replaces, side by side on this machine."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from typing import Annotated, Any, Optional
+
+import typer
+
+from bench.cli.options import Data, Json, complete_suite, interruptible, print_json
+
+
+class What(StrEnum):
+    """What is measured."""
+
+    TRAINING = "training"
+    AUTOATTACK = "autoattack"
+    ALL = "all"
+
+
+class Precision(StrEnum):
+    """What this harness computes in; the reference always computes in fp32."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+def speed(
+    suite: Annotated[
+        str, typer.Argument(help="The suite whose recipe is timed.", autocompletion=complete_suite)
+    ] = "cifar10",
+    what: Annotated[What, typer.Option("--what", help="training, autoattack or all.")] = What.TRAINING,
+    model: Annotated[Optional[str], typer.Option("--model", help="Another architecture than the suite's.")] = None,  # noqa: UP045
+    batch_size: Annotated[Optional[int], typer.Option("--batch-size", min=2, help="Of training.")] = None,  # noqa: UP045
+    precision: Annotated[
+        Optional[Precision],  # noqa: UP045
+        typer.Option("--precision", help="fp32 or bf16; default: the suite's. AutoAttack then confirms in fp32."),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[Optional[int], typer.Option("--threads", min=1, help="CPU threads; default: all.")] = None,  # noqa: UP045
+    repetitions: Annotated[int, typer.Option("--repetitions", min=1, help="Turns of each contender.")] = 5,
+    images: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--images", min=1, help="That AutoAttack sees; default: 16 on a CPU, 512 on a GPU."),
+    ] = None,
+    eps: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--eps", help="AutoAttack's radius; default: where PGD-20 fools half of the images."),
+    ] = None,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Time training against the loop of public code, and AutoAttack against plain pyautoattack, taking turns.
+
+    Exit 1 if the fast path does not compute what the plain one does.
+    """
+    from bench.device import check_precision, resolve_device
+    from bench.driver import share_out
+    from bench.environment import describe
+    from bench.errors import BenchError
+    from bench.spec import load_suite
+    from bench.speed.measure import measure_autoattack, measure_peak, measure_training
+    from bench.speed.process import Arena
+
+    if eps is not None and not 0 < eps <= 1:
+        raise BenchError(f"--eps {eps:g}: a radius above 0 and up to 1, such as {8 / 255:.4f}")
+    cell = load_suite(suite).cells[0]
+    protocol = cell.protocol
+    changes = {"batch_size": batch_size, "precision": precision and precision.value}
+    recipe = protocol.training.model_copy(update={key: value for key, value in changes.items() if value is not None})
+    protocol = protocol.model_copy(update={"training": recipe, "model": model or protocol.model})
+    resources = share_out(device, 1, threads, 1)
+    where = resolve_device(resources.device)
+    check_precision(recipe, where)
+    arena = Arena(
+        cell=cell.model_copy(update={"protocol": protocol}),
+        device=str(where),
+        threads=resources.threads,
+        images=images or (16 if where.type == "cpu" else 512),
+        eps=eps,
+        data=data,
+    )
+    found: dict[str, Any] = {
+        "suite": suite,
+        "model": protocol.model,
+        "precision": recipe.precision,
+        "machine": describe(where, resources.threads),
+    }
+    with interruptible(lambda: "nothing was measured"), _status(quiet=json) as tell:
+        if what is not What.AUTOATTACK:
+            tell("products of matrices")
+            peaks = measure_peak(arena, repetitions)
+            found["peak_tflops"] = {name: value / 1e12 for name, value in peaks.items()}
+            found["training"] = measure_training(arena, repetitions, peaks, tell)
+        if what is not What.TRAINING:
+            found["autoattack"] = measure_autoattack(arena, repetitions, tell)
+    print_json(found) if json else _print(found)
+    wrong = "training" in found and not found["training"]["same_weights"]["same"]
+    different = "autoattack" in found and recipe.precision == "fp32" and found["autoattack"]["differing"]
+    if wrong or different:
+        raise typer.Exit(1)
+
+
+def _status(*, quiet: bool) -> Any:
+    """Return a context that yields what shows one line of progress on stderr."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+
+    @contextmanager
+    def status() -> Any:
+        console = Console(stderr=True, quiet=quiet)
+        with console.status("starting") as shown:
+            yield shown.update if console.is_terminal else lambda text: console.print(text, highlight=False)
+
+    return status()
+
+
+def _print(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=sys.stdout)
+    machine = found["machine"]
+    versions = machine["versions"]
+    console.print(
+        f"{found['model']}, {found['precision']}, on {machine['gpu'] or machine['cpu']} with {machine['threads']} "
+        f"threads, torch {versions['torch']}",
+        highlight=False,
+    )
+    for part in ("training", "autoattack"):
+        if part not in found:
+            continue
+        result = found[part]
+        table = Table(title=part, title_justify="left", box=None, pad_edge=False)
+        headings = ("contender", "precision", "ratio", "from", "to", "images/s", "TFLOP/s", "of peak", "memory, GiB")
+        for heading in headings:
+            table.add_column(heading, justify="left" if heading in {"contender", "precision"} else "right")
+        for one in result["contenders"]:
+            table.add_row(
+                one["name"],
+                one["precision"],
+                *(f"{one[key]:.2f}" for key in ("ratio", "lowest", "highest")),
+                f"{one['images_per_second']:.3g}",
+                "" if one["tflops"] is None else f"{one['tflops']:.3g}",
+                "" if one["share_of_peak"] is None else f"{100 * one['share_of_peak']:.0f} %",
+                f"{one['peak_memory_bytes'] / 2**30:.2f}",
+            )
+        console.print(table)
+    if "training" in found:
+        result, same = found["training"], found["training"]["same_weights"]
+        console.print(
+            f"training: medians of {result['repetitions']} turns of {result['steps']} steps with "
+            f"{result['batch_size']} images; fast and plain weights after {same['steps']} steps in fp32 are "
+            f"{same['distance']:.1e} apart ({'the same' if same['same'] else 'NOT the same'} up to {same['limit']:g})",
+            highlight=False,
+        )
+    if "autoattack" in found:
+        result = found["autoattack"]
+        console.print(
+            f"autoattack: {result['images']} {result['what']} in {result['batches']} batches, radius "
+            f"{result['eps']:.3g}; {result['standing']} stand, {result['differing']} verdicts differ",
+            highlight=False,
+        )

@@ -1,0 +1,140 @@
+"""The contenders in training: this harness's step, the loop of public code, and that loop with `torchattacks`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.attacks.pgd import random_start
+from bench.data.batches import Batch, TrainingBatches
+from bench.data.dataset import ImageSet
+from bench.device import keep_memory
+from bench.evaluation import exact_arithmetic
+from bench.method import Method
+from bench.seeding import Randomness, generator
+from bench.speed import reference
+from bench.speed.process import Arena, Work
+from bench.training.step import Totals, sgd, train_step
+from bench.training.trainer import build_method
+
+EPOCH = 64
+"""Batches that the images to train on fill: enough that none is in a cache when it comes again."""
+
+
+def _images(arena: Arena) -> ImageSet:
+    """Return random images to train on; how fast a step is does not depend on what they show."""
+    count = EPOCH * arena.cell.protocol.training.batch_size
+    random, dataset = generator(0, "speed"), arena.dataset
+    pixels = torch.randint(0, 256, (count, *dataset.shape), generator=random, dtype=torch.uint8)
+    return ImageSet(pixels, torch.randint(0, dataset.classes, (count,), generator=random))
+
+
+def _method(arena: Arena, images: ImageSet) -> tuple[Method[Any], TrainingBatches]:
+    device, training = torch.device(arena.device), arena.cell.protocol.training
+    random = Randomness(0, device)
+    batches = TrainingBatches(images.to(device), training.batch_size, training.augmentation, random)
+    method = build_method(arena.cell, arena.dataset, batches, random, device)
+    method.model.train()
+    return method, batches
+
+
+def ours(arena: Arena) -> Work:
+    """Return this harness's training: the order is a number of steps."""
+    if arena.device == "cpu":
+        keep_memory()
+    method, batches = _method(arena, _images(arena))
+
+    def endless() -> Iterator[Batch]:
+        while True:
+            yield from batches
+
+    stream, totals = endless(), Totals(torch.device(arena.device))
+
+    def work(steps: int) -> None:
+        for _ in range(steps):
+            train_step(method, next(stream), method.optimizer, totals)
+
+    return work
+
+
+def public(arena: Arena) -> Work:
+    """Return the loop as public code has it: the order is a number of steps."""
+    return _public(
+        arena,
+        partial(reference.attack, threat=arena.cell.protocol.threat, settings=arena.cell.protocol.training.attack),
+    )
+
+
+def public_with_torchattacks(arena: Arena) -> Work:
+    """Return the same loop with the attack of the package `torchattacks`: the order is a number of steps."""
+    import torchattacks
+
+    threat, settings = arena.cell.protocol.threat, arena.cell.protocol.training.attack
+
+    def attack(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        pgd = torchattacks.PGD(model, eps=threat.eps, alpha=settings.step_size, steps=settings.steps, random_start=True)
+        pgd.set_model_training_mode(model_training=True, batchnorm_training=True)
+        found: Tensor = pgd(images, labels) - images
+        return found
+
+    return _public(arena, attack)
+
+
+def _public(arena: Arena, attack: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> Work:
+    device, images = torch.device(arena.device), _images(arena)
+    method, _ = _method(arena, images)
+    model = method.model.to(memory_format=torch.contiguous_format)
+    settings = arena.cell.protocol.training.optimizer
+    optimizer = torch.optim.SGD(
+        model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+    loader = reference.batches(
+        reference.AugmentedImages(images.pixels, images.labels), arena.cell.protocol.training.batch_size
+    )
+
+    def work(steps: int) -> None:
+        for _ in range(steps):
+            x, y = next(loader)
+            x, y = x.to(device), y.to(device)
+            reference.train_step(model, optimizer, x, y, attack(model, x, y))
+
+    return work
+
+
+def difference(arena: Arena) -> Work:
+    """Return what tells how far apart the weights of both loops are after the same steps in fp32; the order: how many.
+
+    The same initial weights, batches and random starts; the answer is the distance between the weights over their
+    length.
+    """
+    training = arena.cell.protocol.training.model_copy(update={"precision": "fp32"})
+    protocol = arena.cell.protocol.model_copy(update={"training": training})
+    cell = arena.cell.model_copy(update={"protocol": protocol})
+    method, batches = _method(replace(arena, cell=cell), _images(arena))
+    device = torch.device(arena.device)
+
+    def work(steps: int) -> float:
+        plain = copy.deepcopy(method.model).to(memory_format=torch.contiguous_format)
+        optimizer, totals = sgd(plain, training.optimizer), Totals(device)
+        starts = Randomness(0, device)("attack")
+        with exact_arithmetic():
+            for batch, _ in zip(batches, range(steps), strict=False):
+                start = random_start(batch.images, protocol.threat, starts) - batch.images
+                images = batch.images.contiguous()
+                found = reference.attack(plain, images, batch.labels, protocol.threat, training.attack, start)
+                reference.train_step(plain, optimizer, images, batch.labels, found)
+                train_step(method, batch, method.optimizer, totals)
+        theirs = _flat(plain)
+        return float((_flat(method.model) - theirs).norm() / theirs.norm())
+
+    return work
+
+
+def _flat(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().double().flatten() for parameter in model.parameters()])
