@@ -17,10 +17,12 @@ from typing import Any
 
 _PUBLIC = {
     "BenchError": "bench.errors",
+    "ForeignNetwork": "bench.spec",
     "Method": "bench.method",
     "MethodInfo": "bench.parameters",
     "MethodParams": "bench.parameters",
     "Store": "bench.store.store",
+    "evaluate_network": "bench.foreign",
     "leaderboards": "bench.reporting.leaderboard",
     "load_suite": "bench.spec",
     "run_suite": "bench.driver",

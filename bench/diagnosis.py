@@ -1,4 +1,4 @@
-"""Checks of the installation and the machine, each with a sentence on what to do."""
+"""Checks of the installation, the machine and the results, each with a sentence on what to do."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from pathlib import Path
 
 from bench.device import cores
 from bench.environment import cpu_name, versions
-from bench.errors import BenchError
+from bench.errors import BenchError, printable
 from bench.registry import DATASETS, METHODS, MODELS, Registry
+from bench.run_folder import run_folders
+from bench.store.database import NoStore
 from bench.store.store import Store
+from bench.store.verify import verify
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ def diagnose(results: Path, store: str | None) -> list[Check]:
         *(_check(f"{registry.kind}s", partial(_registry, registry)) for registry in (METHODS, DATASETS, MODELS)),
         _check("results folder", lambda: _results(results)),
         _check("store", lambda: _store(results, store)),
+        *_runs(results, store),
     ]  # fmt: skip
 
 
@@ -102,4 +106,24 @@ def _store(results: Path, url: str | None) -> str:
         with Store.of(results, url, create=False) as store:
             return f"{store.describe()}"
     except FileNotFoundError:
+        if run_folders(results):
+            raise BenchError("there is none, though there are run folders; `bench ingest` makes it from them") from None
         return "none yet; the first run creates it"
+
+
+def _runs(results: Path, url: str | None) -> list[Check]:
+    """Return one check for the store's content and the run folders, or one for each thing that is amiss there."""
+    try:
+        with Store.of(results, url, create=False) as store:
+            verdict = verify(store, results)
+    except NoStore:
+        return []
+    except BenchError as error:
+        return [Check("runs", False, str(error))]
+    if verdict.problems:
+        return [Check("runs", False, printable(problem)) for problem in verdict.problems]
+    elsewhere = f"; the folders of {verdict.elsewhere} runs are elsewhere" if verdict.elsewhere else ""
+    detail = (
+        f"{verdict.runs} in the store, {verdict.folders} folders: every file has its digest, every outcome its accuracy"
+    )
+    return [Check("runs", True, f"{detail}{elsewhere}")]

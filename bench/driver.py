@@ -5,35 +5,45 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.device import check_precision, cores, resolve_device
 from bench.errors import BenchError, DamagedFile
-from bench.execution.local import BUSY, Handle, LocalExecutor
+from bench.execution.local import Handle, LocalExecutor
 from bench.execution.plan import Planned, Rerun, check_data, plan
-from bench.execution.worker import Job
+from bench.execution.worker import DISK, Ending, Job
 from bench.run_folder import Busy, RunFolder
 from bench.spec import LoadedSuite, select_cells
 from bench.store.store import Store
 
 POLL_SECONDS = 0.1
 
+TRIES = 3
+"""How often a cell is begun at most, by default, whose worker is lost: killed, out of memory, or hung."""
+
+HANG_MINUTES = 30.0
+"""How long a worker may give no sign of life, by default: it gives one with every batch and every forward pass."""
+
+GO_ON = "mend that, and the same command goes on from the last finished epoch and attack"
+
 
 @dataclass
 class CellState:
     """One cell as the driver sees it.
 
-    `status`: waiting, running, busy (another process holds it), or how its run ended; `progress`: where a running one
-    is, as its worker last said.
+    `status`: waiting, running, busy (another process holds it), interrupted or full (its folder or the disk cannot be
+    written), or how its run ended; `progress`: where a running one is, as its worker last said; `tries`: how many of
+    its workers were lost.
     """
 
     planned: Planned
     status: str
     reason: str = ""
+    tries: int = 0
 
     @property
     def progress(self) -> dict[str, Any]:
@@ -45,11 +55,17 @@ Watch = Callable[[Sequence[CellState]], None]
 
 @dataclass(frozen=True)
 class Resources:
-    """How cells are spread over the machine: `jobs` workers at a time on `device`, `threads` CPU threads each."""
+    """How cells are spread over the machine: `jobs` workers at a time on `device`, `threads` CPU threads each.
+
+    A cell whose worker is lost is begun `tries` times at most; a worker that gives no sign of life for `hang_minutes`
+    counts as lost.
+    """
 
     device: str
     jobs: int
     threads: int
+    tries: int = TRIES
+    hang_minutes: float = HANG_MINUTES
 
 
 def share_out(device: str, jobs: int | None, threads: int | None, cells: int) -> Resources:
@@ -103,6 +119,18 @@ def open_store(results: Path, url: str | None) -> Store:
         raise
 
 
+@contextmanager
+def _disk_errors_named() -> Iterator[None]:
+    """Turn an error of the disk into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        raise BenchError(f"{error.filename or 'the results folder'}: {error.strerror}; {GO_ON}") from error
+
+
+@_disk_errors_named()
 def run_suite(
     loaded: LoadedSuite,
     *,
@@ -115,6 +143,8 @@ def run_suite(
     methods: Collection[str] = (),
     seeds: Collection[int] = (),
     rerun: Rerun = Rerun.MISSING,
+    tries: int = TRIES,
+    hang_minutes: float = HANG_MINUTES,
     watch: Watch = lambda _states: None,
 ) -> list[CellState]:
     """Run the cells of a suite that have not ended, and return the state of every cell that was asked for.
@@ -126,16 +156,31 @@ def run_suite(
         results: folder of the run folders and, unless `store` is given, of the store.
         store: SQLAlchemy URL; default: SQLite in the results folder.
         data: root folder of datasets that live in files.
+        tries: how often a cell is begun at most whose worker is lost: killed, out of memory, or hung.
+        hang_minutes: how long a worker may give no sign of life before it counts as hung and is killed.
         watch: called about ten times a second with the states.
 
     Raises:
-        BenchError: something is wrong with the suite, the machine, the results folder or the store; nothing has run.
+        BenchError: something is wrong with the suite, the machine, the results folder or the store, and nothing has
+            run; or the disk is full, and the same call goes on when it is not.
     """
     cells = select_cells(loaded.cells, methods, seeds)
     resources = share_out(device, jobs, threads or loaded.suite.execution.threads, len(cells))
     check_precision(loaded.suite.training, resolve_device(resources.device))
     planned = plan(cells, results, rerun, data=data)
     check_data(planned, data)
+    return run_planned(planned, replace(resources, tries=tries, hang_minutes=hang_minutes), results, store, data, watch)
+
+
+def run_planned(
+    planned: Sequence[Planned],
+    resources: Resources,
+    results: Path,
+    store: str | None,
+    data: Path | None,
+    watch: Watch,
+) -> list[CellState]:
+    """Run what is to be run and take it into the store; return the state of every cell."""
     states = [CellState(item, item.status if item.action == "skip" else "waiting") for item in planned]
     with open_store(results, store) as opened:
         unstored = [state for state in states if not _prepare(state, opened)]
@@ -144,6 +189,9 @@ def run_suite(
         finally:
             for state in unstored:  # the store was locked or full for a while: once more, and now it is an error
                 opened.ingest(state.planned.folder)
+    for state in states:
+        if state.status == "full":
+            raise BenchError(f"{state.reason}; {GO_ON}")
     return states
 
 
@@ -162,15 +210,21 @@ def _prepare(state: CellState, store: Store) -> bool:
         try:
             with item.folder.hold():
                 item.folder.set_aside() if item.action == "anew" else item.folder.reopen()
-        except Busy:
-            state.status, state.reason = "busy", BUSY
+        except Busy as error:
+            state.status, state.reason = "busy", str(error)
+        except DamagedFile as error:
+            state.status, state.reason = "failed", str(error)
     return True
 
 
 def _run(
     states: Sequence[CellState], resources: Resources, results: Path, data: Path | None, store: Store, watch: Watch
 ) -> list[CellState]:
-    """Keep `resources.jobs` workers busy until every waiting cell has ended; return those that could not be stored."""
+    """Keep `resources.jobs` workers busy until every waiting cell has ended, or the disk is full.
+
+    Returns:
+        The cells that could not be stored.
+    """
     waiting = [state for state in states if state.status == "waiting"]
     running: list[tuple[CellState, Handle]] = []
     unstored: list[CellState] = []
@@ -186,10 +240,16 @@ def _run(
                 running.append((state, executor.submit(job)))
                 state.status = "running"
             time.sleep(POLL_SECONDS)
+            for _, handle in running:
+                handle.end_if_silent(60 * resources.hang_minutes)
             for state, handle in [pair for pair in running if pair[1].ended()]:
                 running.remove((state, handle))
-                state.status, state.reason = handle.fate()
-                if state.status != "busy" and not _store(state, store.ingest):
+                _settle(state, handle.ending(), resources.tries)
+                if state.status == "full":  # as it will be for the others
+                    waiting.clear()
+                if state.status == "waiting":
+                    waiting.append(state)
+                elif state.status != "busy" and not _store(state, store.ingest):
                     unstored.append(state)
             watch(states)
     finally:
@@ -197,9 +257,29 @@ def _run(
             handle.terminate()
         for state, handle in running:
             handle.join()
-            with suppress(BenchError):  # what it has so far; the folder keeps it in any case
+            with suppress(BenchError, OSError):  # what it has so far; the folder keeps it in any case
                 store.ingest(state.planned.folder)
     return unstored
+
+
+def _settle(state: CellState, ending: Ending, tries: int) -> None:
+    """Take note of how a cell's worker ended: one that was lost makes the cell wait again, or fail after `tries`."""
+    state.status, state.reason = ending
+    if ending.status != "lost":
+        return
+    state.tries += 1
+    state.status = "waiting" if state.tries < tries else "failed"
+    state.reason = f"{ending.reason} (try {state.tries} of {tries})"
+    folder = state.planned.folder
+    try:
+        with folder.hold():
+            folder.note(state.reason)
+            if state.status == "failed":
+                folder.finish("failed", reason=state.reason)
+    except Busy as error:  # another run was quicker to take it over
+        state.status, state.reason = "busy", str(error)
+    except (OSError, DamagedFile) as error:
+        state.reason += f"; {error}"
 
 
 def _store(state: CellState, ingest: Callable[[RunFolder], None]) -> bool:

@@ -56,6 +56,10 @@ class Method(Generic[ParamsT]):
     info: ClassVar[MethodInfo]
     Params: ClassVar[type[MethodParams]] = MethodParams
 
+    captured: ClassVar[bool] = True
+    """Whether `transform`, `perturb`, `loss` and `backward` may be recorded once an epoch and replayed, which is how
+    steps run on an NVIDIA GPU. Not so if Python in them decides or counts from step to step."""
+
     model: nn.Module
     optimizer: torch.optim.Optimizer
     plan: Schedule

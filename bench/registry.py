@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from bench.errors import BenchError, did_you_mean
@@ -102,6 +103,39 @@ DATASETS = Registry("dataset", "bench.datasets")
 MODELS = Registry("model", "bench.models")
 
 
+def import_file(path: Path, what: str) -> ModuleType:
+    """Import a Python file, which is code that you trust; the same file again gives the same module.
+
+    Args:
+        path: the file.
+        what: what an error calls it, such as "plug-in".
+
+    Raises:
+        BenchError: the file is missing, or does not import.
+    """
+    try:
+        path = path.resolve()
+        there = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
+        raise BenchError(f"{what} {path}: no such file")
+    name = f"bench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise BenchError(f"{what} {path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise BenchError(f"{what} {path} does not import: {type(error).__name__}: {error}") from error
+    return module
+
+
 def load_plugin(path: Path) -> None:
     """Import a plug-in file, which is code that you trust, and register what it lists.
 
@@ -111,26 +145,9 @@ def load_plugin(path: Path) -> None:
     Raises:
         BenchError: the file is missing, does not import, lists nothing, or takes a name that exists.
     """
+    module = import_file(path, "plug-in")
+    path = Path(str(module.__file__))
     try:
-        path = path.resolve()
-        there = path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        there = False
-    if not there:
-        raise BenchError(f"plug-in {path}: no such file")
-    name = f"bench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise BenchError(f"plug-in {path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        try:
-            spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:
-            raise BenchError(f"plug-in {path} does not import: {type(error).__name__}: {error}") from error
         parts = [
             (registry, entries)
             for registry, attribute in ((METHODS, "METHODS"), (DATASETS, "DATASETS"), (MODELS, "MODELS"))
@@ -147,5 +164,5 @@ def load_plugin(path: Path) -> None:
                 except BenchError as error:
                     raise BenchError(f"plug-in {path}: {error}") from error
     except BenchError:
-        del sys.modules[name]
+        del sys.modules[module.__name__]
         raise

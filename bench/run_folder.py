@@ -5,6 +5,7 @@
     checkpoints/     weights and the index that names them      (records and safetensors)
     outcomes/        one verdict file per checkpoint and attack (records)
     partial/         AutoAttack's place, while it runs          (records)
+    incidents.json   what went wrong and was mended, if anything (record)
     log.txt          what the worker said
     progress.json    where it is now; a display file, may be lost
     done.json        last of all: finished, diverged or failed  (record)
@@ -14,12 +15,14 @@ Only a process that holds `lock` writes here: the worker, and the driver where n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +37,11 @@ CHECKPOINTS = ("best", "best_on_test", "last")
 
 Status = Literal["new", "interrupted", "finished", "diverged", "failed"]
 
+ASIDE = ".aside-"  # in the name of a folder that was set aside, before a number
+
 PROGRESS_SECONDS = 0.5  # how often the display file is renewed at most
+
+INCIDENTS = 100  # that a run keeps, the latest ones
 
 
 class Busy(Exception):
@@ -51,6 +58,7 @@ class RunFolder:
         self.partial = path / "partial"
         self.log = path / "log.txt"
         self.lock = path / "lock"
+        self._incidents = path / "incidents.json"
         self._epochs = path / "epochs.jsonl"
         self._done = path / "done.json"
         self._progress = path / "progress.json"
@@ -69,21 +77,57 @@ class RunFolder:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Within, no other process works in this folder, which is created if need be. Raises Busy if one does."""
+        """Within, no other process works in this folder, which is created if need be.
+
+        The system takes the lock away from a process that dies, so it is never stale.
+
+        Raises:
+            Busy: another process works in it.
+            DamagedFile: something in it is a symbolic link.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        self.refuse_links()
+        self.lock.touch()
+        before, lock = self.lock.stat().st_ino, FileLock(self.lock)
         try:
-            with FileLock(self.lock, timeout=0):
-                yield
+            lock.acquire(timeout=0)
         except Timeout:
-            raise Busy from None
+            raise Busy(self._holder()) from None
+        try:
+            # Between the two, another process may have set the folder aside, and the lock with it.
+            if not self.lock.exists() or self.lock.stat().st_ino != before:
+                raise Busy(self._holder())
+            yield
+        finally:
+            lock.release()
+
+    def _holder(self) -> str:
+        """Say who works in the folder, as far as it is known."""
+        state = self.read_progress()
+        who = f" (process {state['pid']} on {state['host']})" if {"pid", "host"} <= state.keys() else ""
+        return f"another bench run is working on it{who}"
+
+    def refuse_links(self) -> None:
+        """Raise DamagedFile if the folder or anything in it is a symbolic link, which may lead anywhere."""
+        for path in (self.path, *self.path.rglob("*")):
+            if path.is_symlink():
+                raise DamagedFile(f"{path} is a symbolic link; put the files themselves into the run folder")
 
     # --- identity ----------------------------------------------------------------------------------------------------
 
     def begin(self, cell: Cell, environment: dict[str, Any]) -> None:
-        """Create the folder and state what it is for; a folder that exists keeps its first statement."""
+        """Create the folder and state what it is for; a folder that exists keeps its first statement, if intact."""
         for folder in (self.path, self.checkpoints, self.outcomes, self.partial):
             folder.mkdir(parents=True, exist_ok=True)
-        if not (self.path / "cell.json").exists():
+        try:
+            self.cell()
+            stated = True
+        except FileNotFoundError:
+            stated = False
+        except DamagedFile as error:
+            self.note(f"{error}; it was written anew")
+            stated = False
+        if not stated:
             content = {
                 "fingerprint": cell.fingerprint,
                 "training_fingerprint": cell.training_fingerprint,
@@ -117,29 +161,51 @@ class RunFolder:
         Raises:
             DamagedFile: a line is not JSON, or an epoch is missing.
         """
-        if not self._epochs.exists():
-            return []
+        return self._parsed(self._lines())
+
+    def _parsed(self, lines: list[bytes]) -> list[dict[str, Any]]:
         records = []
-        for number, line in enumerate(self._epochs.read_bytes().splitlines()):
+        for number, line in enumerate(lines):
             try:
                 record = json.loads(line)
                 intact = record["epoch"] == number
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 intact = False
             if not intact:
                 raise DamagedFile(f"{self._epochs}:{number + 1}: not the record of epoch {number}")
             records.append(record)
         return records
 
+    def curve_sha256(self, count: int) -> str:
+        """Return the SHA-256 (hex) of the lines of the first `count` epochs."""
+        return hashlib.sha256(b"".join(self._lines()[:count])).hexdigest()
+
+    def committed_epochs(self, count: int, sha256: str | None) -> list[dict[str, Any]]:
+        """Return the first `count` epochs, whose digest must be `sha256` if one is stated.
+
+        Raises:
+            DamagedFile: they are not all there, or not what was written.
+        """
+        lines = self._lines()[:count]
+        if len(lines) < count:
+            raise DamagedFile(f"{self._epochs} is damaged: it has {len(lines)} epochs, though {count} were committed")
+        if sha256 is not None and self.curve_sha256(count) != sha256:
+            raise DamagedFile(f"{self._epochs} is damaged: its first {count} lines do not match their SHA-256")
+        return self._parsed(lines)
+
     def truncate_epochs(self, count: int) -> list[dict[str, Any]]:
-        """Keep the first `count` epochs, dropping one that was recorded but never committed, and return them."""
-        lines = self._epochs.read_bytes().splitlines(keepends=True) if self._epochs.exists() else []
+        """Keep the first `count` epochs, dropping one that was recorded but never committed, and return them.
+
+        Raises:
+            DamagedFile: as `committed_epochs`.
+        """
+        records, lines = self.committed_epochs(count, None), self._lines()
         if len(lines) > count:
             write_atomically(self._epochs, b"".join(lines[:count]))
-        records = self.epochs()
-        if len(records) < count:
-            raise DamagedFile(f"{self._epochs} has {len(records)} epochs, though {count} were committed")
         return records
+
+    def _lines(self) -> list[bytes]:
+        return self._epochs.read_bytes().splitlines(keepends=True) if self._epochs.exists() else []
 
     # --- outcomes ----------------------------------------------------------------------------------------------------
 
@@ -154,6 +220,35 @@ class RunFolder:
             checkpoint, _, attack = path.stem.partition(".")
             found[checkpoint, attack] = read_record(path)
         return found
+
+    def damaged_outcomes(self) -> dict[Path, DamagedFile]:
+        """Return what is wrong with each outcome that cannot be read."""
+        found = {}
+        for path in sorted(self.outcomes.glob("*.json")):
+            try:
+                read_record(path)
+            except DamagedFile as error:
+                found[path] = error
+        return found
+
+    # --- incidents ---------------------------------------------------------------------------------------------------
+
+    def note(self, incident: str) -> None:
+        """Put what went wrong and was mended on the run's record, and into its log."""
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} WARNING {incident}\n")
+        try:
+            known = self.incidents()
+        except DamagedFile as error:
+            known = [f"{error}; what it held is lost"]
+        write_record(self._incidents, {"incidents": [*known, incident][-INCIDENTS:]})
+
+    def incidents(self) -> list[str]:
+        """Return what went wrong and was mended, oldest first. Raises DamagedFile as `read_record` does."""
+        try:
+            return list(map(str, read_record(self._incidents)["incidents"]))
+        except FileNotFoundError:
+            return []
 
     # --- status ------------------------------------------------------------------------------------------------------
 
@@ -185,7 +280,7 @@ class RunFolder:
     def set_aside(self) -> Path:
         """Rename the folder so that the cell can be run anew, and return where it is kept."""
         for number in range(1, 10_000):
-            kept = self.path.with_name(f"{self.path.name}.aside-{number}")
+            kept = self.path.with_name(f"{self.path.name}{ASIDE}{number}")
             if not kept.exists():
                 self.path.rename(kept)
                 return kept
@@ -194,12 +289,33 @@ class RunFolder:
     # --- for whoever watches -----------------------------------------------------------------------------------------
 
     def progress(self, *, force: bool = False, **state: Any) -> None:
-        """Say where the run is; renewed twice a second at most, unless `force`."""
+        """Say where the run is; renewed twice a second at most, unless `force`. A full disk is no matter."""
         now = time.monotonic()
         if force or now - self._last_progress >= PROGRESS_SECONDS:
             self._last_progress = now
-            data = json.dumps({"time": time.time(), **state}).encode()
-            write_atomically(self._progress, data, durable=False)
+            data = {"time": time.time(), "pid": os.getpid(), "host": socket.gethostname(), **state}
+            try:
+                write_atomically(self._progress, json.dumps(data).encode(), durable=False)
+            except OSError:
+                self._touch()
+
+    def beat(self) -> None:
+        """Give a sign of life: the run is still where `progress` last said; cheap enough to be called all the time."""
+        now = time.monotonic()
+        if now - self._last_progress >= PROGRESS_SECONDS:
+            self._last_progress = now
+            self._touch()
+
+    def _touch(self) -> None:
+        with suppress(OSError):
+            os.utime(self._progress)
+
+    def last_beat(self) -> int:
+        """Return when the run last gave a sign of life, in nanoseconds; 0 if never."""
+        try:
+            return self._progress.stat().st_mtime_ns
+        except OSError:
+            return 0
 
     def read_progress(self) -> dict[str, Any]:
         """Return the latest state, or an empty dict."""
@@ -208,3 +324,17 @@ class RunFolder:
         except (OSError, ValueError):
             return {}
         return state
+
+
+def run_folders(results: Path) -> list[RunFolder]:
+    """Return the folders of runs in a results folder, by name; not those that were set aside."""
+    return [folder for folder in _folders(results) if ASIDE not in folder.path.name]
+
+
+def folders_set_aside(results: Path) -> list[RunFolder]:
+    """Return the folders in a results folder that were set aside, by name."""
+    return [folder for folder in _folders(results) if ASIDE in folder.path.name]
+
+
+def _folders(results: Path) -> list[RunFolder]:
+    return [RunFolder(path.parent) for path in sorted((results / "runs").glob("*/cell.json"))]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -22,6 +24,10 @@ def generator(seed: int, purpose: str, epoch: int = 0, device: torch.device | st
     return torch.Generator(device).manual_seed(derive_seed(seed, purpose, epoch))
 
 
+class HostDecision(Exception):
+    """A method drew a number on the host where its steps were to be recorded, once for many steps."""
+
+
 class Randomness:
     """The generators of one run: one for each purpose, renewed at the start of every epoch.
 
@@ -33,6 +39,7 @@ class Randomness:
         self._seed, self._device = seed, device
         self._epoch = 0
         self._generators: dict[tuple[str, str], torch.Generator] = {}
+        self._host_decides = True
 
     def start_epoch(self, epoch: int) -> None:
         """Renew every generator for `epoch`."""
@@ -48,8 +55,27 @@ class Randomness:
         return self._on(self._device, purpose)
 
     def on_host(self, purpose: str) -> torch.Generator:
-        """Return a generator on the CPU, for decisions that the host takes; waiting for the device would cost more."""
+        """Return a generator on the CPU, for decisions that the host takes; waiting for the device would cost more.
+
+        Raises:
+            HostDecision: within `no_host_decisions`.
+        """
+        if not self._host_decides:
+            raise HostDecision(f"'{purpose}' is decided on the host")
         return self._on("cpu", purpose)
+
+    @contextmanager
+    def no_host_decisions(self) -> Iterator[None]:
+        """Within, `on_host` raises `HostDecision`."""
+        self._host_decides = False
+        try:
+            yield
+        finally:
+            self._host_decides = True
+
+    def on_device(self) -> list[torch.Generator]:
+        """Return the generators of this epoch that have been asked for on an NVIDIA GPU."""
+        return [generator for generator in self._generators.values() if generator.device.type == "cuda"]
 
     def _on(self, device: torch.device | str, purpose: str) -> torch.Generator:
         key = (str(device), purpose)

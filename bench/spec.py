@@ -46,6 +46,23 @@ class ResolvedMethod(Settings):
     """The last model is the best one by definition, so the gap is zero by construction."""
 
 
+EVALUATED = "evaluated"
+"""The method of networks that were trained elsewhere and only evaluated here; its parameters say which network."""
+
+
+class ForeignNetwork(Settings):
+    """A network trained elsewhere: where it is, and what must be known to build it."""
+
+    source: str
+    """A weights file, `robustbench:<threat>/<name>`, or `<file>.py:<factory>`."""
+    model: Name | None = None
+    """Architecture of a weights file."""
+    normalisation: str | None = None
+    """Of a weights file: none, dataset, or means and standard deviations as "m,m,m/s,s,s"."""
+    model_dir: str = "models"
+    """Local folder of RobustBench's zoo."""
+
+
 class Cell(Settings):
     """One (protocol, method with parameters, seed): the unit of work."""
 
@@ -56,6 +73,8 @@ class Cell(Settings):
     """Name of the suite it came from; not part of its identity."""
     plugins: tuple[str, ...] = ()
     """Absolute paths of the plug-in files that the method may need; not part of its identity."""
+    network: ForeignNetwork | None = None
+    """Where to find the network of a cell that is only evaluated; its identity is in the method's parameters."""
 
     def identity(self) -> dict[str, Any]:
         """Return the plain data that makes this cell what it is: protocol, method with parameters, seed."""
@@ -74,7 +93,7 @@ class Cell(Settings):
         return fingerprint(identity)
 
     def __str__(self) -> str:
-        return f"{self.method.label} seed {self.seed}"
+        return self.method.label if self.network else f"{self.method.label} seed {self.seed}"
 
 
 class Execution(Settings):
@@ -114,6 +133,8 @@ def resolve_method(suite: Suite, entry: MethodEntry) -> ResolvedMethod:
         BenchError: no such method, or what is registered as one is none.
         ValidationError: a parameter is unknown or out of its range.
     """
+    if entry.name == EVALUATED:
+        raise BenchError(f"'{EVALUATED}' is what networks trained elsewhere are called; `bench evaluate` judges them")
     method = registry.METHODS.get(entry.name)
     try:
         info: MethodInfo = method.info

@@ -7,6 +7,7 @@ tree.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,9 +55,11 @@ def read_suite_file(path: Path) -> SuiteFile:
             mapping at the top.
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise BenchError(f"{path}: {size} bytes; a suite file has at most {MAX_BYTES}")
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):  # a device has no end, a pipe may have no writer
+            raise BenchError(f"{path}: not a file")
+        if state.st_size > MAX_BYTES:
+            raise BenchError(f"{path}: {state.st_size} bytes; a suite file has at most {MAX_BYTES}")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise BenchError(f"{path}: no such suite file") from None

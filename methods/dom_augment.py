@@ -34,6 +34,7 @@ class DOMAugment(DOM):
         return changed.float().div(255).contiguous(memory_format=torch.channels_last)
 
     operation: ClassVar[str]
+    captured = False  # torchvision draws its operations on the host
 
     def transform(self, batch: Batch) -> Batch:
         if not self.active:

@@ -30,7 +30,7 @@ LAYERS = (
     ("execution",),
     ("store",),
     ("reporting",),
-    ("driver", "catalogue", "diagnosis", "regression", "testing"),
+    ("driver", "foreign", "catalogue", "diagnosis", "speed", "upkeep", "regression", "testing"),
     ("__init__",),  # the public names
     ("cli", "__main__"),
 )

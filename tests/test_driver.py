@@ -1,5 +1,6 @@
 """The driver: workers as processes, the machine shared out, the store filled, two runs bit-equal."""
 
+import errno
 import hashlib
 
 import pytest
@@ -7,7 +8,9 @@ import pytest
 from bench import driver
 from bench.driver import Resources, run_suite, share_out
 from bench.errors import BenchError
+from bench.execution import local
 from bench.execution.plan import Rerun
+from bench.execution.worker import Job
 from bench.run_folder import RunFolder
 from bench.store.store import Store
 from bench.testing.conformance import curve
@@ -71,21 +74,133 @@ def test_a_diverged_cell_does_not_stop_the_others(load, tmp_path):
     assert [state.planned.action for state in again] == ["reopen", "skip"]
 
 
-def test_a_worker_that_dies_fails_its_own_cell(load, tmp_path):
-    (tmp_path / "plugin.py").write_text(
-        "import os, signal\n"
-        "from dataclasses import replace\n"
-        "from methods.pgd_at import PGDAT\n"
-        "class Dying(PGDAT):\n"
-        "    info = replace(PGDAT.info, name='dying', title='Dying')\n"
-        "    def begin_epoch(self, epoch):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "METHODS = {'dying': Dying}\n"
-    )
-    loaded = load({"methods: [pgd_at]": "methods: [dying]\nplugins: [plugin.py]"})
-    states = run_suite(loaded, results=tmp_path / "results")
-    assert [state.status for state in states] == ["failed"]
-    assert "signal 9" in states[0].reason
+MISFORTUNE = """
+import errno, os, signal, time
+from dataclasses import replace
+from pathlib import Path
+from methods.pgd_at import PGDAT
+
+class Unlucky(PGDAT):
+    info = replace(PGDAT.info, name="unlucky", title="Unlucky")
+    def begin_epoch(self, epoch):
+        with Path(__file__).with_name("begun").open("a") as begun:
+            begun.write(f"{epoch}\\n")
+        times = len(Path(__file__).with_name("begun").read_text().splitlines())
+        MISFORTUNE
+
+METHODS = {"unlucky": Unlucky}
+"""
+
+
+@pytest.fixture
+def unlucky(load, tmp_path, clean_registries):
+    """Run a suite of a method that meets with a misfortune at the beginning of an epoch, and of PGD-AT after it.
+
+    Returns the states, the folder of the unlucky one, and the epochs that it began.
+    """
+
+    def run(misfortune, **settings):
+        (tmp_path / "plugin.py").write_text(MISFORTUNE.replace("MISFORTUNE", misfortune))
+        loaded = load({"methods: [pgd_at]": "methods: [unlucky, pgd_at]\nplugins: [plugin.py]"})
+        states = run_suite(loaded, results=tmp_path / "results", jobs=1, **settings)
+        begun = list(map(int, (tmp_path / "begun").read_text().split()))
+        return states, RunFolder.of(loaded.cells[0], tmp_path / "results"), begun
+
+    return run
+
+
+def test_a_worker_that_dies_is_tried_three_times_and_fails_its_own_cell(unlucky):
+    states, folder, begun = unlucky("os.kill(os.getpid(), signal.SIGKILL)")
+    assert [state.status for state in states] == ["failed", "finished"]
+    assert states[0].reason.startswith("the worker died: killed (signal 9)")
+    assert states[0].reason.endswith("(try 3 of 3)")
+    assert begun == [0, 0, 0]
+    assert folder.done() == {"status": "failed", "reason": states[0].reason}
+    assert [incident[-12:] for incident in folder.incidents()] == ["(try 1 of 3)", "(try 2 of 3)", "(try 3 of 3)"]
+    with Store.of(folder.path.parents[1]) as store:
+        assert store.show_run("unlucky")["incidents"] == folder.incidents()
+
+
+def test_a_worker_that_is_lost_goes_on_where_it_was(unlucky):
+    states, folder, begun = unlucky("if times == 2: os.kill(os.getpid(), signal.SIGTERM)")
+    assert [state.status for state in states] == ["finished", "finished"]
+    assert states[0].reason == ""
+    assert begun == [0, 1, 1]
+    assert folder.incidents() == ["the worker died: signal 15 (try 1 of 3)"]
+
+
+def test_a_worker_without_memory_is_lost(unlucky):
+    states, folder, begun = unlucky("if times == 1: raise MemoryError('of 1 TiB')")
+    assert [state.status for state in states] == ["finished", "finished"]
+    assert folder.incidents() == ["out of memory: of 1 TiB (try 1 of 3)"]
+    assert begun == [0, 0, 1]
+
+
+def test_a_worker_that_hangs_is_ended(unlucky):
+    states, _, begun = unlucky("if times == 2: time.sleep(600)", hang_minutes=0.2, tries=1)
+    assert [state.status for state in states] == ["failed", "finished"]
+    assert states[0].reason == "the worker hung: it gave no sign of life for 0.2 minutes (try 1 of 1)"
+    assert begun == [0, 1]
+
+
+def test_a_full_disk_stops_the_run_and_the_same_call_goes_on(unlucky):
+    misfortune = "if times == 2: raise OSError(errno.ENOSPC, 'No space left on device', 'epochs.jsonl')"
+    with pytest.raises(BenchError, match=r"^epochs\.jsonl: No space left on device; mend that, and the same command"):
+        unlucky(misfortune)
+    states, folder, begun = unlucky(misfortune)
+    assert [state.status for state in states] == ["finished", "finished"]
+    assert begun == [0, 1, 1]
+    assert folder.incidents() == []
+    assert "resumed after epoch 0" in folder.log.read_text()
+
+
+def test_a_disk_error_in_one_folder_stops_no_other_cell(unlucky):
+    misfortune = "if times == 1: raise OSError(errno.EIO, 'Input/output error', 'index.json')"
+    states, folder, _ = unlucky(misfortune)
+    assert [state.status for state in states] == ["interrupted", "finished"]
+    assert states[0].reason == "index.json: Input/output error"
+    assert folder.done() is None
+    states, _, _ = unlucky(misfortune)
+    assert [state.status for state in states] == ["finished", "finished"]
+
+
+def test_a_disk_error_of_the_driver_is_one_sentence(load, tmp_path, monkeypatch):
+    def fail(_self):
+        raise OSError(errno.EIO, "Input/output error", "results/runs/x/done.json")
+
+    monkeypatch.setattr(RunFolder, "status", fail)
+    with pytest.raises(BenchError, match=r"^results/runs/x/done\.json: Input/output error; mend that"):
+        run_suite(load(), results=tmp_path)
+
+
+def test_silence_is_counted_only_while_the_driver_is_awake(load, tmp_path, monkeypatch):
+    class Process:
+        exitcode = None
+        killed = False
+
+        def kill(self):
+            self.killed = True
+
+    now, process = 1000.0, Process()
+    monkeypatch.setattr(local.time, "monotonic", lambda: now)
+    cell = load().cells[0]
+    folder = RunFolder.of(cell, tmp_path)
+    folder.begin(cell, {})
+    handle = local.Handle(Job(cell, tmp_path, "cpu", None, 1), process, None)
+    now += 1e6  # the machine slept
+    handle.end_if_silent(5)
+    assert not process.killed
+    for second in range(20):
+        now += 1
+        if second % 4 == 0:
+            folder.progress(force=True, phase="training")
+        handle.end_if_silent(5)
+        assert not process.killed
+    now += 3
+    for _ in range(6):
+        now += 1
+        handle.end_if_silent(5)
+    assert process.killed
 
 
 def test_all_again_keeps_the_old_folders(load, tmp_path):

@@ -1,11 +1,13 @@
 import json
+import os
 import re
+import signal
 
 import pytest
 
 from bench import run_folder
 from bench.errors import DamagedFile
-from bench.run_folder import RunFolder
+from bench.run_folder import Busy, RunFolder
 
 
 @pytest.fixture
@@ -80,7 +82,7 @@ def test_an_epoch_that_was_not_committed_is_dropped(folder, rest):
 
 def test_a_committed_epoch_must_be_there(folder):
     folder.append_epoch(records(1)[0])
-    with pytest.raises(DamagedFile, match=r"epochs\.jsonl has 1 epochs, though 2 were committed$"):
+    with pytest.raises(DamagedFile, match=r"epochs\.jsonl is damaged: it has 1 epochs, though 2 were committed$"):
         folder.truncate_epochs(2)
 
 
@@ -128,3 +130,135 @@ def test_outcomes_are_found_by_checkpoint_and_attack(folder):
         ("best_on_test", "0123abcd"): {"right": 12},
         ("last", "ffff"): {"right": 4},
     }
+
+
+# --- who may write, and what went wrong ------------------------------------------------------------------------------
+
+
+def test_a_folder_is_held_by_one_process(folder):
+    with folder.hold():
+        folder.progress(phase="training")
+        who = rf"^another bench run is working on it \(process {os.getpid()} on .+\)$"
+        with pytest.raises(Busy, match=who), RunFolder(folder.path).hold():
+            pass
+    with RunFolder(folder.path).hold():
+        pass
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(folder):
+    pid = os.fork()
+    if not pid:
+        with folder.hold():
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert folder.lock.exists()
+    with folder.hold():
+        pass
+
+
+def test_a_folder_that_is_set_aside_while_it_is_being_locked_is_not_held(folder, monkeypatch):
+    real = run_folder.FileLock.acquire
+
+    def late(lock, **settings):
+        folder.set_aside()
+        folder.path.mkdir()
+        real(lock, **settings)
+
+    monkeypatch.setattr(run_folder.FileLock, "acquire", late)
+    with pytest.raises(Busy), folder.hold():
+        pass
+    monkeypatch.undo()
+    with folder.hold():
+        pass
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "outcomes/best.clean-0.json", "log.txt", "."])
+def test_a_link_is_refused(folder, tmp_path, name):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    path = folder.path / name
+    if path.exists():
+        path.rename(tmp_path / "moved")
+    path.symlink_to(elsewhere)
+    with pytest.raises(DamagedFile, match=f"^{re.escape(str(path))} is a symbolic link"), folder.hold():
+        pass
+    assert list(elsewhere.iterdir()) in ([], [elsewhere / "lock"])
+
+
+def test_a_damaged_statement_is_written_anew(cell, folder):
+    (folder.path / "cell.json").write_text("{")
+    folder.begin(cell, {"host": "there"})
+    assert folder.cell()["environment"] == {"host": "there"}
+    (incident,) = folder.incidents()
+    assert "cell.json is damaged" in incident
+
+
+def test_incidents_are_kept_and_logged(folder, monkeypatch):
+    assert folder.incidents() == []
+    folder.note("the worker died")
+    folder.note("a file was damaged")
+    assert folder.incidents() == ["the worker died", "a file was damaged"]
+    assert [line[20:] for line in folder.log.read_text().splitlines()] == [
+        "WARNING the worker died",
+        "WARNING a file was damaged",
+    ]
+    (folder.path / "incidents.json").write_text("{")
+    with pytest.raises(DamagedFile, match=r"incidents\.json is damaged"):
+        folder.incidents()
+    folder.note("and that was noticed")
+    assert len(folder.incidents()) == 2
+    assert "incidents.json is damaged" in folder.incidents()[0]
+    monkeypatch.setattr(run_folder, "INCIDENTS", 3)
+    for number in range(5):
+        folder.note(f"{number}")
+    assert folder.incidents() == ["2", "3", "4"]
+
+
+def test_damaged_outcomes_are_named(folder):
+    for name in ("best", "last"):
+        run_folder.write_record(folder.outcome_path(name, "clean"), {"right": 1})
+    path = folder.outcome_path("last", "clean")
+    path.write_bytes(path.read_bytes().replace(b"1", b"2"))
+    (found,) = folder.damaged_outcomes().items()
+    assert found[0] == path
+    assert f"{path} is damaged" in str(found[1])
+
+
+def test_the_curve_has_a_digest(folder):
+    for record in records(3):
+        folder.append_epoch(record)
+    digest = folder.curve_sha256(2)
+    assert folder.committed_epochs(2, digest) == folder.committed_epochs(2, None) == records(2)
+    path = folder.path / "epochs.jsonl"
+    path.write_text(path.read_text().replace("0.5", "0.6"))  # still a number
+    with pytest.raises(DamagedFile, match=r"epochs\.jsonl is damaged: its first 2 lines do not match their SHA-256$"):
+        folder.committed_epochs(2, digest)
+
+
+# --- signs of life ---------------------------------------------------------------------------------------------------
+
+
+def test_signs_of_life(folder, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(run_folder.time, "monotonic", lambda: now)
+    assert folder.last_beat() == 0
+    folder.progress(phase="evaluation")
+    os.utime(folder.path / "progress.json", (0, 0))
+    folder.beat()
+    assert folder.last_beat() == 0, "it costs nothing to be alive all the time"
+    now += run_folder.PROGRESS_SECONDS
+    folder.beat()
+    assert folder.last_beat() > 0
+    assert folder.read_progress()["phase"] == "evaluation"
+
+
+def test_a_full_disk_does_not_silence_a_run(folder, monkeypatch):
+    folder.progress(force=True, phase="training")
+    os.utime(folder.path / "progress.json", (0, 0))
+
+    def full(*_arguments, **_settings):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_folder, "write_atomically", full)
+    folder.progress(force=True, phase="evaluation")
+    assert folder.last_beat() > 0

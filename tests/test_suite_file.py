@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from bench.errors import BenchError
@@ -101,5 +103,8 @@ def test_what_is_no_small_text_is_refused(read, content, problem):
 def test_there_must_be_a_file(tmp_path):
     with pytest.raises(BenchError, match=r"s\.yaml: no such suite file$"):
         read_suite_file(tmp_path / "s.yaml")
-    with pytest.raises(BenchError, match=r"cannot be read as UTF-8 text: .*Is a directory"):
-        read_suite_file(tmp_path)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "zeros.yaml").symlink_to("/dev/zero")
+    for path in (tmp_path, tmp_path / "pipe.yaml", tmp_path / "zeros.yaml"):
+        with pytest.raises(BenchError, match=rf"^{path}: not a file$"):
+            read_suite_file(path)

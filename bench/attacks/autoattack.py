@@ -231,9 +231,7 @@ class Cascade:
             (found - found.clamp(0, 1)).flatten(1).abs().amax(1) <= OUTSIDE
         )
         with torch.no_grad():
-            wrong = [
-                self._model(one).argmax(1) != label for one, label in zip(found.split(1), labels.split(1), strict=True)
-            ]
+            wrong = [self._model(found[i : i + 1]).argmax(1) != labels[i] for i in range(len(found))]
         return inside & torch.cat(wrong) if wrong else inside
 
     def _place(self, state: CascadeState) -> tuple[int, int]:

@@ -74,6 +74,8 @@ def _print(found: Comparison, *, images: bool) -> None:
     print(f"Percent of the test images; gap: best minus last. Interval and p cover the choice of {covers}.")
     if len(found.a.seeds) > 1 or len(found.b.seeds) > 1:
         print("only A, only B: images that more than half of the seeds of one side have right, and not of the other.")
+    if found.a.evaluated_only or found.b.evaluated_only:
+        print("evaluated only: one checkpoint, which stands as best and as last; it has no gap to compare.")
     for variant in found.variants:
         print(f"The attack was not the same in all runs, so compare with care: {printable(variant)}.")
     for figure in found.figures if images else ():
@@ -83,6 +85,8 @@ def _print(found: Comparison, *, images: bool) -> None:
 
 
 def _described(side: Side) -> str:
+    if side.evaluated_only:
+        return f"{side.label}, evaluated only"
     seeds = f"{'seed' if len(side.seeds) == 1 else 'seeds'} {', '.join(map(str, side.seeds))}"
     return "; ".join([f"{side.label}, {seeds}", *side.left_out])
 

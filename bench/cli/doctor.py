@@ -10,7 +10,11 @@ from bench.cli.options import Json, Results, StoreURL, print_json
 
 
 def doctor(results: Results = Path("results"), store: StoreURL = None, json: Json = False) -> None:
-    """Check the installation, the devices, the results folder and the store; exit 2 if something is amiss."""
+    """Check the installation, the devices, the store and every run in it; exit 2 if something is amiss.
+
+    Every file of a run folder is held against its digest, every outcome against its accuracy, and the store against
+    the run folders.
+    """
     from bench.diagnosis import diagnose
 
     checks = diagnose(results, store)

@@ -6,7 +6,22 @@ import sys
 
 import typer
 
-from bench.cli import check, compare, data, doctor, listing, plot, report, run, validate
+from bench.cli import (
+    check,
+    clean,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    export,
+    ingest,
+    listing,
+    plot,
+    report,
+    run,
+    speed,
+    validate,
+)
 from bench.errors import BenchError
 
 app = typer.Typer(
@@ -39,15 +54,20 @@ def _global(
 
 
 app.command("run")(run.run)
+app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("plot")(plot.plot)
 app.command("compare")(compare.compare)
 app.command("check")(check.check)
+app.command("speed")(speed.speed)
 app.command("list")(listing.list_)
 app.command("show")(listing.show)
 app.command("validate")(validate.validate)
+app.command("ingest")(ingest.ingest)
+app.command("clean")(clean.clean)
 app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")
+app.add_typer(export.app, name="export")
 
 
 def main() -> None:

@@ -42,6 +42,8 @@ SelectedBy = Annotated[
 Results = Annotated[Path, typer.Option("--results", help="Folder of the run folders and the default store.")]
 StoreURL = Annotated[Optional[str], typer.Option("--store", help="SQLAlchemy URL of the store.")]  # noqa: UP045
 Data = Annotated[Optional[Path], typer.Option("--data", envvar="BENCH_DATA", help="Root folder of the datasets.")]  # noqa: UP045
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Threads = Annotated[Optional[int], typer.Option("--threads", min=1, help="CPU threads of each worker.")]  # noqa: UP045
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Methods = Annotated[Optional[str], typer.Option("--methods", help="Only these methods: names or labels, with commas.")]  # noqa: UP045
 Seeds = Annotated[Optional[str], typer.Option("--seeds", help="Only these seeds, with commas.")]  # noqa: UP045

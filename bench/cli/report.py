@@ -77,7 +77,7 @@ def report(
     if output is None:
         sys.stdout.write(text)
     else:
-        _write(output, text)
+        write_text(output, text)
 
 
 def print_boards(boards: Sequence[Leaderboard], format: Format) -> None:
@@ -133,11 +133,12 @@ def _with_papers(boards: Sequence[Leaderboard], store: Store, protocol: str | No
     return beside(boards, others, papers)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all. Raises BenchError if it cannot be written."""
     from bench.errors import BenchError
     from bench.records import write_atomically
 
     try:
         write_atomically(path, text.encode())
     except OSError as error:
-        raise BenchError(f"the report cannot be written to {path}: {error.strerror}") from None
+        raise BenchError(f"{path} cannot be written: {error.strerror}") from None

@@ -11,6 +11,7 @@ import typer
 
 from bench.cli.options import (
     Data,
+    Device,
     Json,
     Methods,
     Results,
@@ -18,6 +19,7 @@ from bench.cli.options import (
     Selection,
     StoreURL,
     Suite,
+    Threads,
     interruptible,
     numbers,
     print_json,
@@ -35,10 +37,16 @@ def run(
     results: Results = Path("results"),
     store: StoreURL = None,
     data: Data = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     jobs: Annotated[Optional[int], typer.Option("--jobs", min=1, help="Cells at a time.")] = None,  # noqa: UP045
-    threads: Annotated[Optional[int], typer.Option("--threads", min=1, help="CPU threads of each.")] = None,  # noqa: UP045
+    threads: Threads = None,
     rerun: Annotated[str, typer.Option("--rerun", help="missing, failed or all.")] = "missing",
+    tries: Annotated[
+        int, typer.Option("--tries", min=1, help="Of a cell whose worker is lost: killed, out of memory, hung.")
+    ] = 3,
+    hang: Annotated[
+        float, typer.Option("--hang", min=1, help="Minutes without a sign of life that make a worker hung.")
+    ] = 30,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
     json: Json = False,
 ) -> None:
@@ -64,7 +72,7 @@ def run(
 
     from bench.cli.view import View
 
-    with interruptible(lambda: _saved(results)), View(quiet=json) as view:
+    with interruptible(lambda: saved(results)), View(quiet=json) as view:
         states = run_suite(
             loaded,
             results=results,
@@ -76,6 +84,8 @@ def run(
             methods=only,
             seeds=only_seeds,
             rerun=Rerun(rerun),
+            tries=tries,
+            hang_minutes=hang,
             watch=view.update,
         )
         view.finish(states)
@@ -95,12 +105,12 @@ def run(
             ]
         )
     else:
-        _leaderboard(loaded.suite.protocol.fingerprint, results, store)
+        print_leaderboard(loaded.suite.protocol.fingerprint, results, store)
     if any(state.status != "finished" for state in states):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _saved(results: Path) -> str:
+def saved(results: Path) -> str:
     """Return what is kept after an interruption, and the command that goes on from there."""
     command = shlex.join(["bench", *without_rerun(sys.argv[1:])])
     return f"every finished epoch and attack is saved in {results}; continue with: {command}"
@@ -116,7 +126,7 @@ def without_rerun(words: list[str]) -> list[str]:
     return kept
 
 
-def _leaderboard(protocol: str, results: Path, store: str | None) -> None:
+def print_leaderboard(protocol: str, results: Path, store: str | None) -> None:
     """Print the protocol's leaderboard, unless no cell of it has been measured."""
     from bench.errors import NothingMeasured
     from bench.reporting.leaderboard import leaderboards

@@ -149,7 +149,8 @@ class View:
         left = self._left(shares)
         for index, (state, where) in enumerate(zip(states, progress, strict=True)):
             stage = (state.status, self._stage(where))
-            if state.planned.action == "skip" or state.status == "waiting" or self._said.get(index) == stage:
+            waits = state.status == "waiting" and not state.reason  # with a reason, its worker was lost
+            if state.planned.action == "skip" or waits or self._said.get(index) == stage:
                 continue
             if state.status == "running" and stage[1] == 0 and index in self._said:
                 continue

@@ -3,43 +3,58 @@
 from __future__ import annotations
 
 import sys
+import time
+from contextlib import suppress
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
 from bench.errors import BenchError
-from bench.execution.worker import EXIT_BUSY, Job, work_in_process
+from bench.execution.worker import Ending, Job, work_in_process
 from bench.run_folder import RunFolder
-
-BUSY = "another bench run is working on it"
 
 GRACE_SECONDS = 10  # between asking a worker to end and killing it
 
+LOOK_SECONDS = 1.0
+"""The most that one look at a worker adds to its silence: whoever looks may have been asleep in between."""
+
 
 class Handle:
-    """A submitted cell: ask `ended` until it says so, then `fate`."""
+    """A submitted cell: ask `ended` until it says so, then `ending`."""
 
-    def __init__(self, job: Job, process: BaseProcess) -> None:
-        self.job, self._process = job, process
+    def __init__(self, job: Job, process: BaseProcess, told: Connection) -> None:
+        self.job, self._process, self._told = job, process, told
+        self._folder = RunFolder.of(job.cell, job.results)
+        self._beat, self._looked, self._silence, self._hung = 0, time.monotonic(), 0.0, False
 
     def ended(self) -> bool:
         """Return whether the worker is gone."""
         return self._process.exitcode is not None
 
-    def fate(self) -> tuple[str, str]:
-        """Return (status, reason) of a worker that is gone; a death it could not record itself is recorded for it."""
-        code, folder = self._process.exitcode, RunFolder.of(self.job.cell, self.job.results)
-        if code == EXIT_BUSY:
-            return "busy", BUSY
-        reason = f"the worker died: {_cause(code or 0)}"
+    def end_if_silent(self, seconds: float) -> None:
+        """Kill the worker if it has given no sign of life for so long. To be called often, as its silence adds up."""
+        now, beat = time.monotonic(), self._folder.last_beat()
+        self._silence = 0.0 if beat != self._beat else self._silence + min(now - self._looked, LOOK_SECONDS)
+        self._beat, self._looked = beat, now
+        if self._silence > seconds:
+            self._hung = True
+            self._process.kill()
+
+    def ending(self) -> Ending:
+        """Return how a worker that is gone ended."""
         try:
-            done = folder.done()
-            if done is None:
-                folder.finish("failed", reason=reason)
-                return "failed", reason
-        except (OSError, BenchError) as error:
-            return "failed", f"{reason}; {error}"
-        return done["status"], done.get("reason", "")
+            if self._told.poll():
+                ending: Ending = self._told.recv()
+                return ending
+        except EOFError:
+            pass
+        if self._hung:
+            return Ending("lost", f"the worker hung: it gave no sign of life for {self._silence / 60:.2g} minutes")
+        with suppress(OSError, BenchError):
+            if done := self._folder.done():  # it died in its last breath
+                return Ending(done["status"], done.get("reason", ""))
+        return Ending("lost", f"the worker died: {_cause(self._process.exitcode or 0)}")
 
     def terminate(self) -> None:
         """Ask the worker to end; what it has committed stays."""
@@ -64,9 +79,11 @@ class LocalExecutor:
 
     def submit(self, job: Job) -> Handle:
         """Start a worker for `job`."""
-        process = self._context.Process(target=work_in_process, args=(job,), name=str(job.cell))
+        told, tell = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=work_in_process, args=(job, tell), name=str(job.cell))
         process.start()
-        return Handle(job, process)
+        tell.close()  # the worker has the other copy
+        return Handle(job, process, told)
 
 
 def _cause(code: int) -> str:

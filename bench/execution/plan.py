@@ -14,14 +14,17 @@ from bench.attacks.autoattack import check_classes
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError, DamagedFile
 from bench.execution.estimate import Work, work_of
+from bench.execution.verify import damage_of
 from bench.protocol import AutoAttack, Protocol
 from bench.records import fingerprint
 from bench.run_folder import RunFolder, Status
 from bench.spec import Cell
+from bench.training.checkpoint import sound
 from bench.training.trainer import build_without_data
 
 Action = Literal["skip", "run", "reopen", "anew"]
-"""skip: it has ended; run: start or continue it; reopen: continue though it failed; anew: set the old folder aside."""
+"""skip: it has ended; run: start or continue it; reopen: continue though it failed; anew: set the old folder aside,
+as it is to be run again or is too damaged to be continued."""
 
 
 class Rerun(StrEnum):
@@ -30,7 +33,7 @@ class Rerun(StrEnum):
     MISSING = "missing"
     """Those that have not ended."""
     FAILED = "failed"
-    """Those too that failed or diverged."""
+    """Those too that failed or diverged, or whose files are damaged."""
     ALL = "all"
     """Every one; the old folders are kept aside."""
 
@@ -61,17 +64,13 @@ def plan(
         BenchError: a final attack is not defined for the data, or a method refuses the network or its parameters.
     """
     for protocol in {cell.protocol for cell in cells}:
-        if any(isinstance(attack, AutoAttack) for attack in protocol.evaluation.final):
-            check_classes(dataset_of(protocol.dataset).classes)
+        check_attacks(protocol)
     works: dict[Protocol, Work | None] = {}
     planned, built = [], set()
     for cell in cells:
         folder = RunFolder.of(cell, results)
-        try:
-            status = folder.status()
-        except DamagedFile:  # how it ended is not known any more
-            status = "failed"
-        action = _action(status, rerun)
+        status = _status(folder, rerun)
+        action = _action(folder, status, rerun)
         if action != "skip" and cell.protocol not in works:
             works[cell.protocol] = work_of(cell.protocol, data)
         planned.append(Planned(cell, folder, status, action, None if action == "skip" else works[cell.protocol]))
@@ -85,12 +84,46 @@ def plan(
     return planned
 
 
-def _action(status: Status, rerun: Rerun) -> Action:
+def plan_evaluation(cell: Cell, results: Path) -> Planned:
+    """Return what is to be done for a cell that is only evaluated: one that failed goes on, one that finished is kept.
+
+    Raises:
+        BenchError: a final attack is not defined for the data.
+    """
+    check_attacks(cell.protocol)
+    folder = RunFolder.of(cell, results)
+    status = _status(folder, Rerun.FAILED)
+    return Planned(cell, folder, status, _action(folder, status, Rerun.FAILED), Work(training=0, tracking=0, final=1))
+
+
+def check_attacks(protocol: Protocol) -> None:
+    """Raise BenchError if a final attack is not defined for the data."""
+    for attack in protocol.evaluation.final:
+        if isinstance(attack, AutoAttack):
+            check_classes(dataset_of(protocol.dataset).classes, attack.cascade)
+
+
+def _status(folder: RunFolder, rerun: Rerun) -> Status:
+    """Return how far a run got; one with damage is looked for only where failed ones are to run again."""
+    try:
+        status = folder.status()
+    except DamagedFile:  # how it ended is not known any more
+        return "failed"
+    return "failed" if rerun is Rerun.FAILED and status == "finished" and damage_of(folder) else status
+
+
+def _action(folder: RunFolder, status: Status, rerun: Rerun) -> Action:
     if rerun is Rerun.ALL and status != "new":
         return "anew"
     if status in {"new", "interrupted"}:
         return "run"
-    return "reopen" if rerun is Rerun.FAILED and status in {"failed", "diverged"} else "skip"
+    if rerun is not Rerun.FAILED or status == "finished":
+        return "skip"
+    try:
+        sound(folder)
+    except DamagedFile:
+        return "anew"
+    return "reopen"
 
 
 def check_data(planned: Sequence[Planned], root: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import resource
@@ -10,30 +11,57 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import nn
 
 from bench import registry
-from bench.attacks.autoattack import CascadeState
+from bench.attacks.autoattack import CascadeState, Tick
 from bench.data.dataset import Dataset, Images, dataset_of
+from bench.device import keep_memory, out_of_memory
 from bench.environment import describe
-from bench.errors import DamagedFile
+from bench.errors import BenchError, DamagedFile
 from bench.evaluation import attack_identity, evaluate, evaluated_images, forward_passes
+from bench.models.architecture import Network
+from bench.models.foreign import load_foreign
 from bench.protocol import FinalAttack
-from bench.records import fingerprint, read_record, write_record
-from bench.run_folder import CHECKPOINTS, Busy, RunFolder
-from bench.spec import Cell
+from bench.records import fingerprint, read_record, write_atomically, write_record
+from bench.run_folder import ASIDE, CHECKPOINTS, Busy, RunFolder
+from bench.spec import Cell, ForeignNetwork
 from bench.training.checkpoint import Checkpoints
 from bench.training.trainer import Diverged, Trainer, build_evaluated
 
 log = logging.getLogger(__name__)
 
-EXIT_BUSY = 75  # another process holds the run folder (EX_TEMPFAIL of sysexits.h)
+LOG_BYTES = 2**20  # of the log that are kept when a worker begins
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Errors of a disk that no file can be written to."""
+
+DISK = FULL | {errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENFILE, errno.EMFILE}
+"""Errors of the machine and not of the cell: it can go on when they are mended."""
+
+
+class Ending(NamedTuple):
+    """How a worker ended, and why.
+
+    Beyond the statuses of a run that has ended there are: `busy`, another process holds the folder; `lost`, the worker
+    died through no fault of its own that is known, and can be tried again; `interrupted` and `full`, the folder or the
+    whole disk cannot be written, so that the cell can go on when that is mended.
+    """
+
+    status: Literal["finished", "diverged", "failed", "busy", "lost", "interrupted", "full"]
+    reason: str = ""
+
+
+class Lost(Exception):
+    """The cell has no memory to go on; its folder stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +75,48 @@ class Job:
     threads: int
 
 
-def work_in_process(job: Job) -> None:
-    """Run `job` as the whole of this process; the exit status is 0, or `EXIT_BUSY`, or 1 for a failure on record."""
+def work_in_process(job: Job, tell: Connection) -> None:
+    """Run `job` as the whole of this process, and send an `Ending` through `tell`.
+
+    The message needs no disk, which may be full.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides; it ends us with SIGTERM
     _end_with_parent()
+    tell.send(_work(job))
+
+
+def _work(job: Job) -> Ending:
     folder = RunFolder.of(job.cell, job.results)
     try:
-        with folder.hold(), folder.log.open("a", encoding="utf-8") as output:
-            os.dup2(output.fileno(), sys.stdout.fileno())
-            os.dup2(output.fileno(), sys.stderr.fileno())
+        with folder.hold():
+            folder.progress(force=True, phase="starting")  # so that others can say who works here
+            _shorten(folder.log)
+            with folder.log.open("a", encoding="utf-8") as output:
+                os.dup2(output.fileno(), sys.stdout.fileno())
+                os.dup2(output.fileno(), sys.stderr.fileno())
             logging.basicConfig(
                 stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
             )
             status = execute(job)
-    except Busy:
-        sys.exit(EXIT_BUSY)
-    sys.exit(1 if status == "failed" else 0)
+            return Ending(status, (folder.done() or {}).get("reason", ""))
+    except Busy as error:
+        return Ending("busy", str(error))
+    except Lost as error:
+        return Ending("lost", str(error))
+    except DamagedFile as error:
+        return Ending("failed", str(error))
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        reason = f"{error.filename or folder.path}: {error.strerror}"
+        return Ending("full" if error.errno in FULL else "interrupted", reason)
+
+
+def _shorten(log_file: Path) -> None:
+    """Keep the end of a long log, so that a run folder does not grow without bounds."""
+    with suppress(FileNotFoundError):
+        if log_file.stat().st_size > LOG_BYTES:
+            write_atomically(log_file, log_file.read_bytes()[-LOG_BYTES:])
 
 
 def _end_with_parent() -> None:
@@ -77,53 +131,68 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def execute(job: Job) -> str:
-    """Train and evaluate one cell, continuing whatever its folder holds, and return the status it ended with."""
+def execute(job: Job) -> Literal["finished", "diverged", "failed"]:
+    """Train and evaluate one cell, continuing whatever its folder holds, and return the status it ended with.
+
+    Raises:
+        Lost: there was no memory.
+        OSError: the folder cannot be written; see `DISK`.
+    """
     cell, folder = job.cell, RunFolder.of(job.cell, job.results)
+    if folder.status() == "finished":  # by another process, since the driver looked
+        return "finished"
     started = time.monotonic()
     try:
         for plugin in cell.plugins:
             registry.load_plugin(Path(plugin))
         device = torch.device(job.device)
         torch.set_num_threads(job.threads)
+        if device.type == "cpu":
+            keep_memory()
         folder.begin(cell, describe(device, job.threads))
         log.info("%s, fingerprint %s, on %s with %d threads", cell, cell.fingerprint, device, job.threads)
         adopt_training(cell, folder)
         folder.progress(force=True, phase="loading")
         dataset = dataset_of(cell.protocol.dataset)
+        network = take_in(cell, cell.network, dataset, folder) if cell.network else None
         splits = dataset.splits(job.data)
-        trainer = Trainer(cell, dataset, splits.to(device), folder, device)
-        trainer.run()
-        evaluate_checkpoints(cell, dataset, splits.test.to(device), folder, device)
+        if network is None:
+            Trainer(cell, dataset, splits.to(device), folder, device).run()
+        evaluate_checkpoints(cell, dataset, splits.test.to(device), folder, device, network)
     except Diverged as error:
         log.warning("%s", error)
-        folder.finish("diverged", reason=str(error), epoch=error.epoch, **_cost(folder, job.device))
+        folder.finish("diverged", reason=str(error), epoch=error.epoch, **_cost(folder, job))
         return "diverged"
     except Exception as error:  # whatever it is, it ends this cell only
         log.exception("failed")
-        folder.finish("failed", reason=f"{type(error).__name__}: {error}", **_cost(folder, job.device))
+        if isinstance(error, OSError) and error.errno in DISK:
+            raise
+        if out_of_memory(error):
+            raise Lost(f"out of memory: {error}") from error
+        folder.finish("failed", reason=f"{type(error).__name__}: {error}", **_cost(folder, job))
         return "failed"
-    folder.finish("finished", classes=dataset.classes, **_cost(folder, job.device))
+    folder.finish("finished", classes=dataset.classes, **_cost(folder, job))
     log.info("finished in %.1f s", time.monotonic() - started)
     return "finished"
 
 
-def _cost(folder: RunFolder, device: str) -> dict[str, Any]:
+def _cost(folder: RunFolder, job: Job) -> dict[str, Any]:
     """Return what the run took, over all its interruptions; the memory is the last process's."""
     try:
         epochs, outcomes = folder.epochs(), folder.read_outcomes()
     except DamagedFile:
         return {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    if device.startswith("cuda"):
-        peak = torch.cuda.max_memory_allocated(device)
+    if job.device.startswith("cuda"):
+        peak = torch.cuda.max_memory_allocated(job.device)
     unique = {(record["weights_sha256"], key[1]): record["seconds"] for key, record in outcomes.items()}
     pflop = [record.get("train_pflop") for record in epochs]  # a run begun by an older version has none at first
+    trained = job.cell.network is None  # what training took elsewhere is not known
     return {
         "epochs": len(epochs),
-        "train_pflop": None if None in pflop else sum(pflop),
-        "train_seconds": sum(record["train_seconds"] for record in epochs),
-        "track_seconds": sum(record["seconds"] - record["train_seconds"] for record in epochs),
+        "train_pflop": sum(pflop) if trained and None not in pflop else None,
+        "train_seconds": sum(record["train_seconds"] for record in epochs) if trained else None,
+        "track_seconds": sum(record["seconds"] - record["train_seconds"] for record in epochs) if trained else None,
         "evaluation_seconds": sum(unique.values()),
         "peak_memory_bytes": peak,
     }
@@ -135,22 +204,24 @@ def adopt_training(cell: Cell, folder: RunFolder) -> None:
     Outcomes under attacks that both ask for come along. Every file is verified; the index, which makes the training
     this folder's own, comes last. A cell that was set aside is wanted anew, and takes over nothing.
     """
-    set_aside = list(folder.path.parent.glob(f"{folder.path.name}.aside-*"))
+    set_aside = list(folder.path.parent.glob(f"{folder.path.name}{ASIDE}*"))
     if set_aside or (folder.checkpoints / "index.json").exists():
         return
     wanted = {attack_key(attack, cell) for attack in cell.protocol.evaluation.final}
     for other in sorted(folder.path.parent.glob(f"*-{cell.training_fingerprint[:12]}-*/cell.json")):
         donor = RunFolder(other.parent)
-        if donor.path == folder.path or ".aside-" in donor.path.name:
+        if donor.path == folder.path or ASIDE in donor.path.name:
             continue
         try:
             trained = Checkpoints(donor.checkpoints)
             if donor.cell()["training_fingerprint"] != cell.training_fingerprint or not trained.finished:
                 continue
+            donor.refuse_links()
+            curve = donor.committed_epochs(trained.finished_epochs, trained.curve_sha256)
             for (checkpoint, key), record in donor.read_outcomes().items():
                 if key in wanted:
                     write_record(folder.outcome_path(checkpoint, key), record)
-            folder.replace_epochs(donor.epochs())
+            folder.replace_epochs(curve)
             Checkpoints(folder.checkpoints).copy(trained)
         except DamagedFile as error:
             log.warning("not taking over %s: %s", donor.path.name, error)
@@ -164,21 +235,47 @@ def attack_key(attack: FinalAttack, cell: Cell) -> str:
     return f"{attack.name}-{fingerprint(attack_identity(attack, cell.protocol.threat))[:8]}"
 
 
-def evaluate_checkpoints(cell: Cell, dataset: Dataset, test: Images, folder: RunFolder, device: torch.device) -> None:
+def take_in(cell: Cell, where: ForeignNetwork, dataset: Dataset, folder: RunFolder) -> nn.Module:
+    """Return the network of a cell that is only evaluated, its weights kept as the run's one checkpoint, `last`.
+
+    Raises:
+        BenchError: as `load_foreign`, or it is another network than the cell states.
+    """
+    found = load_foreign(where, dataset, cell.protocol)
+    if found.params != cell.method.params:
+        raise BenchError(f"{where.source}: not the network that the cell states; it has changed since")
+    checkpoints = Checkpoints(folder.checkpoints)
+    if not checkpoints.finished:
+        entry = checkpoints.write("weights", 0, found.network.state_dict())
+        checkpoints.commit({"last": entry}, finished_epochs=0, finished=True)
+    return found.network
+
+
+def evaluate_checkpoints(
+    cell: Cell,
+    dataset: Dataset,
+    test: Images,
+    folder: RunFolder,
+    device: torch.device,
+    network: nn.Module | None = None,
+) -> None:
     """Judge every checkpoint under every final attack, skipping what is on disk already.
 
-    Checkpoints of the same weights are judged once.
+    Checkpoints of the same weights are judged once. `network` takes their weights, where it is not the cell's method
+    that builds one.
     """
     checkpoints = Checkpoints(folder.checkpoints)
     names = [name for name in CHECKPOINTS if name in checkpoints.entries]
-    done = folder.read_outcomes()
+    done = _sound_outcomes(folder)
     known = {(record["weights_sha256"], key): record for (_, key), record in done.items()}
     pairs = [(attack, name) for attack in cell.protocol.evaluation.final for name in names]
     work = [evaluated_images(attack, len(test)) * forward_passes(attack) for attack, _ in pairs]
     for item, (attack, name) in enumerate(pairs):
         key, weights = attack_key(attack, cell), checkpoints.entries[name].sha256
         if (weights, key) not in known:
-            model = build_evaluated(cell, dataset, checkpoints.load(name), device)
+            state = checkpoints.load(name)
+            model = _with_weights(network, state, device) if network else build_evaluated(cell, dataset, state, device)
+            model.register_forward_pre_hook(lambda *_: folder.beat())  # one batch of AutoAttack can take an hour
             place = folder.partial / f"{weights[:16]}.{key}.json"
             outcome = evaluate(
                 model, weights, test, attack, cell.protocol.threat,
@@ -192,11 +289,32 @@ def evaluate_checkpoints(cell: Cell, dataset: Dataset, test: Images, folder: Run
     shutil.rmtree(folder.partial, ignore_errors=True)
 
 
-def _ticker(folder: RunFolder, checkpoint: str, attack: str, before: float, own: float) -> Callable[[int, int], None]:
+def _with_weights(network: nn.Module, state: dict[str, Any], device: torch.device) -> nn.Module:
+    """Return `network`, which is in eval mode with frozen parameters, with the weights `state` and on `device`."""
+    network.load_state_dict(state)
+    # The layout of networks that are trained here; others may hold tensors that have none.
+    layout = torch.channels_last if isinstance(network, Network) else torch.preserve_format
+    moved: nn.Module = network.to(device, memory_format=layout)  # type: ignore[call-overload]
+    return moved
+
+
+def _sound_outcomes(folder: RunFolder) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the outcomes on disk; a damaged one is put on record and judged again."""
+    damage = folder.damaged_outcomes()
+    for path, error in damage.items():
+        folder.note(f"{error}; it was judged again")
+        path.unlink()
+    return folder.read_outcomes()
+
+
+def _ticker(folder: RunFolder, checkpoint: str, attack: str, before: float, own: float) -> Tick:
     """Return a callback that reports how far an attack is; `share` is the part of all the evaluation that is done."""
-    return lambda done, of: folder.progress(
-        phase="evaluation", checkpoint=checkpoint, attack=attack, share=before + own * done / of
-    )
+
+    def tick(done: int, of: int, robust: float | None = None) -> None:
+        share = before + own * done / of
+        folder.progress(phase="evaluation", checkpoint=checkpoint, attack=attack, share=share, robust=robust)
+
+    return tick
 
 
 def _write_place(path: Path, state: CascadeState) -> None:

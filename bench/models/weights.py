@@ -5,68 +5,167 @@ Nothing in such a file is executed: torch files are read with `weights_only=True
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench.errors import BenchError, did_you_mean
+from bench.errors import BenchError
 from bench.models.architecture import Network
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys under which training scripts put the state dict
+State: TypeAlias = Mapping[str, Tensor]
+
+WRAPPERS = (
+    *("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "best", "last"),
+    *("ema", "state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "swa", "swa_state_dict", "swa_model"),
+)
+"""Keys under which training scripts put a state dict."""
+
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.")
+"""What wrapped networks put before every name: data parallelism, torch.compile, and classes that hold the network."""
+
+SHOWN = 3
+"""How many names a sentence lists before it counts the rest."""
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file or a torch file, without `module.` prefixes.
+def read_plain(path: Path) -> object:
+    """Return what a safetensors file, or a torch file of plain tensors and containers, holds.
 
     Raises:
-        BenchError: no such file, or it holds anything but named tensors.
+        BenchError: no such file, or something in it would have to be executed, or it is damaged.
     """
     try:
         if not path.is_file():
             raise FileNotFoundError("no such file")
         if path.suffix == ".safetensors":
-            content: object = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        _refuse_growth(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of files that are refused in the next moment
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise BenchError(f"weights {path}: no such file") from None
     except Exception as error:  # torch's reader raises nearly anything at a damaged file
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise BenchError(f"weights {path}: not a file of plain tensors: {reason[0][:200]}") from error
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
+        raise BenchError(f"weights {path}: not a file of plain tensors: {_reason(error)}") from error
+
+
+def _refuse_growth(path: Path) -> None:
+    """Raise ValueError for a zip archive, as torch writes them, whose members are larger than the file: a bomb."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            content = sum(member.file_size for member in archive.infolist())
+        if content > path.stat().st_size:
+            raise ValueError(f"it would unpack to {content} bytes, more than it has; torch packs nothing")
+
+
+def _reason(error: Exception) -> str:
+    """Return the cause in a few words; torch's own advice is to execute the file."""
+    if found := re.search(r"GLOBAL ([\w.]+) was not an allowed global", str(error)):
+        return f"it would run {found[1][:80]}, and nothing from elsewhere is run; save the state dict alone"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].partition(". ")[0][:200]
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file or a torch file by their names, out of the usual wrappers.
+
+    Raises:
+        BenchError: no such file, or it holds anything but named tensors, or those of several networks.
+    """
+    content = read_plain(path)
+    for _ in WRAPPERS:  # a file may hold itself
+        if not isinstance(content, Mapping):
+            break
+        inside = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+        if len(inside) > 1:
+            raise BenchError(
+                f"weights {path}: it holds several networks, {listed(inside)}; save the one that is meant on its own"
+            )
+        if not inside:
+            break
+        content = content[inside[0]]
     if (
         not isinstance(content, Mapping)
         or not content
         or not all(isinstance(item, Tensor) for item in content.values())
     ):
         raise BenchError(f"weights {path}: not a state dict; it must map names to tensors")
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+    return {str(name): tensor for name, tensor in content.items()}
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
+def load_weights(network: nn.Module, path: Path) -> bool:
     """Load a state dict into `network`, or into its body where the file knows no normalisation.
 
+    Prefixes that all names share (`PREFIXES`) are taken off where the names fit without them; `module.` wherever it
+    stands in front.
+
+    Returns:
+        Whether the file states the normalisation, which then is the network's.
+
     Raises:
-        BenchError: the file is no state dict, or keys are missing, left over, or of another shape.
+        BenchError: the file is no state dict, or names are missing, left over, or of another shape. Nothing is loaded.
     """
     state = read_state_dict(path)
-    target = network
-    if isinstance(network, Network) and not any(name.startswith("body.") for name in state):
-        target = network.body
-    own = target.state_dict()
-    for name in own:
-        if name not in state and not name.endswith("num_batches_tracked"):
-            raise BenchError(f"weights {path}: '{name}' is missing{did_you_mean(name, state.keys() - own.keys())}")
-    for name, tensor in state.items():
-        if name not in own:
-            raise BenchError(f"weights {path}: the network has no '{name}'")
-        if tensor.shape != own[name].shape:
-            raise BenchError(
-                f"weights {path}: '{name}' has shape {list(tensor.shape)}, the network needs {list(own[name].shape)}"
-            )
-    target.load_state_dict({**own, **state})
+    targets = [network, network.body] if isinstance(network, Network) else [network]
+    fits = [
+        (_misfits(variant, target.state_dict()), target, variant) for target in targets for variant in _variants(state)
+    ]
+    misfits, target, variant = min(fits, key=lambda fit: sum(map(len, fit[0])))
+    if any(misfits):
+        raise BenchError(f"weights {path}: {_complaint(misfits, variant, target.state_dict())}")
+    target.load_state_dict({**target.state_dict(), **variant})
+    return isinstance(target, Network)
+
+
+def _variants(state: State, depth: int = 4) -> Iterator[State]:
+    """Yield the state as it is, and with one prefix after the other taken off all names, as far as they share it."""
+    yield state
+    if any(name.startswith("module.") for name in state):  # of networks that are parallel in part, only some names
+        yield {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    for prefix in PREFIXES if depth else ():
+        if all(name.startswith(prefix) for name in state):
+            yield from _variants({name.removeprefix(prefix): tensor for name, tensor in state.items()}, depth - 1)
+
+
+Misfits: TypeAlias = tuple[list[str], list[str], list[str]]
+"""Names that are missing, left over, and of another shape."""
+
+
+def _misfits(state: State, own: State) -> Misfits:
+    return (
+        [name for name in own if name not in state and not name.endswith("num_batches_tracked")],
+        [name for name in state if name not in own],
+        [name for name in state if name in own and state[name].shape != own[name].shape],
+    )
+
+
+def _complaint(misfits: Misfits, state: State, own: State) -> str:
+    """Say what does not fit: a few names of each kind, and how many there are."""
+    missing, left, misshaped = misfits
+    parts = []
+    if missing:
+        parts.append(f"{_counted(missing)} of the network missing: {listed(missing)}")
+    if left:
+        parts.append(f"{_counted(left)} that the network does not have: {listed(left)}")
+    if misshaped:
+        name = misshaped[0]
+        shapes = f"{list(state[name].shape)}, the network needs {list(own[name].shape)}"
+        parts.append(f"{_counted(misshaped)} of another shape, such as '{name:.80}': {shapes}")
+    return f"they do not fit the network: {'; '.join(parts)}"
+
+
+def _counted(names: Sequence[str]) -> str:
+    return f"{len(names)} {'tensor' if len(names) == 1 else 'tensors'}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the first few of `names` in quotes, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(f"'{name:.80}'" for name in names[:SHOWN])
+    return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown

@@ -25,6 +25,7 @@ from bench.reporting.rows import (
     verdicts,
 )
 from bench.reporting.statistics import Difference, compare, compare_gaps
+from bench.spec import EVALUATED
 from bench.store.schema import RunRow
 from bench.store.store import Store
 
@@ -33,7 +34,8 @@ from bench.store.store import Store
 class Side:
     """What is compared: a method's runs, or one run.
 
-    `seeds` are those that are averaged; `left_out` says of the others why they are not.
+    `seeds` are those that are averaged; `left_out` says of the others why they are not. A network that was only
+    evaluated has one checkpoint, which stands as best and as last, and no gap.
     """
 
     label: str
@@ -42,6 +44,10 @@ class Side:
     params: dict[str, Any]
     seeds: tuple[int, ...]
     left_out: tuple[str, ...]
+
+    @property
+    def evaluated_only(self) -> bool:
+        return self.method == EVALUATED
 
 
 @dataclass(frozen=True)
@@ -214,7 +220,7 @@ def _side(
 
 
 def _figures(title: str, attack: int, a: Sequence[Measured], b: Sequence[Measured]) -> list[Figure]:
-    """Return the figures at best, at last and of the gap under one attack."""
+    """Return the figures at best, at last and, if both sides have one, of the gap under one attack."""
     counts = {outcome.count for found in (*a, *b) for outcome in (found.best[attack], found.last[attack])}
     if len(counts) > 1:
         numbers = ", ".join(f"{count:,}" for count in sorted(counts))
@@ -237,6 +243,8 @@ def _figures(title: str, attack: int, a: Sequence[Measured], b: Sequence[Measure
                 tuple(np.flatnonzero(majority_b & ~majority_a).tolist()),
             )
         )
+    if any(found.run.method == EVALUATED for found in (*a, *b)):
+        return figures
     falls = best_a.astype(np.int8) - last_a.astype(np.int8), best_b.astype(np.int8) - last_b.astype(np.int8)
     gap_a, gap_b = (float(fall.mean()) for fall in falls)
     return [*figures, Figure(title, "gap", images, gap_a, gap_b, compare_gaps(*falls))]

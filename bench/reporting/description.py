@@ -37,6 +37,9 @@ class Description:
 def describe(row: Row, dataset: str, setting: Setting) -> Description:
     """Describe the method of a row; `dataset` and `setting` (of training) choose its canonical parameters."""
     recorded = tuple(Parameter(name, value) for name, value in row.params.items())
+    if row.evaluated_only:
+        caveat = "A network that was trained elsewhere and only evaluated here: how it was trained is not known."
+        return Description(None, recorded, caveat)
     try:
         kind = METHODS.get(row.method)
         info: MethodInfo = kind.info

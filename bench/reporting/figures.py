@@ -19,6 +19,7 @@ from bench.reporting import rows
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.rows import Measured, Row, device_of, measured, row_key
 from bench.reporting.statistics import Estimate
+from bench.store.schema import RunRow
 from bench.store.store import Epoch, Store
 
 
@@ -86,11 +87,11 @@ class Curves:
 
 @dataclass(frozen=True)
 class Triple:
-    """A row under one attack; `gap` in percentage points."""
+    """A row under one attack; `gap` in percentage points, None where it was not measured."""
 
     best: Value
     last: Value
-    gap: Value
+    gap: Value | None
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,10 @@ class CostPoint:
 class Costs:
     """Robust accuracy against the cost of training.
 
-    `unit` is PFLOP if every row counted them. Otherwise hours by the clock on `device`, the kind on which most rows
-    were trained; `hardware` counts the runs behind the hours by the name of their device, and `left_out` names the
-    rows without hours on that kind. For PFLOP, which no hardware changes, both are empty and `device` is None.
+    `unit` is PFLOP if every row that was trained here counted them. Otherwise hours by the clock on `device`, the kind
+    on which most rows were trained; `hardware` counts the runs behind the hours by the name of their device, and
+    `left_out` names the rows without hours on that kind. For PFLOP, which no hardware changes, `hardware` is empty,
+    `device` is None, and only rows that were trained elsewhere are left out.
     """
 
     attack: str
@@ -174,14 +176,21 @@ class Figures:
         return self.agreement.labels
 
 
-def figures(store: Store, board: Leaderboard) -> Figures:
+def figures(store: Store, board: Leaderboard, runs: Sequence[RunRow] | None = None) -> Figures:
     """Return the data of the figures of `board`, with what only `store` knows: curves, costs and verdicts.
+
+    Args:
+        store: what the leaderboard was made from.
+        board: its rows are drawn, those that have figures.
+        runs: the runs of its protocol with their verdicts, where they are loaded already.
 
     Raises:
         BenchError: the store no longer holds the runs of the leaderboard.
     """
     shown = [row for row in board.rows if row.figures]
-    seeds = _seeds(store, board, shown)
+    if runs is None:
+        runs = store.runs(protocol=board.fingerprint, bits=True)
+    seeds = _seeds(runs, board, shown)
     attack = board.attacks[board.ranked_by].title
     return Figures(
         title=board.title,
@@ -196,13 +205,13 @@ def figures(store: Store, board: Leaderboard) -> Figures:
     )
 
 
-def _seeds(store: Store, board: Leaderboard, shown: Sequence[Row]) -> list[list[Measured]]:
+def _seeds(all_runs: Sequence[RunRow], board: Leaderboard, shown: Sequence[Row]) -> list[list[Measured]]:
     """Return the averaged runs of each row, in the order of its seeds."""
     finals = board.protocol["evaluation"]["final"]
     wanted = {(row_key(row), seed) for row in shown for seed in row.seeds}
     runs = {
         key: found
-        for run in store.runs(protocol=board.fingerprint, bits=True)
+        for run in all_runs
         if (key := (row_key(run), run.seed)) in wanted and (found := measured(run, finals, board.selection))
     }
     if wanted - set(runs):
@@ -234,8 +243,8 @@ def _curve(row: Row, seeds: Sequence[Measured], curves: Sequence[Sequence[Epoch]
         train=_line([[epoch.train_robust for epoch in curve] for curve in curves]),
         validation=_line([[epoch.validation_robust for epoch in curve] for curve in curves]),
         test=_line([[epoch.test_robust or 0.0 for epoch in curve] for curve in curves]) if tracked else None,
-        best=_marks(seeds, curves, rows.BEST[selection]),
-        last=_marks(seeds, curves, "last"),
+        best=() if row.evaluated_only else _marks(seeds, curves, rows.BEST[selection]),
+        last=() if row.evaluated_only else _marks(seeds, curves, "last"),
         drops=tuple(sorted({drop for curve in curves for drop in _drops([epoch.lr for epoch in curve])})),
     )
 
@@ -291,7 +300,10 @@ def _percent(estimate: Estimate) -> Value:
 
 
 def _gap_row(row: Row) -> GapRow:
-    triples = (Triple(_percent(under.best), _percent(under.last), _percent(under.gap)) for under in row.figures)
+    triples = (
+        Triple(_percent(under.best), _percent(under.last), None if under.gap is None else _percent(under.gap))
+        for under in row.figures
+    )
     return GapRow(row.label, row.method, row.gap_by_construction, tuple(triples))
 
 
@@ -300,7 +312,8 @@ def _costs(attack: str, shown: Sequence[Row], seeds: Sequence[Sequence[Measured]
     timed = [[seed.run for seed in group if seed.run.train_seconds is not None] for group in seeds]
     kinds = Counter(kind for group in timed for kind in {device_of(run)[0] for run in group})
     device, hardware = None, Counter[str]()
-    if not all(work) and kinds:
+    counted = all(amounts for row, amounts in zip(shown, work, strict=True) if not row.evaluated_only)
+    if not counted and kinds:
         device = max(sorted(kinds), key=kinds.__getitem__)
         timed = [[run for run in group if device_of(run)[0] == device] for group in timed]
         hardware = Counter(device_of(run)[1] for group in timed for run in group)

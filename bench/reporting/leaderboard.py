@@ -73,7 +73,7 @@ class Leaderboard:
         parts = (
             _images(self.dataset),
             self.protocol["model"],
-            f"{threat['norm'].capitalize()} {_radius(threat['eps'])}",
+            f"{threat['norm'].capitalize()} {radius(threat['eps'])}",
             f"{epochs} {'epoch' if epochs == 1 else 'epochs'}",
             f"protocol {self.fingerprint[:12]}",
         )
@@ -185,7 +185,7 @@ def _attacks(finals: Sequence[dict[str, Any]], done: Sequence[Measured]) -> tupl
     return tuple(attacks)
 
 
-def _radius(eps: float) -> str:
+def radius(eps: float) -> str:
     """Return a radius as the field writes it: 8/255 where it is a whole number of pixel values."""
     pixels = round(eps * 255)
     return f"{pixels}/255" if pixels < 255 and abs(eps * 255 - pixels) < 1e-6 else f"{eps:g}"

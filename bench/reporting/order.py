@@ -55,7 +55,7 @@ def _mean(row: Row, of: Callable[[Cost], float | None]) -> float | None:
 _KEYS: dict[str, Callable[[Leaderboard, Row], Value]] = {
     "rank": lambda board, row: row.rank,
     "last": lambda board, row: -row.figures[board.ranked_by].last.mean if row.figures else None,
-    "gap": lambda board, row: row.figures[board.ranked_by].gap.mean if row.figures else None,
+    "gap": lambda board, row: gap.mean if row.figures and (gap := row.figures[board.ranked_by].gap) else None,
     "cost": lambda board, row: _mean(row, lambda cost: cost.training + cost.evaluation),
     "pflop": lambda board, row: _mean(row, lambda cost: cost.pflop),
     "memory": lambda board, row: _mean(row, lambda cost: cost.memory),

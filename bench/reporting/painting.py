@@ -182,6 +182,8 @@ def gap(drawing: Drawing, figures: Figures) -> None:
                 (above, "last", under.last, place + 0.15),
                 (below, "‡ zero by construction" if row.by_construction else "gap", under.gap, place),
             ):
+                if value is None:
+                    continue
                 reach = [[value.mean - value.low], [value.high - value.mean]]
                 drawn = axes.errorbar([value.mean], [height], xerr=reach, elinewidth=0.9, **POINTS[kind])
                 name = f"{row.label}, {attack}, {'gap' if axes is below else kind}"

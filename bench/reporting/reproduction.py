@@ -43,30 +43,48 @@ class _Dumper(yaml.SafeDumper):
 def reproduction(board: Leaderboard, threads: int | None = None) -> Reproduction:
     """Return how to run the rows of `board` again; `threads`: of each worker, where all runs had as many.
 
-    Each command selects its row by the method's name, or if several rows have it, by a label.
+    Each command selects its row by the method's name, or if several rows have it, by a label. A network that was only
+    evaluated is no part of the suite, and its command needs the network's file.
     """
     name = f"protocol-{board.fingerprint[:12]}"
     labels = _labels(board.rows)
     protocol, exact = _in_order(board)
     counts = Counter(row.method for row in board.rows)
+    trained = [(row, label) for row, label in zip(board.rows, labels, strict=True) if not row.evaluated_only]
     suite = {
         "name": name,
         **protocol,
         "methods": [
             {"name": row.method, "label": label} | ({"params": row.params} if row.params else {})
-            for row, label in zip(board.rows, labels, strict=True)
-        ],
-        "seeds": sorted({seed for row in board.rows for seed in seeds_of(row)}),
+            for row, label in trained
+        ]
+        or [{"name": "pgd_at"}],  # a suite needs one
+        "seeds": sorted({seed for row, _ in trained for seed in seeds_of(row)}) or [0],
     }
     if threads is not None:
         suite["execution"] = {"threads": threads}
     commands = []
     for row, label in zip(board.rows, labels, strict=True):
+        if row.evaluated_only:
+            commands.append(_evaluation(row, label, f"{name}.yaml"))
+            continue
         selected = shlex.quote(row.method if counts[row.method] == 1 else label)
         seeds = ",".join(map(str, seeds_of(row)))
         commands.append(f"bench run {name}.yaml --methods {selected} --seeds {seeds}")
     text = yaml.dump(suite, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
     return Reproduction(f"{name}.yaml", text, tuple(commands), protocol, exact)
+
+
+def _evaluation(row: Row, label: str, suite: str) -> str:
+    """Return the command that judges a network again; where its file is, only its owner knows."""
+    model, stated = str(row.params.get("model")), ""
+    source = model
+    if "code_sha256" not in row.params and not model.startswith("robustbench:"):
+        source, how = "WEIGHTS", "none"
+        if "mean" in row.params:
+            how = "/".join(",".join(map(repr, row.params[key])) for key in ("mean", "std"))
+        stated = f" --model {shlex.quote(model)} --normalisation {shlex.quote(how)}"
+    return f"bench evaluate {shlex.quote(source)} --suite {suite} --name {shlex.quote(label)}{stated}"
 
 
 def seeds_of(row: Row) -> list[int]:

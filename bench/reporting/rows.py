@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from bench.reporting.statistics import (
     rank_intervals,
     wilson_interval,
 )
+from bench.spec import EVALUATED
 from bench.store.schema import OutcomeRow, RunRow
 
 Selection = Literal["validation", "test"]
@@ -30,17 +32,23 @@ Selection = Literal["validation", "test"]
 
 BEST: Mapping[Selection, str] = {"validation": "best", "test": "best_on_test"}
 
+DIGEST = re.compile(r"[0-9a-f]{64}")
+"""A SHA-256, of which people are shown the beginning."""
+
 NEAR_ZERO = 0.01
 """Robust accuracy that counts as none, whatever the number of classes."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """A row under one attack; `gap` is best minus last, seed by seed."""
+    """A row under one attack; `gap` is best minus last, seed by seed.
+
+    A network that was only evaluated has one checkpoint, which stands as both, and no gap.
+    """
 
     best: Estimate
     last: Estimate
-    gap: Estimate
+    gap: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,11 @@ class Row:
     diverged: dict[int, int | None]
     unfinished: tuple[int, ...]
 
+    @property
+    def evaluated_only(self) -> bool:
+        """Whether it is a network that was trained elsewhere; `params` says which."""
+        return self.method == EVALUATED
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -113,10 +126,13 @@ class Measured:
 
 
 def measured(run: RunRow, finals: Sequence[dict[str, Any]], selection: Selection) -> Measured | None:
-    """Return the outcomes of a run that has finished and has all of them, else None."""
+    """Return the outcomes of a run that has finished and has all of them, else None.
+
+    The one checkpoint of a network that was only evaluated is its best and its last.
+    """
     best, last = (
         tuple(outcome for final in finals if (outcome := _outcome(run, checkpoint, final)))
-        for checkpoint in (BEST[selection], "last")
+        for checkpoint in ("last" if run.method == EVALUATED else BEST[selection], "last")
     )
     complete = run.status == "finished" and len(best) == len(last) == len(finals)
     return Measured(run, best, last) if complete else None
@@ -217,9 +233,9 @@ def collapsed(outcome: OutcomeRow, run: RunRow) -> bool:
 
     Not better than guessing: at most two binomial standard errors above 1 / classes. A network that gives all images
     one class is untouched by any attack, and scores just that. Natural training promises no robustness: nothing of it
-    counts as collapsed.
+    counts as collapsed, nor does a network that was trained elsewhere, which is shown as it is.
     """
-    if run.protocol.content["training"]["attack"]["name"] == "none":
+    if run.method == EVALUATED or run.protocol.content["training"]["attack"]["name"] == "none":
         return False
     limit = NEAR_ZERO
     if run.classes:
@@ -237,7 +253,8 @@ def _figures(seeds: Sequence[Measured], attack: int) -> Figures:
         over_images = [wilson_interval(outcome.right, outcome.count) for outcome in (before, after)]
         over_images.append(paired_interval(*verdicts([before, after])))
     values = [outcome.accuracy for outcome in best], [outcome.accuracy for outcome in last], gaps
-    return Figures(*map(estimate, values, over_images))
+    at_best, at_last, gap = map(estimate, values, over_images)
+    return Figures(at_best, at_last, None if seeds[0].run.method == EVALUATED else gap)
 
 
 def _costs(runs: Sequence[RunRow]) -> tuple[Cost, ...]:
@@ -291,6 +308,8 @@ def differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, str) and DIGEST.fullmatch(value):
+        return value[:12]
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

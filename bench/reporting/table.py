@@ -98,7 +98,8 @@ def _cells(row: Row, board: Leaderboard, devices: Mapping[str, str], *, shared: 
         else:
             last = [FALLEN] if row.fallen and index == board.ranked_by else []
             gap = [BY_CONSTRUCTION] if row.gap_by_construction else []
-            cells += [_figure(figures.best), _figure(figures.last, last), _figure(figures.gap, gap)]
+            cells += [_figure(figures.best), _figure(figures.last, last)]
+            cells.append(NONE if figures.gap is None else _figure(figures.gap, gap))
         if index == board.ranked_by:
             cells.append("–".join(map(_percent, figures.best.interval)) if figures else NONE)
     costs = [
@@ -136,7 +137,7 @@ def _parameters(row: Row) -> str:
 
 def _marks(row: Row) -> list[str]:
     """Return what sets a row apart from one that was trained here with the method's canonical parameters."""
-    return ["custom"] if row.custom else []
+    return [mark for mark, there in (("custom", row.custom), ("evaluated only", row.evaluated_only)) if there]
 
 
 def _devices(board: Leaderboard) -> dict[str, str]:
@@ -263,7 +264,26 @@ def _on_marks(board: Leaderboard) -> list[str]:
         )
     if any(row.custom for row in board.rows):
         notes.append("custom: some parameters differ from the method's canonical ones.")
+    evaluated = [row for row in board.rows if row.evaluated_only]
+    if evaluated:
+        notes.append(
+            "evaluated only: a network trained elsewhere, in a way that is not known here. It has one checkpoint, "
+            f"which stands as best and as last, and no gap. {'; '.join(map(_network, evaluated))}."
+        )
     return notes
+
+
+def _network(row: Row) -> str:
+    """Say which network an evaluated row is: its architecture, its normalisation, its weights."""
+    how = row.params
+    normalised = "images as they are"
+    if "mean" in how:
+        mean, std = (", ".join(f"{value:g}" for value in how[key]) for key in ("mean", "std"))
+        normalised = f"normalised by mean {mean} and standard deviation {std}"
+    parts = [str(how.get("model", "unknown")), normalised, f"weights SHA-256 {how.get('weights_sha256', 'unknown')}"]
+    if "code_sha256" in how:
+        parts.append(f"code SHA-256 {how['code_sha256']}")
+    return f"{row.label}: {', '.join(parts)}"
 
 
 def _on_seeds(board: Leaderboard) -> list[str]:

@@ -20,7 +20,7 @@ from bench.method import Method
 from bench.seeding import Randomness, generator
 from bench.speed import reference
 from bench.speed.process import Arena, Work
-from bench.training.step import Totals, sgd, train_step
+from bench.training.step import Steps, Totals, recorder_of, sgd, train_step
 from bench.training.trainer import build_method
 
 EPOCH = 64
@@ -54,11 +54,12 @@ def ours(arena: Arena) -> Work:
         while True:
             yield from batches
 
-    stream, totals = endless(), Totals(torch.device(arena.device))
+    device = torch.device(arena.device)
+    stream, train = endless(), Steps(method, Totals(device), recorder_of(device))
 
     def work(steps: int) -> None:
         for _ in range(steps):
-            train_step(method, next(stream), method.optimizer, totals)
+            train(next(stream))
 
     return work
 

@@ -14,7 +14,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 from bench.errors import BenchError, NothingMeasured
 from bench.records import canonical_json
 
-REVISION = "0002"
+REVISION = "0003"
 """The newest migration. A store that states it needs no other look, and Alembic is not even imported."""
 
 MIGRATIONS = "bench.store:migrations"  # package and folder, so that it is found wherever the package is installed

@@ -19,6 +19,7 @@ def read_run(folder: RunFolder) -> tuple[ProtocolRow, RunRow]:
         DamagedFile: the folder is not that of a run, a file is not what was written there, or two of them contradict
             each other.
     """
+    folder.refuse_links()
     cell = cell_of(folder)
     try:
         return _protocol(folder, cell), _run(folder, cell)
@@ -42,10 +43,12 @@ def _protocol(folder: RunFolder, cell: dict[str, Any]) -> ProtocolRow:
 
 
 def _run(folder: RunFolder, cell: dict[str, Any]) -> RunRow:
+    # How it ended comes first: a run that is going on may end while its files are read.
     method, done, index = cell["cell"]["method"], folder.done(), _index(folder)
+    ending, status = done or {}, done["status"] if done else "interrupted"
     # An epoch that was recorded but not committed is trained again when the run goes on.
-    curve = [_epoch(record) for record in folder.epochs()[: index["finished_epochs"]]]
-    ending, status = done or {}, folder.status()
+    committed = folder.committed_epochs(index["finished_epochs"], index.get("curve_sha256"))
+    curve = [_epoch(record) for record in committed]
     return RunRow(
         fingerprint=cell["fingerprint"],
         training_fingerprint=cell["training_fingerprint"],
@@ -65,6 +68,7 @@ def _run(folder: RunFolder, cell: dict[str, Any]) -> RunRow:
             name: ending.get(name)
             for name in ("train_pflop", "train_seconds", "track_seconds", "evaluation_seconds", "peak_memory_bytes")
         },
+        incidents=folder.incidents() or None,
         done_sha256=digest(done),
         curve=curve,
         checkpoints=_checkpoints(folder, index["checkpoints"], finished=status == "finished"),

@@ -70,6 +70,8 @@ class RunRow(Base):
     """Measuring the curve after every epoch."""
     evaluation_seconds: Mapped[float | None]
     peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    incidents: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    """What went wrong and was mended, oldest first: workers that were lost, damaged files; None where nothing did."""
     done_sha256: Mapped[str | None] = mapped_column(String(64))
     """Digest of the content of `done.json`; tells whether the folder has ended anew since it was taken in."""
 

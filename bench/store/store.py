@@ -72,6 +72,25 @@ class Store:
             count = session.scalar(select(func.count()).select_from(RunRow))
         return f"{name_of(self._engine)}, {count} runs"
 
+    def damage(self) -> list[str]:
+        """Return what the database itself finds wrong, a sentence each: damaged pages, rows that refer to none.
+
+        Only SQLite is asked; other databases see to that themselves.
+        """
+        if self._engine.dialect.name != "sqlite":
+            return []
+        name = name_of(self._engine)
+        try:
+            with reported(self._engine), self._engine.connect() as connection:
+                found = [str(line) for (line,) in connection.exec_driver_sql("PRAGMA integrity_check")]
+                orphans = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+        except BenchError as error:
+            return [f"{error}; delete it and run `bench ingest`"]
+        problems = [] if found == ["ok"] else [f"{name} is damaged: {found[0]}"]
+        for table, parent in sorted({(row[0], row[2]) for row in orphans}):
+            problems.append(f"{name} has a row in '{table}' whose '{parent}' is missing")
+        return [f"{problem}; delete it and run `bench ingest`" for problem in problems]
+
     # --- taking in ---------------------------------------------------------------------------------------------------
 
     def ingest(self, folder: RunFolder) -> None:

@@ -1,14 +1,18 @@
 """Checkpoints: safetensors files, and one index whose rename commits an epoch.
 
 An epoch ends by writing new files beside the old ones, then replacing `index.json`, which names the file, the SHA-256
-and the epoch of each checkpoint, then deleting what the new index no longer names. Whenever the process dies, the index
-and the files it names belong together.
+and the epoch of each checkpoint and states the digest of the curve so far, then deleting what is not needed any more.
+Whenever the process dies, the index and the files it names belong together. While training is unfinished, the index of
+the epoch before stays as `previous.json`, with the files that it names: should a file be damaged, training goes back
+there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +26,13 @@ from torch import Tensor
 
 from bench.errors import DamagedFile
 from bench.records import read_record, write_atomically, write_record
+from bench.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+INDEX, PREVIOUS = "index.json", "previous.json"
+
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -34,18 +45,30 @@ class Entry:
 
 
 class Checkpoints:
-    """The checkpoints of one run. `finished_epochs` and `finished` say how far training got."""
+    """The checkpoints of one run. `finished_epochs` and `finished` say how far training got.
 
-    def __init__(self, folder: Path) -> None:
+    `curve_sha256` is the digest of the curve up to there, see `RunFolder.curve_sha256`; None where none was stated.
+    """
+
+    def __init__(self, folder: Path, index: str = INDEX) -> None:
         """Read the index of `folder`, if there is one. Raises DamagedFile if it is not what was written."""
         self.folder = folder
         self.entries: dict[str, Entry] = {}
         self.finished_epochs = 0
         self.finished = False
-        if (folder / "index.json").exists():
-            index = read_record(folder / "index.json")
-            self.entries = {name: Entry(**entry) for name, entry in index["checkpoints"].items()}
-            self.finished_epochs, self.finished = index["finished_epochs"], index["finished"]
+        self.curve_sha256: str | None = None
+        if (folder / index).exists():
+            content = read_record(folder / index)
+            try:
+                self.entries = {name: Entry(**entry) for name, entry in content["checkpoints"].items()}
+                self.finished_epochs, self.finished = content["finished_epochs"], content["finished"]
+                # The index may come from elsewhere: what it names lies beside it and nowhere else.
+                plain = all(_PLAIN.fullmatch(entry.file) for entry in self.entries.values())
+            except (KeyError, TypeError, AttributeError) as error:
+                raise DamagedFile(f"{folder / index} is no index of checkpoints: {error!r}") from error
+            if not plain:
+                raise DamagedFile(f"{folder / index} names files outside its folder")
+            self.curve_sha256 = content.get("curve_sha256")  # older versions stated none
 
     def write(self, stem: str, epoch: int, tree: Mapping[str, Any]) -> Entry:
         """Write a file that no index names yet, and return the entry to commit."""
@@ -55,19 +78,41 @@ class Checkpoints:
         write_atomically(self.folder / entry.file, data)
         return entry
 
-    def commit(self, entries: Mapping[str, Entry], finished_epochs: int, *, finished: bool = False) -> None:
-        """Make `entries` the checkpoints of their names, keep the others, and delete files that none needs."""
+    def commit(
+        self,
+        entries: Mapping[str, Entry],
+        finished_epochs: int,
+        *,
+        finished: bool = False,
+        curve_sha256: str | None = None,
+    ) -> None:
+        """Make `entries` the checkpoints of their names, keep the others, and delete files that none needs.
+
+        What was committed before stays, too, until training is `finished`.
+        """
+        if self.entries and not finished:
+            write_record(self.folder / PREVIOUS, self._content())
         self.entries = {**self.entries, **entries}
         if finished:
             self.entries.pop("resume", None)
-        self.finished_epochs, self.finished = finished_epochs, finished
-        index = {
-            "checkpoints": {name: asdict(entry) for name, entry in self.entries.items()},
-            "finished_epochs": finished_epochs,
-            "finished": finished,
-        }
-        write_record(self.folder / "index.json", index)
+        self.finished_epochs, self.finished, self.curve_sha256 = finished_epochs, finished, curve_sha256
+        self.save()
+
+    def save(self) -> None:
+        """Make this the index, and delete files that none needs."""
+        write_record(self.folder / INDEX, self._content())
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Delete the files that neither the index nor that of the epoch before names."""
         named = {entry.file for entry in self.entries.values()}
+        if self.finished:
+            (self.folder / PREVIOUS).unlink(missing_ok=True)
+        else:
+            try:
+                named |= {entry.file for entry in Checkpoints(self.folder, PREVIOUS).entries.values()}
+            except DamagedFile as error:  # the next commit replaces it
+                log.warning("%s", error)
         for file in self.folder.glob("*.safetensors"):
             if file.name not in named:
                 file.unlink()
@@ -79,7 +124,7 @@ class Checkpoints:
         self.folder.mkdir(exist_ok=True)
         for entry in other.entries.values():
             write_atomically(self.folder / entry.file, other._read(entry))
-        self.commit(other.entries, other.finished_epochs, finished=True)
+        self.commit(other.entries, other.finished_epochs, finished=True, curve_sha256=other.curve_sha256)
 
     def load(self, name: str) -> dict[str, Any]:
         """Return what was written as `name`, on the CPU.
@@ -88,6 +133,19 @@ class Checkpoints:
             DamagedFile: the file is missing, or its bytes do not have the digest that the index states.
         """
         return _unpack(self._read(self.entries[name]))
+
+    def verify(self) -> None:
+        """Read every file that the index names. Raises DamagedFile as `load` does."""
+        for entry in {entry.file: entry for entry in self.entries.values()}.values():
+            self._read(entry)
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "checkpoints": {name: asdict(entry) for name, entry in self.entries.items()},
+            "finished_epochs": self.finished_epochs,
+            "finished": self.finished,
+            "curve_sha256": self.curve_sha256,
+        }
 
     def _read(self, entry: Entry) -> bytes:
         path = self.folder / entry.file
@@ -98,6 +156,34 @@ class Checkpoints:
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise DamagedFile(f"{path} is damaged: its bytes do not match its SHA-256")
         return data
+
+
+def sound(folder: RunFolder) -> tuple[Checkpoints, DamagedFile | None]:
+    """Return the checkpoints that a run can go on from, every file verified, and what is damaged in later ones.
+
+    They are those of the last epoch that was committed or, if a file of it is damaged, of the epoch before.
+
+    Raises:
+        DamagedFile: the epoch before is gone or damaged as well.
+    """
+    try:
+        return verified(folder), None
+    except DamagedFile as error:
+        try:
+            before = verified(folder, PREVIOUS)
+        except DamagedFile:
+            before = None
+        if before is None or not before.entries:
+            raise DamagedFile(f"{error}; there is no epoch to go back to, `--rerun failed` trains it anew") from None
+        return before, error
+
+
+def verified(folder: RunFolder, index: str = INDEX) -> Checkpoints:
+    """Return the checkpoints that an index names. Raises DamagedFile if a file of theirs or the curve is damaged."""
+    found = Checkpoints(folder.checkpoints, index)
+    found.verify()
+    folder.committed_epochs(found.finished_epochs, found.curve_sha256)
+    return found
 
 
 def _pack(tree: Mapping[str, Any]) -> bytes:
@@ -134,19 +220,17 @@ def _unpack(data: bytes) -> dict[str, Any]:
         tensors = load_safetensors(data)
         header_size = int.from_bytes(data[:8], "little")
         structure = json.loads(data[8 : 8 + header_size]).get("__metadata__", {}).get("structure")
-    except (SafetensorError, ValueError) as error:
+        return dict(tensors) if structure is None else dict(_restore(json.loads(structure), tensors))
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"not a checkpoint of ours: {error}") from error
 
-    def restore(node: dict[str, Any]) -> Any:
-        if "tensor" in node:
-            return tensors[node["tensor"]]
-        if "items" in node:
-            return {key: restore(item) for key, item in node["items"]}
-        if "list" in node:
-            return [restore(item) for item in node["list"]]
-        return node["value"]
 
-    if structure is None:
-        return dict(tensors)
-    tree: dict[str, Any] = restore(json.loads(structure))
-    return tree
+def _restore(node: dict[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    """Return the tree of a structure that `_pack` wrote."""
+    if "tensor" in node:
+        return tensors[node["tensor"]]
+    if "items" in node:
+        return {key: _restore(item, tensors) for key, item in node["items"]}
+    if "list" in node:
+        return [_restore(item, tensors) for item in node["list"]]
+    return node["value"]

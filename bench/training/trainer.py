@@ -22,9 +22,9 @@ from bench.run_folder import RunFolder
 from bench.schedule import protocol_schedule
 from bench.seeding import Randomness, derive_seed
 from bench.spec import Cell
-from bench.training.checkpoint import Checkpoints, Entry
+from bench.training.checkpoint import Entry, sound
 from bench.training.flops import CountedFlops
-from bench.training.step import Totals, sgd, train_step
+from bench.training.step import Steps, Totals, recorder_of, sgd
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +38,23 @@ class Diverged(Exception):
 
 
 class Trainer:
-    """Trains one cell inside its run folder, from the start or from the last finished epoch."""
+    """Trains one cell inside its run folder, from the start or from the last finished epoch.
+
+    Where a file of that epoch is damaged, it goes back to the epoch before, and says so on the run's record.
+    """
 
     def __init__(self, cell: Cell, dataset: Dataset, splits: Splits, folder: RunFolder, device: torch.device) -> None:
+        """Raises DamagedFile where the epoch before is damaged as well, and BenchError as `build_method` does."""
         self.cell, self.folder, self.device = cell, folder, device
         self.training = cell.protocol.training
         self.validation, self.test = splits.validation, splits.test
+        self.recorder = recorder_of(device)
         self.random = Randomness(cell.seed, device)
         self.batches = TrainingBatches(splits.train, self.training.batch_size, self.training.augmentation, self.random)
-        self.checkpoints = Checkpoints(folder.checkpoints)
+        self.checkpoints, damage = sound(folder)
+        if damage is not None:
+            self.checkpoints.save()
+            folder.note(f"{damage}; training went back to the end of epoch {self.checkpoints.finished_epochs - 1}")
         fresh = not self.checkpoints.entries
         self.method = build_method(cell, dataset, self.batches, self.random, device, initialise=fresh)
         self.plan = self.method.plan
@@ -60,6 +68,7 @@ class Trainer:
             Diverged: the loss of an epoch is not finite.
         """
         if self.checkpoints.finished:
+            self.checkpoints.sweep()
             return
         self._resume()
         for epoch in range(len(self.history), self.plan.epochs):
@@ -80,6 +89,7 @@ class Trainer:
         self.method.model.train()
         totals, steps, rate = Totals(self.device), len(self.batches), 0.0
         counted = CountedFlops()  # of the first step: all of an epoch are alike
+        train = Steps(self.method, totals, self.recorder)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.random.seed("global"))  # for layers that draw from global state, such as dropout
             for step, batch in enumerate(self.batches):
@@ -87,8 +97,9 @@ class Trainer:
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
                 with counted if step == 0 else nullcontext():
-                    train_step(self.method, batch, self.optimizer, totals)
+                    train(batch)
                 self.folder.progress(phase="training", epoch=epoch, epochs=self.plan.epochs, done=step + 1, of=steps)
+            train.end()
             self.method.end_epoch(epoch)
         loss, robust = totals.read()
         train_seconds = time.monotonic() - started
@@ -140,7 +151,7 @@ class Trainer:
             "method": self.method.state_dict(),
         }
         entries["resume"] = self.checkpoints.write("resume", epoch, state)
-        self.checkpoints.commit(entries, finished_epochs=epoch + 1)
+        self._commit(entries)
 
     def _resume(self) -> None:
         """Continue after the last committed epoch, if there is one."""
@@ -164,7 +175,14 @@ class Trainer:
             entry = self.checkpoints.entries["best"]
         else:
             entry = self.checkpoints.write("weights", last, self.method.evaluated_model().state_dict())
-        self.checkpoints.commit({"last": entry}, finished_epochs=last + 1, finished=True)
+        self._commit({"last": entry}, finished=True)
+
+    def _commit(self, entries: dict[str, Entry], *, finished: bool = False) -> None:
+        """Commit the history so far and `entries`."""
+        epochs = len(self.history)
+        self.checkpoints.commit(
+            entries, finished_epochs=epochs, finished=finished, curve_sha256=self.folder.curve_sha256(epochs)
+        )
 
 
 def build_method(

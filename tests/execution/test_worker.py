@@ -1,20 +1,26 @@
 """One cell, from request to `done.json`: what it leaves, what it skips, how it fails."""
 
+import errno
 import json
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from bench.data.digits import digits
 from bench.errors import DamagedFile
 from bench.execution import worker
-from bench.execution.worker import Job, adopt_training, attack_key, execute
+from bench.execution.plan import Rerun, plan
+from bench.execution.verify import damage_of
+from bench.execution.worker import Job, Lost, adopt_training, attack_key, execute
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
 from bench.outcome import Outcome
 from bench.run_folder import RunFolder
+from bench.testing.conformance import curve
 from bench.training.checkpoint import Checkpoints
+from bench.training.trainer import Trainer
 
 
 def job_of(cell, results):
@@ -194,3 +200,135 @@ def test_damaged_weights_are_not_taken_over(load, finished, tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     assert execute(job_of(more, tmp_path)) == "finished"
     assert len(RunFolder.of(more, tmp_path).epochs()) == 2
+
+
+# --- damage, and what is not the cell's fault ------------------------------------------------------------------------
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def interrupted(load, tmp_path):
+    """A cell of three epochs that was interrupted after the second, and what it comes to undisturbed."""
+    cell = load({"epochs: 2": "epochs: 3"}).cells[0]
+    assert execute(job_of(cell, tmp_path / "whole")) == "finished"
+    folder = RunFolder.of(cell, tmp_path / "cut")
+    folder.begin(cell, {})
+    splits, device = digits.configured(cell.protocol.dataset).splits(None), torch.device("cpu")
+    Trainer(cell, digits, splits, folder, device).run(epochs=2)
+    return cell, folder, RunFolder.of(cell, tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("checkpoints/resume-0001.safetensors", "is damaged: its bytes do not match its SHA-256"),
+        ("checkpoints/index.json", "is damaged"),
+        ("epochs.jsonl", "is damaged: its first 2 lines do not match their SHA-256"),
+    ],
+)
+def test_training_goes_back_one_epoch_where_the_last_is_damaged(interrupted, tmp_path, name, sentence):
+    cell, folder, whole = interrupted
+    path = folder.path / name
+    if name == "epochs.jsonl":
+        path.write_bytes(path.read_bytes()[:-5] + b"0" + path.read_bytes()[-4:])
+    else:
+        flip(path)
+    assert execute(job_of(cell, tmp_path / "cut")) == "finished"
+    (incident,) = folder.incidents()
+    assert f"{path} {sentence}" in incident
+    assert incident.endswith("; training went back to the end of epoch 0")
+    assert incident in folder.log.read_text()
+    assert curve(folder.epochs()) == curve(whole.epochs())
+    assert Checkpoints(folder.checkpoints).entries == Checkpoints(whole.checkpoints).entries
+    assert damage_of(folder) == []
+
+
+def test_with_nothing_to_go_back_to_the_cell_fails_and_can_be_run_anew(interrupted, tmp_path):
+    cell, folder, _ = interrupted
+    flip(folder.checkpoints / "resume-0001.safetensors")
+    flip(folder.checkpoints / "resume-0000.safetensors")
+    assert execute(job_of(cell, tmp_path / "cut")) == "failed"
+    assert "resume-0001.safetensors is damaged" in folder.done()["reason"]
+    assert "`--rerun failed` trains it anew" in folder.done()["reason"]
+    (planned,) = plan([cell], tmp_path / "cut", Rerun.FAILED)
+    assert planned.action == "anew"
+
+
+def test_a_damaged_outcome_is_judged_again(cell, finished, tmp_path):
+    path = sorted(finished.outcomes.iterdir())[0]
+    before = finished.read_outcomes()
+    flip(path)
+    (planned,) = plan([cell], tmp_path, Rerun.FAILED)
+    assert planned.action == "reopen"
+    finished.reopen()
+    assert execute(job_of(cell, tmp_path)) == "finished"
+    after = finished.read_outcomes()
+    assert {key: record["correct"] for key, record in after.items()} == {
+        key: record["correct"] for key, record in before.items()
+    }
+    (incident,) = finished.incidents()
+    assert f"{path} is damaged" in incident
+    assert incident.endswith("; it was judged again")
+
+
+def test_a_finished_run_is_left_alone_unless_it_is_damaged(cell, finished, tmp_path):
+    (planned,) = plan([cell], tmp_path, Rerun.FAILED)
+    assert planned.action == "skip"
+    flip(finished.checkpoints / Checkpoints(finished.checkpoints).entries["last"].file)
+    assert plan([cell], tmp_path)[0].action == "skip", "nobody asked for it"
+    assert plan([cell], tmp_path, Rerun.FAILED)[0].action == "anew"
+
+
+def test_a_run_that_another_process_finished_meanwhile_stays_as_it_is(cell, finished, tmp_path):
+    before = (finished.path / "done.json").stat().st_mtime_ns
+    assert execute(job_of(cell, tmp_path)) == "finished"
+    assert (finished.path / "done.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("no"), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("x: can't allocate memory: y")],
+    ids=["python", "gpu", "cpu"],
+)
+def test_no_memory_ends_no_cell(cell, tmp_path, monkeypatch, error):
+    def greedy(*_arguments):
+        raise error
+
+    monkeypatch.setattr("bench.training.trainer.train_step", greedy)
+    with pytest.raises(Lost, match="out of memory"):
+        execute(job_of(cell, tmp_path))
+    assert RunFolder.of(cell, tmp_path).status() == "interrupted"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_disk_that_fails_ends_no_cell(cell, tmp_path, monkeypatch, code):
+    """Once the curve cannot be written, once `done.json`; mended, the same cell goes on."""
+    folder = RunFolder.of(cell, tmp_path)
+
+    def fail(*_arguments, **_settings):
+        raise OSError(code, "it said")
+
+    for name in ("append_epoch", "finish"):
+        with monkeypatch.context() as patched:
+            patched.setattr(RunFolder, name, fail)
+            with pytest.raises(OSError, match="it said"):
+                execute(job_of(cell, tmp_path))
+        assert folder.status() == "interrupted"
+    assert execute(job_of(cell, tmp_path)) == "finished"
+
+
+def test_a_long_log_keeps_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "LOG_BYTES", 10)
+    log = tmp_path / "log.txt"
+    worker._shorten(log)
+    log.write_text("short")
+    worker._shorten(log)
+    assert log.read_text() == "short"
+    log.write_text("0123456789the end")
+    worker._shorten(log)
+    assert log.read_text() == "789the end"

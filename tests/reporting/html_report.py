@@ -4,8 +4,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from bench.reporting.beside import beside
 from bench.reporting.formats.html import render_html
 from bench.reporting.leaderboard import leaderboards
+from bench.reporting.published import Published
 from bench.spec import MethodEntry, Suite, resolve_method
 from bench.store.store import Store
 
@@ -25,6 +27,15 @@ def resolved(protocol, name: str, **entry) -> dict:
     suite = Suite.model_validate({**protocol.identity(), "name": "tiny", "methods": [name]})
     method = resolve_method(suite, MethodEntry(name=name, **entry))
     return {"method": method.name, **method.model_dump(exclude={"name"})}
+
+
+def published(protocol: dict) -> Published:
+    """Return what a hostile source reports of PGD-AT, in the L2 ball of this protocol."""
+    return Published(
+        dataset=protocol["dataset"]["name"], architecture=protocol["model"], threat="l2-127.5", method="pgd_at",
+        best={"pgd": 0.61}, last={"clean": 0.85, "pgd": 0.04}, pgd_steps=20, selection="test", seeds=3,
+        status="paper", source=HOSTILE,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +69,7 @@ def boards(tmp_path_factory):
         take({"best": (70, 60, 24), "last": (60, 60, 23)}, method="pgd_at", label=ARABIC, version=99)
         take({}, status="diverged", done={"epoch": 3}, **resolved(first, "mart"))
         take({}, status=None, seed=1, **resolved(first, "mart"))
-        found = leaderboards(store)
+        found = beside(leaderboards(store), [], [published(first.identity())])
         yield store, sorted(found, key=lambda board: -len(board.rows)), render_html(store, found)
 
 

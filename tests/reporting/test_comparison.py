@@ -10,20 +10,6 @@ from bench.reporting.comparison import compared, differing_settings
 
 from ..store.conftest import protocol_of
 
-CLASSES = {"classes": 10}
-
-
-@pytest.fixture
-def take(make_run, store):
-    """Make a run folder and take it in."""
-
-    def take(*args, done=CLASSES, **kwargs):
-        folder = make_run(*args, done=done, **kwargs)
-        store.ingest(folder)
-        return folder
-
-    return take
-
 
 def upto(right: int, count: int = 100) -> np.ndarray:
     return np.arange(count) < right

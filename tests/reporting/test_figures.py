@@ -11,18 +11,17 @@ from bench.reporting.figures import Figures, Line, Mark, Value, figures
 from bench.reporting.leaderboard import leaderboards
 from bench.store.schema import CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
 
-from .conftest import protocol_of
+from .conftest import CLASSES, protocol_of
 
 GPU = {"device": "cuda", "gpu": "A GPU", "cpu": "A Processor"}
 
 
 @pytest.fixture
-def take(make_run, store):
+def take(take, store):
     """Make a run folder and take it in; `curve`, if given, replaces its epochs in the store."""
 
-    def take(*args, curve=None, epochs=None, done=None, **kwargs):
-        folder = make_run(*args, done={"classes": 10, **(done or {})}, **kwargs)
-        store.ingest(folder)
+    def taken(*args, curve=None, epochs=None, done=None, **kwargs):
+        folder = take(*args, done=CLASSES | (done or {}), **kwargs)
         if curve is not None:
             name = folder.cell()["fingerprint"]
             with Session(store._engine) as session, session.begin():
@@ -32,7 +31,7 @@ def take(make_run, store):
                     session.get(CheckpointRow, (name, checkpoint)).epoch = at
         return folder
 
-    return take
+    return taken
 
 
 def epoch(run, number, train, validation, test, lr=0.1):

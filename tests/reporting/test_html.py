@@ -16,7 +16,7 @@ from bench.registry import METHODS
 from bench.reporting.formats import html
 from bench.reporting.formats.html import ASSETS, render_html
 from bench.reporting.leaderboard import leaderboards
-from bench.reporting.table import table
+from bench.reporting.table import tables
 from bench.store.schema import CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
 
 from .conftest import protocol_of
@@ -46,15 +46,29 @@ def test_the_structure(tree, boards):
 
 
 def test_the_table_is_there_without_scripts(boards, tree):
-    """Every cell and note that the other formats show, in their order."""
+    """Every cell and note that the other formats show, in their order; the papers' figures too."""
     _, (board, _), _ = boards
-    shown = table(board)
     flat = re.sub(r"\s+", " ", " ".join(data for _, data in tree.texts))
     position = flat.index(f"Protocol {board.fingerprint[:12]}")
-    for cell in [cell for row in shown.rows for cell in row]:
-        position = flat.index(cell.replace("-", "−") if re.match(r"-\d", cell) else cell, position)
-    for note in shown.notes:
-        position = flat.index(note, position)
+    assert len(tables(board)) == 2
+    for shown in tables(board):
+        for cell in [cell for row in shown.rows for cell in row]:
+            position = flat.index(cell.replace("-", "−") if re.match(r"-\d", cell) else cell, position)
+        for note in shown.notes:
+            position = flat.index(note, position)
+
+
+def test_the_papers_figures(tree, boards):
+    """A difference, a reason why there is none, and a hostile source as text; nothing of it unless asked for."""
+    store, found, _ = boards
+    cells = tree.text("td")
+    assert cells.count(HOSTILE) == sum(len(board.published) for board in found) == 6
+    assert {"+0.50", "−5.00"} <= set(cells)
+    assert "threat l2-127.5, ours linf-8; at best: selected on test images, ours has no such checkpoint" in cells
+    assert tree.text("h3").count("Papers' figures beside ours") == 2
+    plain = render_html(store, leaderboards(store))
+    assert 'class="papers"' not in plain
+    assert "-papers" not in plain
 
 
 def test_methods_and_their_sources(tree, boards):

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import time
 
@@ -15,7 +16,9 @@ __all__ = ["boards", "text"]
 def driver():
     """Return headless Chromium."""
     webdriver = pytest.importorskip("selenium.webdriver")
-    browser, control = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    # On GitHub's machines CHROME_BIN is the one that the driver is of.
+    browser = os.environ.get("CHROME_BIN") or shutil.which("chromium") or shutil.which("google-chrome")
+    control = shutil.which("chromedriver")
     if not browser or not control:
         pytest.skip("needs Chromium and its driver (Debian: chromium, chromium-driver)")
     options = webdriver.ChromeOptions()

@@ -16,21 +16,7 @@ from bench.reporting.rows import differences, distinct
 from bench.reporting.table import table
 from bench.store.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
 
-from .conftest import protocol_of
-
-CLASSES = {"classes": 10}
-
-
-@pytest.fixture
-def take(make_run, store):
-    """Make a run folder and take it in."""
-
-    def take(*args, done=CLASSES, **kwargs):
-        folder = make_run(*args, done=done, **kwargs)
-        store.ingest(folder)
-        return folder
-
-    return take
+from .conftest import CLASSES, protocol_of
 
 
 @pytest.fixture
@@ -501,5 +487,5 @@ def test_natural_training_does_not_collapse():
     outcome = SimpleNamespace(accuracy=0.0, count=500)
     for attack, counts in (("none", False), ("pgd", True)):
         content = {"training": {"attack": {"name": attack}}}
-        run = SimpleNamespace(classes=10, protocol=SimpleNamespace(content=content))
+        run = SimpleNamespace(method="pgd_at", classes=10, protocol=SimpleNamespace(content=content))
         assert rows.collapsed(outcome, run) is counts

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench.outcome import Outcome, Verdicts
-from bench.protocol import Clean, Protocol
+from bench.protocol import AutoAttack, Clean, Protocol
 from bench.records import write_record
 from bench.run_folder import RunFolder
 from bench.spec import Cell, ResolvedMethod
@@ -79,6 +79,8 @@ class Maker:
                 identity = {**attack.model_dump(mode="json", exclude_none=True), "precision": "fp32"}
                 if not isinstance(attack, Clean):
                     identity |= {**protocol.threat.model_dump(mode="json"), "seed": 0, "package": package}
+                if isinstance(attack, AutoAttack):
+                    identity["attacks"] = list(attack.cascade)
                 outcome = Outcome(identity, attack.title, entries[name]["sha256"], verdicts, 1.5, {"note": number})
                 write_record(folder.outcome_path(name, f"{attack.name}-{number}"), outcome.to_record())
         if status is not None:

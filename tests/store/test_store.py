@@ -41,6 +41,7 @@ def test_a_run_is_stored_whole(make_run, store):
     assert (run.suite, run.method, run.version, run.label, run.params) == ("tiny", "pgd_at", 1, "PGD_AT", {"a": 0.5})
     assert (run.custom, run.origin, run.final_is_best, run.seed) == (False, "paper", False, 3)
     assert (run.status, run.reason, run.diverged_in, run.classes, run.epochs) == ("finished", None, None, 10, 2)
+    assert run.incidents is None
     assert (run.train_seconds, run.track_seconds, run.evaluation_seconds) == (3600, 360, 1440)
     assert run.peak_memory_bytes == 5 * 2**30
     assert run.train_pflop == 1.5
@@ -89,16 +90,34 @@ def test_taking_in_again_changes_nothing_in_any_order(make_run, results, store):
     assert contents(other) == before
 
 
+def test_a_run_that_ends_while_it_is_read_is_no_damage(make_run, store, monkeypatch):
+    folder = make_run(status=None)
+    path = folder.outcome_path("last", "clean-0")
+    write_record(path, read_record(path) | {"weights_sha256": "of weights that the index did not name yet"})
+    real = RunFolder.committed_epochs
+
+    def ends(self, *arguments):
+        folder.finish("finished")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(RunFolder, "committed_epochs", ends)
+    store.ingest(folder)
+    assert store.runs()[0].status == "interrupted"
+
+
 def test_taking_in_a_changed_run_replaces_all_of_it(make_run, store):
     folder = make_run(status="failed", done={"reason": "disk full"})
     store.ingest(folder)
     assert store.runs()[0].reason == "disk full"
     folder.outcome_path("last", "clean-0").unlink()
     folder.truncate_epochs(1)
+    edit(folder, "checkpoints/index.json", finished_epochs=1)
     folder.finish("diverged", reason="the loss", epoch=1)
+    folder.note("the worker died")
     store.ingest(folder)
     shown = store.show_run("pgd-at")
     assert (shown["status"], shown["reason"], shown["diverged_in"]) == ("diverged", "the loss", 1)
+    assert shown["incidents"] == ["the worker died"]
     assert shown["train_seconds"] is None
     assert len(shown["curve"]) == shown["epochs"] == 1
     assert len(shown["outcomes"]) == 5
@@ -157,6 +176,10 @@ DAMAGES = {
     "changed bytes": damage_bytes,
     "a record that is not JSON": lambda folder: (folder.path / "done.json").write_text("{"),
     "a missing epoch": lambda folder: (folder.path / "epochs.jsonl").write_text('{"epoch": 1}\n'),
+    "an epoch less than committed": lambda folder: folder.truncate_epochs(1),
+    "another curve": lambda folder: edit(folder, "checkpoints/index.json", curve_sha256="0" * 64),
+    "a link": lambda folder: (folder.path / "log.txt").symlink_to("/dev/null"),
+    "incidents of another shape": lambda folder: write_record(folder.path / "incidents.json", {}),
     "an epoch without figures": lambda folder: (folder.path / "epochs.jsonl").write_text('{"epoch": 0}\n'),
     "an index that names no file": lambda folder: edit(folder, "checkpoints/index.json", checkpoints={"best": {}}),
     "an index of another shape": lambda folder: edit(folder, "checkpoints/index.json", checkpoints=[]),

@@ -1,19 +1,23 @@
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from safetensors.torch import save as save_safetensors
 from torch import nn
 
 from bench.errors import DamagedFile
 from bench.models.small_cnn import SmallCNN
-from bench.training.checkpoint import Checkpoints
+from bench.records import write_record
+from bench.training.checkpoint import Checkpoints, Entry, _unpack
 
 
 @pytest.fixture
 def folder(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
     return tmp_path / "checkpoints"
 
 
@@ -117,7 +121,7 @@ def test_flat_weights_are_plain_safetensors(folder):
 def test_what_is_not_plain_is_refused(folder, value):
     with pytest.raises(TypeError, match=r"a checkpoint cannot hold \w+ at method\.memory"):
         Checkpoints(folder).write("resume", 0, {"method": {"memory": value}})
-    assert not folder.exists()
+    assert list(folder.iterdir()) == []
 
 
 def test_equal_trees_are_equal_files(folder):
@@ -162,6 +166,29 @@ def test_a_damaged_index_is_one_sentence(folder):
         Checkpoints(folder)
 
 
+@pytest.mark.parametrize("file", ["../../stolen.safetensors", "/etc/passwd", "a/b.safetensors", "..", ""])
+def test_an_index_from_elsewhere_names_no_file_outside(folder, file):
+    write_record(
+        folder / "index.json",
+        {"checkpoints": {"best": asdict(Entry(file, "0" * 64, 0))}, "finished_epochs": 1, "finished": True},
+    )
+    with pytest.raises(DamagedFile, match=r"index\.json names files outside its folder"):
+        Checkpoints(folder)
+
+
+@pytest.mark.parametrize("content", [{}, {"checkpoints": []}, {"checkpoints": {"best": {}}, "finished_epochs": 1}])
+def test_an_index_of_another_shape_is_one_sentence(folder, content):
+    write_record(folder / "index.json", content)
+    with pytest.raises(DamagedFile, match=r"index\.json is no index of checkpoints"):
+        Checkpoints(folder)
+
+
+@pytest.mark.parametrize("structure", ["{", "[]", '{"tensor": "b"}', '{"items": 3}', "{}", "[" * 100_000])
+def test_a_structure_of_another_shape_is_one_sentence(structure):
+    with pytest.raises(DamagedFile, match="not a checkpoint of ours"):
+        _unpack(save_safetensors({"a": torch.ones(1)}, {"structure": structure}))
+
+
 # --- an epoch is committed whole --------------------------------------------------------------------------------------
 
 
@@ -170,23 +197,30 @@ def test_a_new_folder_is_empty(folder):
     assert (checkpoints.entries, checkpoints.finished_epochs, checkpoints.finished) == ({}, 0, False)
 
 
-def test_a_commit_deletes_what_nobody_names_and_nothing_else(folder):
+def test_a_commit_deletes_what_neither_it_nor_the_one_before_needs_and_nothing_else(folder):
     first = commit(folder, 1, 0, "best", "best_on_test", "resume")
     (folder / "notes.txt").write_text("mine")
     second = commit(folder, 2, 1, "best_on_test", "resume")
-    assert first.exists()  # `best` still
     third = commit(folder, 3, 2, "best", "resume")
+    assert first.exists()  # it was `best` in the epoch before
+    fourth = commit(folder, 4, 3, "resume")
     assert not first.exists()
-    assert second.exists()
-    assert {path.name for path in folder.iterdir()} == {second.name, third.name, "notes.txt", "index.json"}
+    kept = {second.name, third.name, fourth.name, "notes.txt", "index.json", "previous.json"}
+    assert {path.name for path in folder.iterdir()} == kept
     checkpoints = Checkpoints(folder)
     assert {name: entry.epoch for name, entry in checkpoints.entries.items()} == {
         "best": 2,
         "best_on_test": 1,
-        "resume": 2,
+        "resume": 3,
     }
     assert checkpoints.load("best_on_test")["weight"].tolist() == [2, 2, 2]
-    assert checkpoints.finished_epochs == 3
+    assert checkpoints.finished_epochs == 4
+
+
+def test_an_endless_training_keeps_few_files(folder):
+    for epoch in range(20):
+        commit(folder, epoch, epoch, "best", "resume")
+        assert len(list(folder.iterdir())) <= 4  # of this epoch and of the one before, and their indices
 
 
 def test_the_end_drops_the_resume_state(folder):
@@ -196,6 +230,18 @@ def test_the_end_drops_the_resume_state(folder):
     assert checkpoints.finished
     assert list(checkpoints.entries) == ["last"]
     assert not resume.exists()
+    assert not (folder / "previous.json").exists()
+
+
+def test_what_death_at_the_end_left_is_swept_later(folder, monkeypatch):
+    commit(folder, 1, 0, "resume")
+    resume = commit(folder, 2, 1, "resume")
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "sweep", lambda self: None)
+        last = commit(folder, 3, 1, "last", finished=True)
+    assert resume.exists()
+    Checkpoints(folder).sweep()
+    assert {path.name for path in folder.iterdir()} == {"index.json", last.name}
 
 
 def test_death_before_the_commit_leaves_the_old_index_valid(folder):
@@ -205,8 +251,9 @@ def test_death_before_the_commit_leaves_the_old_index_valid(folder):
     assert checkpoints.finished_epochs == 1
     assert checkpoints.load("best")["weight"].tolist() == [1, 1, 1]
     assert len(list(folder.glob("*.safetensors"))) == 2
-    commit(folder, 2, 1, "best", "resume")  # the epoch again
-    assert [path.name for path in folder.glob("*.safetensors")] == ["weights-2-0001.safetensors"]
+    commit(folder, 3, 1, "best", "resume")  # the epoch again
+    names = {path.name for path in folder.glob("*.safetensors")}
+    assert names == {"weights-1-0000.safetensors", "weights-3-0001.safetensors"}
 
 
 def test_death_while_the_index_is_written_leaves_the_old_one(folder, monkeypatch):
@@ -225,6 +272,7 @@ def test_death_while_the_index_is_written_leaves_the_old_one(folder, monkeypatch
 
 def test_death_before_the_old_files_are_deleted_leaves_the_new_index(folder, monkeypatch):
     commit(folder, 1, 0, "best")
+    commit(folder, 2, 1, "best")
 
     def dies(_path):
         raise KeyboardInterrupt
@@ -232,10 +280,11 @@ def test_death_before_the_old_files_are_deleted_leaves_the_new_index(folder, mon
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", dies)
         with pytest.raises(KeyboardInterrupt):
-            commit(folder, 2, 1, "best")
-    assert Checkpoints(folder).load("best")["weight"].tolist() == [2, 2, 2]
-    commit(folder, 3, 2, "best")
-    assert len(list(folder.glob("*.safetensors"))) == 1
+            commit(folder, 3, 2, "best")
+    assert Checkpoints(folder).load("best")["weight"].tolist() == [3, 3, 3]
+    assert len(list(folder.glob("*.safetensors"))) == 3
+    commit(folder, 4, 3, "best")
+    assert len(list(folder.glob("*.safetensors"))) == 2
 
 
 def test_the_index_is_readable(folder):

@@ -1,3 +1,5 @@
+import copy
+import gc
 from itertools import islice
 
 import pytest
@@ -13,7 +15,7 @@ from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
 from bench.protocol import Optimizer
 from bench.seeding import Randomness, derive_seed
-from bench.training.step import Totals, sgd, train_step
+from bench.training.step import WARM_UP, Steps, Totals, compute_gradients, recorder_of, sgd, train_step
 from bench.training.trainer import build_method
 
 CPU = torch.device("cpu")
@@ -194,3 +196,151 @@ def test_totals_weigh_batches_by_their_size():
     totals.add(torch.tensor(4.0), torch.eye(2), torch.tensor([1, 1]))
     assert totals.read() == (pytest.approx((4 * 1 + 2 * 4) / 6), pytest.approx(5 / 6))
     assert Totals(CPU).read() == (0, 0)
+
+
+# --- recorded steps ---------------------------------------------------------------------------------------------------
+
+
+class Recording:
+    """Stands for a CUDA graph: recording leaves everything as it was, each replay writes where the recording did."""
+
+    def __init__(self, method, random):
+        self.method, self.random, self.recorded, self.replayed = method, random, 0, 0
+
+    def __call__(self, compute, generators):
+        assert generators == [], "those of a GPU"
+        model = self.method.model
+        before, own = copy.deepcopy((model.state_dict(), self.method.state_dict()))
+        states = {key: generator.get_state() for key, generator in self.random._generators.items()}
+        assert all(parameter.grad is None for parameter in model.parameters())
+        results = compute()
+        model.load_state_dict(before)
+        self.method.load_state_dict(own)
+        for key, state in states.items():
+            self.random._generators[key].set_state(state)
+        kept = [parameter.grad for parameter in model.parameters()]
+        self.recorded += 1
+
+        def replay():
+            for parameter in model.parameters():
+                parameter.grad = None
+            for place, value in zip(results, compute(), strict=True):
+                place.copy_(value)
+            for place, parameter in zip(kept, model.parameters(), strict=True):
+                place.copy_(parameter.grad)
+                parameter.grad = place
+            self.replayed += 1
+
+        return results, replay
+
+
+@pytest.mark.parametrize("name", ["pgd_at", "dom_re", "fomo", "trades", "mart", "awp", "te", "ema"])
+def test_recorded_steps_are_the_same_steps(load, name):
+    """Two epochs, so that methods which wait for the rate to drop have begun."""
+
+    def trained(recorded):
+        cell = load({"methods: [pgd_at]": f"methods: [{name}]"}).cells[0]
+        random = Randomness(cell.seed)
+        images = dataset_of(cell.protocol.dataset).splits(None).train.take(torch.arange(7 * 64))
+        batches = TrainingBatches(images, 64, (), random)
+        method = build_method(cell, digits, batches, random, CPU)
+        recorder, results = Recording(method, random), []
+        for epoch in range(2):
+            random.start_epoch(epoch)
+            method.begin_epoch(epoch)
+            method.model.train()
+            totals = Totals(CPU)
+            train = Steps(method, totals, recorder if recorded else None)
+            for batch in batches:
+                train(batch)
+            train.end()
+            method.end_epoch(epoch)
+            results.append(totals.read())
+            assert all(parameter.grad is None for parameter in method.model.parameters())
+        weights = torch.cat([value.double().flatten() for value in method.evaluated_model().state_dict().values()])
+        return weights, results, (recorder.recorded, recorder.replayed)
+
+    plain, replayed = trained(recorded=False), trained(recorded=True)
+    assert torch.equal(plain[0], replayed[0])
+    assert plain[1] == replayed[1]
+    assert (plain[2], replayed[2]) == ((0, 0), (2, 2 * (7 - WARM_UP)))
+
+
+def refused(_compute, _generators):
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
+@pytest.mark.parametrize("name", ["dom_augmix", "pgd_at"])
+def test_steps_that_cannot_be_recorded_stay_as_they_are(load, caplog, name):
+    cell = load({"methods: [pgd_at]": f"methods: [{name}]"}).cells[0]
+    random = Randomness(0)
+    batches = TrainingBatches(dataset_of(cell.protocol.dataset).splits(None).train, 64, (), random)
+    method = build_method(cell, digits, batches, random, CPU)
+    method.begin_epoch(1)
+    method.model.train()
+    totals = Totals(CPU)
+    train = Steps(method, totals, refused)
+    for batch in islice(batches, 6):
+        train(batch)
+    assert totals._images == 6 * 64
+    assert caplog.text.count("steps are not recorded") == (name == "pgd_at"), "the other says so itself"
+
+
+def test_a_number_drawn_on_the_host_is_not_recorded(start, caplog, monkeypatch):
+    method, batches = start("{steps: 1}")
+    transform = method.transform
+
+    def deciding(batch):
+        method.context.random.on_host("mine")
+        return transform(batch)
+
+    monkeypatch.setattr(method, "transform", deciding)
+    train = Steps(method, Totals(CPU), lambda compute, _generators: (compute(), None))
+    for batch in islice(batches, 6):
+        train(batch)
+    assert "steps are not recorded: 'mine' is decided on the host" in caplog.text
+    method.context.random.on_host("mine")
+
+
+def test_a_cpu_records_nothing():
+    assert recorder_of(CPU) is None
+
+
+def test_memory_does_not_grow_over_steps(start):
+    """Counts the tensors that are alive, not bytes, which the system gives and takes as it likes."""
+    method, batches = start("{steps: 2}")
+    totals, alive = Totals(CPU), []
+    for batch in islice(batches, 6):
+        train_step(method, batch, method.optimizer, totals)
+        del batch
+        gc.collect()
+        alive.append(sum(type(thing) in (torch.Tensor, torch.nn.Parameter) for thing in gc.get_objects()))
+    assert len(set(alive[1:])) == 1, alive
+
+
+class Reads(TorchDispatchMode):
+    """Counts the operations that wait for the device: those that bring a number to the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["pgd_at", "dom_re", "fomo", "sat", "trades", "mart", "awp", "te", "ema", "swa"])
+def test_no_step_waits_for_the_device(load, name):
+    cell = load({"methods: [pgd_at]": f"methods: [{name}]"}).cells[0]
+    random = Randomness(0)
+    batches = TrainingBatches(dataset_of(cell.protocol.dataset).splits(None).train, 64, (), random)
+    method = build_method(cell, digits, batches, random, CPU)
+    method.begin_epoch(1)
+    method.model.train()
+    some, totals = list(islice(batches, 2)), Totals(CPU)
+    train_step(method, some[0], method.optimizer, totals)
+    with Reads() as reads:
+        compute_gradients(method, some[1])
+    assert reads.found == []

@@ -16,7 +16,8 @@ from bench.reporting.statistics import Estimate
 _SIDES = ("best", "last", "gap")
 COLUMNS = (
     "record", "protocol", "title", "selection", "label", "method", "version", "params", "custom", "origin",
-    "gap_by_construction", "rank", "rank_low", "rank_high", "attack", "attack_title", "ranks", "images",
+    "gap_by_construction", "evaluated_only", "rank", "rank_low", "rank_high",
+    "attack", "attack_title", "ranks", "images",
     *(f"{side}_{part}" for side in _SIDES for part in ("mean", "sd", "low", "high", "covers", "values")),
     "seeds", "collapsed", "diverged", "unfinished",
     "device", "hardware", "training_hours", "evaluation_hours", "train_pflop", "peak_memory_bytes",
@@ -87,6 +88,7 @@ def _of_row(row: Row) -> dict[str, Any]:
     costs = row.costs
     return {
         **{name: getattr(row, name) for name in ("label", "method", "version", "params", "custom", "origin")},
+        "evaluated_only": row.evaluated_only,
         "gap_by_construction": row.gap_by_construction,
         "rank": row.rank,
         "rank_low": low,
@@ -112,7 +114,9 @@ def _each(values: Sequence[Any]) -> Any:
 def _figures(row: Row, index: int) -> dict[str, Any]:
     cells: dict[str, Any] = {}
     for side in _SIDES:
-        figure: Estimate = getattr(row.figures[index], side)
+        figure: Estimate | None = getattr(row.figures[index], side)
+        if figure is None:
+            continue
         low, high = figure.interval
         parts = {"mean": figure.mean, "sd": figure.sd, "low": low, "high": high, "covers": figure.covers}
         cells |= {f"{side}_{part}": value for part, value in parts.items()} | {f"{side}_values": list(figure.values)}

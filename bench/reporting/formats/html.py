@@ -29,7 +29,7 @@ from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.plots import NAMES, svg
 from bench.reporting.reproduction import Reproduction, reproduction
 from bench.reporting.rows import Row, device_of, row_key
-from bench.reporting.table import Column, Table, table
+from bench.reporting.table import Column, Table, published_table, table
 from bench.store.schema import RunRow
 from bench.store.store import Store
 
@@ -94,16 +94,15 @@ class Member:
 class Section:
     """A leaderboard as the template shows it.
 
-    `groups` stand above `headings`; an ungrouped column is in the first. `spreads` and `marks` tell of each column
-    whether a cell of it has some, so that all of its cells keep room for them.
+    `papers`: the papers' figures, None unless asked for. `spreads` and `marks` tell of each column whether a cell of it
+    has some, so that all of its cells keep room for them.
     """
 
     anchor: str
     board: Leaderboard
     title: str
     shown: Table
-    groups: tuple[Heading, ...]
-    headings: tuple[Heading, ...]
+    papers: Table | None
     spreads: tuple[bool, ...]
     marks: tuple[bool, ...]
     members: tuple[Member, ...]
@@ -143,7 +142,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["setting"] = _setting
+    environment.filters |= {"groups": _groups, "headings": _headings, "setting": _setting}
     return environment.get_template("report.html.jinja")
 
 
@@ -166,7 +165,7 @@ def _policy(*scripts: str) -> str:
 
 def _section(store: Store, board: Leaderboard, anchor: str, *, draw: bool) -> Section:
     shown, runs = table(board), _runs_of(store, board)
-    data = figures(store, replace(board, rows=board.rows[:DRAWN_ROWS]))
+    data = figures(store, replace(board, rows=board.rows[:DRAWN_ROWS]), runs)
     threads = {run.environment.get("threads") for run in runs}
     again = reproduction(board, threads.pop() if len(threads) == 1 else None)
     setting = TrainingAttack.model_validate(board.protocol["training"]["attack"]).setting
@@ -185,8 +184,7 @@ def _section(store: Store, board: Leaderboard, anchor: str, *, draw: bool) -> Se
         board=board,
         title=shown.title.removesuffix(f", protocol {board.fingerprint[:12]}"),
         shown=shown,
-        groups=tuple(_groups(shown.columns)),
-        headings=tuple(_heading(column, 1) for column in shown.columns if column.group),
+        papers=None if board.published is None else published_table(board),
         spreads=tuple(any(member.cells[index].spread for member in members) for index in range(len(shown.columns))),
         marks=tuple(any(member.cells[index].marks for member in members) for index in range(len(shown.columns))),
         members=members,
@@ -204,12 +202,18 @@ def _section(store: Store, board: Leaderboard, anchor: str, *, draw: bool) -> Se
 
 
 def _groups(columns: Iterable[Column]) -> Iterable[Heading]:
+    """Yield the upper row of headings: a group over its columns, or a column that is in none."""
     for group, members in groupby(columns, key=lambda column: column.group):
         held = list(members)
         if group:
             yield Heading(group, len(held))
         else:
             yield from (_heading(column, 0) for column in held)
+
+
+def _headings(columns: Iterable[Column]) -> Iterable[Heading]:
+    """Yield the lower row of headings: the columns of groups."""
+    return (_heading(column, 1) for column in columns if column.group)
 
 
 def _heading(column: Column, span: int) -> Heading:
@@ -272,8 +276,9 @@ def _setting(value: Any, key: str = "") -> str:
 
 
 def _runs_of(store: Store, board: Leaderboard) -> list[RunRow]:
+    """Return the runs of the rows of a leaderboard, with their verdicts."""
     rows = {row_key(row) for row in board.rows}
-    return [run for run in store.runs(protocol=board.fingerprint) if row_key(run) in rows]
+    return [run for run in store.runs(protocol=board.fingerprint, bits=True) if row_key(run) in rows]
 
 
 def _hardware(runs: Sequence[RunRow]) -> list[tuple[str, list[tuple[str, int]]]]:

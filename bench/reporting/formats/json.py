@@ -46,6 +46,7 @@ def _board(board: Leaderboard) -> dict[str, Any]:
 def _row(row: Row) -> dict[str, Any]:
     return {
         **asdict(row),
+        "evaluated_only": row.evaluated_only,
         "costs": list(map(_cost, row.costs)),
         "diverged": [{"seed": seed, "epoch": epoch} for seed, epoch in row.diverged.items()],
     }

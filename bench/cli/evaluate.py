@@ -1,0 +1,144 @@
+"""`bench evaluate`: judge a network that was trained elsewhere, as a row of a suite's leaderboard."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from bench.cli.options import Data, Device, Json, Results, StoreURL, Threads, complete_suite, interruptible, print_json
+from bench.cli.run import EXIT_SOME_FAILED, print_leaderboard, saved
+
+if TYPE_CHECKING:
+    from bench.driver import CellState
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Complete the name of an architecture."""
+    from bench.registry import MODELS
+
+    return [name for name in MODELS.names() if name.startswith(incomplete)]
+
+
+def complete_normalisation(incomplete: str) -> list[str]:
+    """Complete a normalisation that has a name."""
+    return [word for word in ("none", "dataset") if word.startswith(incomplete)]
+
+
+def evaluate(
+    network: Annotated[
+        str, typer.Argument(help="A weights file, robustbench:<threat>/<name>, or <file>.py:<factory>, which is run.")
+    ],
+    suite: Annotated[
+        str, typer.Option("--suite", help="Whose protocol: a suite file or name.", autocompletion=complete_suite)
+    ],
+    name: Annotated[str, typer.Option("--name", help="What the leaderboard calls it.")],
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--model",
+            help="Architecture of a weights file; default: the suite's.",
+            autocompletion=complete_model,
+        ),
+    ] = None,
+    normalisation: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--normalisation",
+            metavar="HOW",
+            help='What a weights file was trained with: none, dataset, or "m,m,m/s,s,s" (means / standard deviations).',
+            autocompletion=complete_normalisation,
+        ),
+    ] = None,
+    model_dir: Annotated[Path, typer.Option("--model-dir", help="Local folder of RobustBench's zoo.")] = Path("models"),
+    results: Results = Path("results"),
+    store: StoreURL = None,
+    data: Data = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Judge a network trained elsewhere under a suite's final attacks, then print the leaderboard.
+
+    Nothing in a weights file is executed. Interrupted, the same command goes on.
+    """
+    from pydantic import ValidationError
+
+    from bench.errors import BenchError
+    from bench.foreign import evaluate_network
+    from bench.spec import ForeignNetwork, load_suite
+
+    try:
+        where = ForeignNetwork(source=network, model=model, normalisation=normalisation, model_dir=str(model_dir))
+    except ValidationError:
+        raise BenchError(f"--model '{model:.60}' is not a name") from None
+    loaded = load_suite(suite)
+
+    from bench.cli.view import View
+
+    started = time.monotonic()
+    with interruptible(lambda: saved(results)), View(quiet=json) as view:
+        state = evaluate_network(
+            loaded,
+            where,
+            name,
+            results=results,
+            store=store,
+            data=data,
+            device=device,
+            threads=threads,
+            watch=view.update,
+        )
+    _say(state, time.monotonic() - started)
+    if json:
+        print_json(_as_json(state))
+    else:
+        print_leaderboard(loaded.suite.protocol.fingerprint, results, store)
+    if state.status != "finished":
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _say(state: CellState, seconds: float) -> None:
+    """Say on stderr what became of the network."""
+    name = _label(state)
+    if state.status != "finished":
+        text = f"{name}: {state.status}; {state.reason or 'see ' + str(state.planned.folder.log)}"
+    elif state.planned.action == "skip":
+        text = f"nothing to do: this network was evaluated before, as '{name}'"
+    else:
+        text = f"{name}: evaluated in {seconds:.1f} s"
+    print(f"bench: {text}", file=sys.stderr)
+
+
+def _label(state: CellState) -> str:
+    """Return what the network is called: by the run that judged it first, whatever it is called now."""
+    from bench.errors import BenchError
+
+    try:
+        return str(state.planned.folder.cell()["cell"]["method"]["label"])
+    except (FileNotFoundError, BenchError):
+        return state.planned.cell.method.label
+
+
+def _as_json(state: CellState) -> dict[str, Any]:
+    from bench.execution.worker import attack_key
+    from bench.store.folder import read_run
+
+    cell, folder = state.planned.cell, state.planned.folder
+    outcomes = read_run(folder)[1].checkpoints["last"].outcomes if state.status == "finished" else {}
+    judged = [outcomes[attack_key(attack, cell)] for attack in cell.protocol.evaluation.final] if outcomes else []
+    return {
+        "name": folder.path.name,
+        "label": _label(state),
+        "status": state.status,
+        "reason": state.reason,
+        "folder": str(folder.path),
+        "network": cell.method.params,
+        "outcomes": [
+            {"attack": outcome.title, "images": outcome.count, "right": outcome.right, "accuracy": outcome.accuracy}
+            for outcome in judged
+        ],
+    }

@@ -1,0 +1,70 @@
+"""Networks trained elsewhere, judged under a suite's final attacks: cells that are only evaluated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.data.dataset import dataset_of
+from bench.driver import CellState, Watch, run_planned, share_out
+from bench.errors import BenchError
+from bench.execution.plan import check_attacks, check_data, plan_evaluation
+from bench.models.foreign import load_foreign, located
+from bench.spec import EVALUATED, Cell, ForeignNetwork, LoadedSuite, ResolvedMethod
+
+MAX_LABEL = 80  # characters, as in a suite
+
+
+def evaluate_network(
+    loaded: LoadedSuite,
+    network: ForeignNetwork,
+    name: str,
+    *,
+    results: Path = Path("results"),
+    store: str | None = None,
+    data: Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    watch: Watch = lambda _states: None,
+) -> CellState:
+    """Judge a network that was trained elsewhere under a suite's final attacks, as a row of its leaderboard.
+
+    It is a cell of the method `evaluated`, which the network's weights, architecture and normalisation identify. The
+    same network again is done already; one that failed or was interrupted goes on.
+
+    Args:
+        loaded: whose protocol.
+        network: where the network is.
+        name: what the leaderboard calls it.
+        results, store, data, device, threads, watch: as in `run_suite`.
+
+    Raises:
+        BenchError: something is wrong with the network, the name, the machine, the results folder or the store; nothing
+            has run.
+    """
+    protocol = loaded.suite.protocol
+    _check_name(name, loaded)
+    check_attacks(protocol)
+    resources = share_out(device, 1, threads or loaded.suite.execution.threads, 1)
+    params = load_foreign(network, dataset_of(protocol.dataset), protocol).params
+    row = {"version": 1, "params": params, "label": name, "custom": False, "origin": None, "final_is_best": False}
+    cell = Cell(
+        protocol=protocol,
+        method=ResolvedMethod.model_validate({"name": EVALUATED, **row}),
+        seed=0,
+        suite=loaded.suite.name,
+        plugins=loaded.plugins,
+        network=located(network),
+    )
+    planned = [plan_evaluation(cell, results)]
+    check_data(planned, data)
+    (state,) = run_planned(planned, resources, results, store, data, watch)
+    return state
+
+
+def _check_name(name: str, loaded: LoadedSuite) -> None:
+    """Raise BenchError unless a leaderboard can call a network so, and `bench compare` can tell it from a method."""
+    if not (name and name.isprintable() and name == name.strip() and len(name) <= MAX_LABEL):
+        raise BenchError(f"--name must be 1 to {MAX_LABEL} printable characters, without spaces around them")
+    taken = {word for method in loaded.methods for word in (method.name, method.label)}
+    if name in taken | {EVALUATED}:
+        raise BenchError(f"--name '{name}': a method of this suite is called so; choose another")

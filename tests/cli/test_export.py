@@ -1,0 +1,52 @@
+"""`bench export robustbench`: a run as RobustBench's model information."""
+
+import json
+
+import pytest
+
+from bench.store.store import Store
+
+from ..reporting.test_robustbench import cifar10, verdicts
+from ..store.conftest import make_run, results
+
+__all__ = ["make_run", "results"]
+
+
+@pytest.fixture
+def run(make_run, results):
+    """A finished run on cifar10 in the default store."""
+    right = {"best": verdicts(8_212, 5_234, 4_931), "last": verdicts(8_400, 4_700, 4_290)}
+    folder = make_run(right, protocol=cifar10(), done={"classes": 10})
+    with Store.of(results) as store:
+        store.ingest(folder)
+    return folder.path.name
+
+
+def test_it_is_printed_and_what_is_left_out_is_named(bench, run, results):
+    result = bench("export", "robustbench", run[:10], "--results", results, "--title", "Ünicode", "--reported", "50")
+    assert result.code == 0
+    found = json.loads(result.out)
+    assert (found["name"], found["reported"], found["autoattack_acc"]) == ("Ünicode", "50", "49.31")
+    assert result.err == "bench: left out, because nothing states it: link, authors, additional_data, venue\n"
+
+
+def test_it_is_written_to_a_file(bench, run, results, tmp_path):
+    result = bench(
+        "export", "robustbench", run, "--results", results, "--output", tmp_path / "x.json", "--no-additional-data"
+    )
+    assert (result.code, result.out) == (0, "")
+    assert json.loads((tmp_path / "x.json").read_text())["additional_data"] is False
+    result = bench("export", "robustbench", run, "--results", results, "--output", tmp_path / "none" / "x.json")
+    assert result.code == 2
+    assert "cannot be written" in result.err
+
+
+def test_runs_that_are_not_there(bench, run, results, tmp_path):
+    result = bench("export", "robustbench", "none", "--results", results)
+    assert (result.code, result.out) == (4, "")
+    assert "no run begins with 'none'" in result.err
+    assert bench("export", "robustbench", run, "--results", tmp_path / "nowhere").code == 4
+    assert bench("export", "robustbench", run, "--results", results, "--reported", "150").code == 2
+    result = bench("export", "robustbench", run, "--results", results, "--checkpoint", "first")
+    assert (result.code, result.out) == (2, "")
+    assert "no outcome of a checkpoint 'first'; it has best, last" in result.err

@@ -1,0 +1,66 @@
+"""The campaigns of `tests/campaigns/faults.py` in small: some kills, some failing disks, two runs at once."""
+
+import random
+import shutil
+from collections import Counter
+
+import pytest
+
+from bench.execution.verify import damage_of
+from bench.run_folder import run_folders
+
+from ..campaigns.processes import Act, Bed, Operations, epochs_begun, start, warm
+
+ONE = ("--methods", "fomo")  # whose state is its own
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bed")
+    warm(folder)
+    return Bed(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(bed):
+    """What the cell comes to, and how many operations that takes."""
+    operations = Operations(bed.folder / "undisturbed")
+    run = bed.command(bed.folder / "undisturbed", *ONE, operations=operations)
+    assert run.wait() == 0, run.said
+    return bed.state(bed.folder / "undisturbed"), operations.count
+
+
+def test_kills_lose_nothing(bed, undisturbed):
+    expected, count = undisturbed
+    results, trained, chance = bed.folder / "killed", bed.folder / "trained", random.Random(0)
+    for _ in range(5):
+        act = Act(chance.randint(count // 10, count // 3), "kill")
+        assert bed.command(results, *ONE, operations=Operations(results, act), trained=trained).wait() in {-9, 0}
+    assert bed.command(results, *ONE, trained=trained).wait() == 0
+    assert bed.state(results) == expected
+    assert sum(count - 1 for count in Counter(epochs_begun(trained)).values()) <= 5
+
+
+@pytest.mark.parametrize(("error", "lasting"), [("ENOSPC", True), ("EIO", False)])
+def test_a_failing_disk_loses_nothing(bed, undisturbed, error, lasting):
+    expected, count = undisturbed
+    for at in random.Random(0).sample(range(1, count + 1), 3):
+        results = bed.folder / "failing"
+        run = bed.command(results, *ONE, operations=Operations(results, Act(at, error, lasting)))
+        assert run.wait() in {0, 2, 3}, f"operation {at}: {run.said}"
+        assert "Traceback" not in run.said
+        assert bed.command(results, *ONE).wait() == 0, f"operation {at}"
+        assert bed.state(results) == expected, f"operation {at}"
+        assert [damage_of(folder) for folder in run_folders(results)] == [[]]
+        shutil.rmtree(results)
+
+
+def test_two_runs_at_once_share_the_work(bed):
+    results, trained = bed.folder / "shared", bed.folder / "by"
+    words = ("run", bed.suite, "--results", results, "--jobs", 1)
+    runs = [start(*words, output=bed.folder / f"said-{number}", trained=trained) for number in range(2)]
+    assert {run.wait() for run in runs} <= {0, 3}
+    for run in runs:
+        assert run.code == 0 or "another bench run is working on it" in run.said
+    assert bed.command(results).wait() == 0
+    assert sorted(epochs_begun(trained)) == [f"{method} {epoch}" for method in ("fomo", "pgd_at") for epoch in range(3)]
