@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import registry
 from bench.spec import LoadedSuite, load_suite
@@ -58,3 +59,23 @@ def clean_registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget afterwards what the test registers."""
     for one in (registry.METHODS, registry.DATASETS, registry.MODELS):
         monkeypatch.setattr(one, "_added", dict(one._added))
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts convolutions: forwards, and backwards by what they compute (input, weight, bias)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forwards, self.backwards = 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.forwards += func is torch.ops.aten.convolution.default
+        if func is torch.ops.aten.convolution_backward.default:
+            self.backwards.append(tuple(args[-1]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def convolutions() -> type[Convolutions]:
+    """Return the context that counts convolutions."""
+    return Convolutions

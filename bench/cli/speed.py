@@ -15,6 +15,7 @@ class What(StrEnum):
     """What is measured."""
 
     TRAINING = "training"
+    CHANGES = "changes"
     AUTOATTACK = "autoattack"
     ALL = "all"
 
@@ -30,7 +31,12 @@ def speed(
     suite: Annotated[
         str, typer.Argument(help="The suite whose recipe is timed.", autocompletion=complete_suite)
     ] = "cifar10",
-    what: Annotated[What, typer.Option("--what", help="training, autoattack or all.")] = What.TRAINING,
+    what: Annotated[
+        What,
+        typer.Option(
+            "--what", help="training, autoattack, both (all), or changes: the reference loop, changed step by step."
+        ),
+    ] = What.TRAINING,
     model: Annotated[Optional[str], typer.Option("--model", help="Another architecture than the suite's.")] = None,  # noqa: UP045
     batch_size: Annotated[Optional[int], typer.Option("--batch-size", min=2, help="Of training.")] = None,  # noqa: UP045
     precision: Annotated[
@@ -55,12 +61,13 @@ def speed(
 
     Exit 1 if the fast path does not compute what the plain one does.
     """
+    from bench import registry
     from bench.device import check_precision, resolve_device
     from bench.driver import share_out
     from bench.environment import describe
     from bench.errors import BenchError
     from bench.spec import load_suite
-    from bench.speed.measure import measure_autoattack, measure_peak, measure_training
+    from bench.speed.measure import measure_autoattack, measure_changes, measure_peak, measure_training
     from bench.speed.process import Arena
 
     if eps is not None and not 0 < eps <= 1:
@@ -70,6 +77,7 @@ def speed(
     changes = {"batch_size": batch_size, "precision": precision and precision.value}
     recipe = protocol.training.model_copy(update={key: value for key, value in changes.items() if value is not None})
     protocol = protocol.model_copy(update={"training": recipe, "model": model or protocol.model})
+    registry.MODELS.get(protocol.model)
     resources = share_out(device, 1, threads, 1)
     where = resolve_device(resources.device)
     check_precision(recipe, where)
@@ -92,11 +100,12 @@ def speed(
             tell("products of matrices")
             peaks = measure_peak(arena, repetitions)
             found["peak_tflops"] = {name: value / 1e12 for name, value in peaks.items()}
-            found["training"] = measure_training(arena, repetitions, peaks, tell)
-        if what is not What.TRAINING:
+            measure = measure_changes if what is What.CHANGES else measure_training
+            found["training"] = measure(arena, repetitions, peaks, tell)
+        if what in {What.AUTOATTACK, What.ALL}:
             found["autoattack"] = measure_autoattack(arena, repetitions, tell)
     print_json(found) if json else _print(found)
-    wrong = "training" in found and not found["training"]["same_weights"]["same"]
+    wrong = not found.get("training", {}).get("same_weights", {}).get("same", True)
     different = "autoattack" in found and recipe.precision == "fp32" and found["autoattack"]["differing"]
     if wrong or different:
         raise typer.Exit(1)
@@ -149,13 +158,16 @@ def _print(found: dict[str, Any]) -> None:
             )
         console.print(table)
     if "training" in found:
-        result, same = found["training"], found["training"]["same_weights"]
-        console.print(
-            f"training: medians of {result['repetitions']} turns of {result['steps']} steps with "
-            f"{result['batch_size']} images; fast and plain weights after {same['steps']} steps in fp32 are "
-            f"{same['distance']:.1e} apart ({'the same' if same['same'] else 'NOT the same'} up to {same['limit']:g})",
-            highlight=False,
-        )
+        result, same = found["training"], found["training"].get("same_weights")
+        turns = f"{result['repetitions']} turns of {result['steps']} steps with {result['batch_size']} images"
+        about = f"training: medians of {turns}"
+        if same:
+            verdict = "the same" if same["same"] else "NOT the same"
+            about += (
+                f"; fast and plain weights after {same['steps']} steps in fp32 are {same['distance']:.1e} apart "
+                f"({verdict} up to {same['limit']:g})"
+            )
+        console.print(about, highlight=False)
     if "autoattack" in found:
         result = found["autoattack"]
         console.print(

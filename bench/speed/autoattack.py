@@ -94,6 +94,8 @@ def prepare(arena: Arena) -> Work:
         eps = arena.eps
         if eps is None:
             low, high = 0.0, threat.eps
+            while high < 0.5 and 2 * fooled(images, labels, high) < len(images):
+                low, high = high, 2 * high
             for _ in range(8):
                 eps = (low + high) / 2
                 low, high = (low, eps) if 2 * fooled(images, labels, eps) > len(images) else (eps, high)

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,16 +66,52 @@ def measure_training(arena: Arena, repetitions: int, peaks: Mapping[str, float],
     Raises:
         BenchError: the reference has no such attack, or a contender failed.
     """
+    precision = arena.cell.protocol.training.precision
+    builds: Builds = {"reference": ("fp32", training.public), "bench": (precision, training.ours)}
+    if importlib.util.find_spec("torchattacks"):
+        builds["torchattacks"] = ("fp32", training.public_with_torchattacks)
+    found = _in_turns(arena, builds, repetitions, peaks, tell)
+    tell("comparing the weights")
+    with Contender(training.difference, arena) as pair:
+        _, distance = pair.work(CHECKED_STEPS)
+    found["same_weights"] = {
+        "precision": "fp32",
+        "steps": CHECKED_STEPS,
+        "distance": distance,
+        "limit": SAME_WEIGHTS,
+        "same": distance <= SAME_WEIGHTS,
+    }
+    return found
+
+
+def measure_changes(arena: Arena, repetitions: int, peaks: Mapping[str, float], tell: Tell) -> dict[str, Any]:
+    """Return, as JSON data, the speed of the reference loop with one change after the other, and of the harness.
+
+    Raises:
+        BenchError: as `measure_training`.
+    """
+    precision = arena.cell.protocol.training.precision
+    wanted = [change for change in training.CHANGES if (change, precision) != ("bf16", "fp32")]
+    builds: Builds = {"reference": ("fp32", training.public)}
+    for count, change in enumerate(wanted, start=1):
+        builds[f"+ {change}"] = (
+            "bf16" if change == "bf16" else "fp32",
+            partial(training.changed, changes=wanted[:count]),
+        )
+    builds["bench"] = (precision, training.ours)
+    return _in_turns(arena, builds, repetitions, peaks, tell)
+
+
+Builds = dict[str, tuple[str, Callable[[Arena], Work]]]
+"""Precision, and what builds it, for each contender by name; the first is the reference."""
+
+
+def _in_turns(arena: Arena, builds: Builds, repetitions: int, peaks: Mapping[str, float], tell: Tell) -> dict[str, Any]:
+    """Let contenders in training take turns."""
     protocol = arena.cell.protocol
     if protocol.threat.norm != "linf" or protocol.training.attack.name != "pgd":
         raise BenchError("the reference loop has PGD under Linf alone; name a suite that trains with it")
-    batch, precision = protocol.training.batch_size, protocol.training.precision
-    builds: dict[str, tuple[str, Callable[[Arena], Work]]] = {
-        "reference": ("fp32", training.public),
-        "bench": (precision, training.ours),
-    }
-    if importlib.util.find_spec("torchattacks"):
-        builds["torchattacks"] = ("fp32", training.public_with_torchattacks)
+    batch = protocol.training.batch_size
     with ExitStack() as stack:
         tell("warming up")
         entered = {name: stack.enter_context(Contender(build, arena)) for name, (_, build) in builds.items()}
@@ -91,22 +128,12 @@ def measure_training(arena: Arena, repetitions: int, peaks: Mapping[str, float],
     forward = size_of(registry.MODELS.get(protocol.model), (arena.dataset.classes, *arena.dataset.shape))[1]
     work = forward * (2 * protocol.training.attack.steps + 3)
     found = [_measured(name, of, times, memory[name], work, peaks) for name, (of, _) in builds.items()]
-    tell("comparing the weights")
-    with Contender(training.difference, arena) as pair:
-        _, distance = pair.work(CHECKED_STEPS)
     return {
         "ratio": next(one.ratio for one in found if one.name == "bench"),
         "repetitions": repetitions,
         "batch_size": batch,
         "steps": steps,
         "contenders": [one.__dict__ for one in found],
-        "same_weights": {
-            "precision": "fp32",
-            "steps": CHECKED_STEPS,
-            "distance": distance,
-            "limit": SAME_WEIGHTS,
-            "same": distance <= SAME_WEIGHTS,
-        },
     }
 
 

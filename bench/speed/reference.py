@@ -71,11 +71,13 @@ def attack(
     threat: Threat,
     settings: TrainingAttack,
     start: Tensor | None = None,
+    *,
+    needless: bool = True,
 ) -> Tensor:
     """Return the perturbation of PGD on the cross-entropy, in the mode that the model is in.
 
     Linf only. From `start`, or from a random point of the ball. Shapes: images and perturbations [n, channels, height,
-    width], labels [n].
+    width], labels [n]. Without `needless`, nothing is computed to choose among restarts.
     """
     largest = torch.zeros(len(images), device=images.device)
     best = torch.zeros_like(images)
@@ -88,6 +90,8 @@ def attack(
         moved = torch.clamp(delta.detach() + settings.step_size * delta.grad.sign(), -threat.eps, threat.eps)
         delta.data = torch.clamp(images + moved, 0, 1) - images
         delta.grad.zero_()
+    if not needless:
+        return delta.detach()
     losses = F.cross_entropy(model(images + delta), labels, reduction="none").detach()
     better = losses >= largest
     best[better] = delta.detach()[better]
@@ -100,12 +104,19 @@ def train_step(
     images: Tensor,
     labels: Tensor,
     perturbation: Tensor,
+    *,
+    needless: bool = True,
 ) -> tuple[float, int]:
-    """Descend on the perturbed images; return the loss, and how many of the clean images are right afterwards."""
+    """Descend on the perturbed images; return the loss, and how many of the clean images are right afterwards.
+
+    Without `needless`, that is not counted, and is 0.
+    """
     logits = model(torch.clamp(images + perturbation, 0, 1))
     loss = F.cross_entropy(logits, labels)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
+    if not needless:
+        return loss.item(), 0
     right = int((model(images).max(1)[1] == labels).sum().item())
     return loss.item(), right

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.attacks.pgd import random_start
+from bench.attacks.pgd import cross_entropy, frozen, pgd, random_start
 from bench.data.batches import Batch, TrainingBatches
 from bench.data.dataset import ImageSet
 from bench.device import keep_memory
@@ -66,10 +66,7 @@ def ours(arena: Arena) -> Work:
 
 def public(arena: Arena) -> Work:
     """Return the loop as public code has it: the order is a number of steps."""
-    return _public(
-        arena,
-        partial(reference.attack, threat=arena.cell.protocol.threat, settings=arena.cell.protocol.training.attack),
-    )
+    return changed(arena, ())
 
 
 def public_with_torchattacks(arena: Arena) -> Work:
@@ -84,26 +81,55 @@ def public_with_torchattacks(arena: Arena) -> Work:
         found: Tensor = pgd(images, labels) - images
         return found
 
-    return _public(arena, attack)
+    return changed(arena, (), attack)
 
 
-def _public(arena: Arena, attack: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> Work:
-    device, images = torch.device(arena.device), _images(arena)
-    method, _ = _method(arena, images)
-    model = method.model.to(memory_format=torch.contiguous_format)
-    settings = arena.cell.protocol.training.optimizer
+CHANGES = ("no needless forwards", "resident images", "input gradients", "channels_last", "memory kept", "bf16")
+"""From the public loop to this harness's step, one by one. (What is left then: fused SGD, and a CUDA graph.)"""
+
+
+def changed(
+    arena: Arena, changes: Sequence[str], attack: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None
+) -> Work:
+    """Return the public loop with some of `CHANGES`, or with another attack: the order is a number of steps."""
+    protocol, device, images = arena.cell.protocol, torch.device(arena.device), _images(arena)
+    if "memory kept" in changes:
+        keep_memory()
+    method, batches = _method(arena, images)
+    layout = torch.channels_last if "channels_last" in changes else torch.contiguous_format
+    model: nn.Module = method.model.to(memory_format=layout)
+    settings, needless = protocol.training.optimizer, "no needless forwards" not in changes
     optimizer = torch.optim.SGD(
         model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
-    loader = reference.batches(
-        reference.AugmentedImages(images.pixels, images.labels), arena.cell.protocol.training.batch_size
-    )
+    starts = generator(0, "speed/attack", device=device)
+
+    def with_input_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        recipe, start = protocol.training.attack, random_start(x, protocol.threat, starts)
+        with frozen(model):
+            found = pgd(
+                model, x, cross_entropy(y),
+                threat=protocol.threat, steps=recipe.steps, step_size=recipe.step_size, start=start,
+            )  # fmt: skip
+        return found - x
+
+    if attack is None:
+        plain = partial(reference.attack, threat=protocol.threat, settings=protocol.training.attack, needless=needless)
+        attack = with_input_gradients if "input gradients" in changes else plain
+
+    def resident() -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield from ((batch.images, batch.labels) for batch in batches)
+
+    loader = reference.batches(reference.AugmentedImages(images.pixels, images.labels), protocol.training.batch_size)
+    stream = resident() if "resident images" in changes else loader
 
     def work(steps: int) -> None:
-        for _ in range(steps):
-            x, y = next(loader)
-            x, y = x.to(device), y.to(device)
-            reference.train_step(model, optimizer, x, y, attack(model, x, y))
+        with torch.autocast(device.type, torch.bfloat16, enabled="bf16" in changes, cache_enabled=False):
+            for _ in range(steps):
+                x, y = next(stream)
+                x, y = x.to(device, memory_format=layout), y.to(device)
+                reference.train_step(model, optimizer, x, y, attack(model, x, y), needless=needless)
 
     return work
 

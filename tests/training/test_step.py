@@ -128,27 +128,13 @@ def test_hooks_are_called_in_their_order(start, monkeypatch):
     assert not torch.equal(after[0], before)
 
 
-class Work(TorchDispatchMode):
-    """Counts convolutions: forwards, and backwards by what they compute (input, weight, bias)."""
-
-    def __init__(self):
-        super().__init__()
-        self.forwards, self.backwards = 0, []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.forwards += func is torch.ops.aten.convolution.default
-        if func is torch.ops.aten.convolution_backward.default:
-            self.backwards.append(tuple(args[-1]))
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize(
     ("attack", "passes"),
     [(ATTACK, 10), ("{steps: 3, step_size: 0.02}", 3), ("{steps: 3, batch_norm: eval}", 3), ("none", 0)],
 )
-def test_the_work_of_a_step(start, attack, passes):
+def test_the_work_of_a_step(start, convolutions, attack, passes):
     method, batches = start(attack)
-    with Work() as work:
+    with convolutions() as work:
         steps(method, batches, 1)
     assert work.forwards == (passes + 1) * 3  # three convolutions; the last pass is the update's
     crafting, update = work.backwards[: passes * 3], work.backwards[passes * 3 :]
