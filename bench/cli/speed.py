@@ -105,8 +105,9 @@ def speed(
         if what in {What.AUTOATTACK, What.ALL}:
             found["autoattack"] = measure_autoattack(arena, repetitions, tell)
     print_json(found) if json else _print(found)
-    wrong = not found.get("training", {}).get("same_weights", {}).get("same", True)
-    different = "autoattack" in found and recipe.precision == "fp32" and found["autoattack"]["differing"]
+    wrong = not found.get("training", {}).get("same", {}).get("same", True)
+    differing = found.get("autoattack", {}).get("differing", {})
+    different = differing.get("bench in fp32", differing.get("bench", 0))
     if wrong or different:
         raise typer.Exit(1)
 
@@ -158,20 +159,22 @@ def _print(found: dict[str, Any]) -> None:
             )
         console.print(table)
     if "training" in found:
-        result, same = found["training"], found["training"].get("same_weights")
+        result, same = found["training"], found["training"].get("same")
         turns = f"{result['repetitions']} turns of {result['steps']} steps with {result['batch_size']} images"
         about = f"training: medians of {turns}"
         if same:
             verdict = "the same" if same["same"] else "NOT the same"
             about += (
-                f"; fast and plain weights after {same['steps']} steps in fp32 are {same['distance']:.1e} apart "
-                f"({verdict} up to {same['limit']:g})"
+                f"; fast and plain weights after {same['steps']} steps in double precision are "
+                f"{same['weights_in_double_precision']:.1e} apart, gradients in fp32 {same['gradients_in_fp32']:.1e}: "
+                f"{verdict} up to {same['limit']:g}"
             )
         console.print(about, highlight=False)
     if "autoattack" in found:
         result = found["autoattack"]
+        differing = ", ".join(f"{name} {count}" for name, count in result["differing"].items() if name != "reference")
         console.print(
             f"autoattack: {result['images']} {result['what']} in {result['batches']} batches, radius "
-            f"{result['eps']:.3g}; {result['standing']} stand, {result['differing']} verdicts differ",
+            f"{result['eps']:.3g}; {result['standing']} stand; verdicts other than the reference's: {differing}",
             highlight=False,
         )

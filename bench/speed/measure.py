@@ -22,8 +22,8 @@ from bench.speed.process import Arena, Contender, Work, peak
 TURN_SECONDS = 0.5  # that the fastest contender's turn takes at least, so that starting and stopping do not count
 MOST_STEPS = 1000
 
-SAME_WEIGHTS = 1e-5
-"""Distance between the weights of the fast and the plain loop, over their length, that rounding explains."""
+SAME = 1e-5
+"""Distance between what the fast and the plain loop have, as a share of it, that rounding explains."""
 
 CHECKED_STEPS = 2
 
@@ -73,13 +73,13 @@ def measure_training(arena: Arena, repetitions: int, peaks: Mapping[str, float],
     found = _in_turns(arena, builds, repetitions, peaks, tell)
     tell("comparing the weights")
     with Contender(training.difference, arena) as pair:
-        _, distance = pair.work(CHECKED_STEPS)
-    found["same_weights"] = {
-        "precision": "fp32",
+        _, (weights, gradients) = pair.work(CHECKED_STEPS)
+    found["same"] = {
+        "weights_in_double_precision": weights,
         "steps": CHECKED_STEPS,
-        "distance": distance,
-        "limit": SAME_WEIGHTS,
-        "same": distance <= SAME_WEIGHTS,
+        "gradients_in_fp32": gradients,
+        "limit": SAME,
+        "same": max(weights, gradients) <= SAME,
     }
     return found
 
@@ -146,17 +146,18 @@ def measure_autoattack(arena: Arena, repetitions: int, tell: Tell) -> dict[str, 
         BenchError: a contender failed, or the package's attacks are not defined for the number of classes.
     """
     bf16 = arena.cell.protocol.training.precision == "bf16"
-    builds: dict[str, Callable[[Arena], Work]] = {
-        "reference": autoattack.official,
-        "bench": autoattack.confirmed if bf16 else autoattack.cascade,
-    }
+    builds: Builds = {"reference": ("fp32", autoattack.official), "bench": ("fp32", autoattack.cascade)}
+    if bf16:
+        builds = {
+            "reference": builds["reference"],
+            "bench in fp32": builds["bench"],
+            "bench": ("bf16, confirmed in fp32", autoattack.confirmed),
+        }
     with ExitStack() as stack:
         tell("choosing images and radius")
         with Contender(autoattack.prepare, arena) as chooser:
             _, (what, eps, images, labels) = chooser.work(None)
-        entered = {name: stack.enter_context(Contender(build, arena)) for name, build in builds.items()}
-        for contender in entered.values():  # small enough that no image is fooled before the first step
-            contender.work((1e-9, images[:1], labels[:1])) if arena.device != "cpu" else None
+        entered = {name: stack.enter_context(Contender(build, arena)) for name, (_, build) in builds.items()}
         parts = list(zip(_dealt(images, repetitions), _dealt(labels, repetitions), strict=True))
         times: dict[str, list[float]] = {name: [] for name in entered}
         stands: dict[str, list[bool]] = {name: [] for name in entered}
@@ -167,11 +168,13 @@ def measure_autoattack(arena: Arena, repetitions: int, tell: Tell) -> dict[str, 
                 times[name].append(seconds / len(some))
                 stands[name] += verdicts
         memory = {name: contender.peak_memory() for name, contender in entered.items()}
-    precision = {"reference": "fp32", "bench": "bf16, confirmed in fp32" if bf16 else "fp32"}
-    found = [_measured(name, precision[name], times, memory[name], None, {}) for name in entered]
-    differing = sum(a != b for a, b in zip(stands["reference"], stands["bench"], strict=True))
+    found = [_measured(name, of, times, memory[name], None, {}) for name, (of, _) in builds.items()]
+    differing = {
+        name: sum(a != b for a, b in zip(stands["reference"], verdicts, strict=True))
+        for name, verdicts in stands.items()
+    }
     return {
-        "ratio": found[1].ratio,
+        "ratio": found[-1].ratio,
         "images": len(labels),
         "what": what,
         "eps": eps,

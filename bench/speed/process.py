@@ -124,10 +124,11 @@ def peak(arena: Arena) -> Work:
     """Return what measures products of large matrices: the order is fp32 or bf16, the answer FLOPs done."""
     side = 4096 if arena.device != "cpu" else 2048
     device = torch.device(arena.device)
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    factors = {name: torch.rand(2, side, side, device=device).to(dtype) for name, dtype in types.items()}
 
     def work(precision: str) -> float:
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        a, b = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
+        a, b = factors[precision]
         times = 20 if device.type == "cuda" else 3
         with exact_arithmetic():
             for _ in range(times):

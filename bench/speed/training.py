@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.attacks.pgd import cross_entropy, frozen, pgd, random_start
-from bench.data.batches import Batch, TrainingBatches
+from bench.data.batches import Batch, TrainingBatches, to_float
 from bench.data.dataset import ImageSet
 from bench.device import keep_memory
 from bench.evaluation import exact_arithmetic
@@ -134,34 +135,53 @@ def changed(
     return work
 
 
-def difference(arena: Arena) -> Work:
-    """Return what tells how far apart the weights of both loops are after the same steps in fp32; the order: how many.
+CHECKED_IMAGES = 4
 
-    The same initial weights, batches and random starts; the answer is the distance between the weights over their
-    length.
+
+def difference(arena: Arena) -> Work:
+    """Return what tells how far apart the weights of both loops are after the same steps; the order is how many.
+
+    The same initial weights, few images and random starts. In double precision: in fp32 rounding decides the sign of
+    gradients near zero, every further step of the attack carries that on, and two right loops part within one step.
+    The answer: that distance, and in fp32 the distance between the gradients of both on the same images, without an
+    attack; each as a share of what the plain loop has.
     """
-    training = arena.cell.protocol.training.model_copy(update={"precision": "fp32"})
+    training = arena.cell.protocol.training.model_copy(update={"precision": "fp32", "batch_size": CHECKED_IMAGES})
     protocol = arena.cell.protocol.model_copy(update={"training": training})
-    cell = arena.cell.model_copy(update={"protocol": protocol})
-    method, batches = _method(replace(arena, cell=cell), _images(arena))
+    few = replace(arena, cell=arena.cell.model_copy(update={"protocol": protocol}))
+    method, batches = _method(few, _images(few))
     device = torch.device(arena.device)
 
-    def work(steps: int) -> float:
-        plain = copy.deepcopy(method.model).to(memory_format=torch.contiguous_format)
-        optimizer, totals = sgd(plain, training.optimizer), Totals(device)
-        starts = Randomness(0, device)("attack")
+    def work(steps: int) -> tuple[float, float]:
         with exact_arithmetic():
+            plain = copy.deepcopy(method.model).to(memory_format=torch.contiguous_format)
+            gradients = _apart(_gradients(method.model, batches), _gradients(plain, batches))
+            method.model.double()
+            plain.double()
+            optimizer, totals = sgd(plain, training.optimizer), Totals(device)
+            starts = Randomness(0, device)("attack")
             for batch, _ in zip(batches, range(steps), strict=False):
-                start = random_start(batch.images, protocol.threat, starts) - batch.images
-                images = batch.images.contiguous()
-                found = reference.attack(plain, images, batch.labels, protocol.threat, training.attack, start)
-                reference.train_step(plain, optimizer, images, batch.labels, found)
-                train_step(method, batch, method.optimizer, totals)
-        theirs = _flat(plain)
-        return float((_flat(method.model) - theirs).norm() / theirs.norm())
+                images = batch.images.double()
+                start = random_start(images, protocol.threat, starts) - images
+                found = reference.attack(
+                    plain, images.contiguous(), batch.labels, protocol.threat, training.attack, start
+                )
+                reference.train_step(plain, optimizer, images.contiguous(), batch.labels, found)
+                train_step(method, Batch(images, batch.labels, batch.index), method.optimizer, totals)
+        return _apart(_flat(method.model.parameters()), _flat(plain.parameters())), gradients
 
     return work
 
 
-def _flat(model: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().double().flatten() for parameter in model.parameters()])
+def _gradients(model: nn.Module, batches: TrainingBatches) -> Tensor:
+    pixels, labels = next(batches.images.read([torch.arange(CHECKED_IMAGES)])), batches.images.labels[:CHECKED_IMAGES]
+    loss = F.cross_entropy(model(to_float(pixels)), labels)
+    return _flat(torch.autograd.grad(loss, list(model.parameters())))
+
+
+def _apart(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().double().flatten() for tensor in tensors])

@@ -5,7 +5,6 @@ the dataset's images below BENCH_DATA, and skips without them.
 """
 
 import importlib.util
-import json
 import os
 import random
 import signal
@@ -19,9 +18,11 @@ import pytest
 import torch
 
 from bench.attacks.autoattack import Cascade
+from bench.errors import DamagedFile
 from bench.evaluation import correct_under
 from bench.models.resnet import resnet18
 from bench.protocol import STANDARD, AutoAttack, Clean, DatasetSettings, Threat
+from bench.records import read_record
 from bench.run_folder import RunFolder
 from bench.seeding import generator
 
@@ -61,8 +62,8 @@ def places(folder: Path) -> list[tuple[int, int]]:
     found = []
     for path in folder.glob("runs/evaluated-*/partial/*.json"):
         try:
-            record = json.loads(path.read_text())
-        except (OSError, ValueError):
+            record = read_record(path)
+        except (OSError, DamagedFile):
             continue
         found.append((record["attack"], record["done"]))
     return found
