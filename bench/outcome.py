@@ -17,7 +17,7 @@ class Outcome:
     """For one checkpoint and one attack: per image, does the prediction stay right?
 
     `correct`: bool, [n], of the whole test set or of the balanced subset that `attack` names. `detail` holds what the
-    attack has to say beyond the verdicts, such as AutoAttack's accuracy after each of its parts.
+    attack has to say beyond the verdicts: AutoAttack's accuracy after each of its parts, and its doubts.
     """
 
     attack: dict[str, Any]

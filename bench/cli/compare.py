@@ -77,7 +77,9 @@ def _print(found: Comparison, *, images: bool) -> None:
     if found.a.evaluated_only or found.b.evaluated_only:
         print("evaluated only: one checkpoint, which stands as best and as last; it has no gap to compare.")
     for variant in found.variants:
-        print(f"The attack was not the same in all runs, so compare with care: {printable(variant)}.")
+        print(
+            f"Compare with care, the attack was not the same in all runs, or not the protocol's: {printable(variant)}."
+        )
     for figure in found.figures if images else ():
         for name, positions in (("A", figure.only_a), ("B", figure.only_b)):
             if positions:

@@ -42,8 +42,8 @@ def report(
         typer.Option(
             "--sort",
             metavar="KEY",
-            help="Order of the rows: rank, clean, pgd, autoattack, last, gap, cost, pflop, memory or method. "
-            "Ranks stay what they are.",
+            help="Order of the rows: rank, an attack of the suite (clean, fgsm, pgd, cw, autoattack), last, gap, cost, "
+            "pflop, memory or method. Ranks stay what they are.",
         ),
     ] = None,
     published: Annotated[

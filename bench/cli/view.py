@@ -22,7 +22,7 @@ from bench.execution.plan import Planned
 
 REFRESH_SECONDS = 0.5
 SHOWN = 12  # rows of the live table; more cells than that are counted, not listed
-MILESTONES = 5  # lines for the training of one cell where there is no terminal
+MILESTONES = 5  # lines for the training of one cell, and for judging it, where there is no terminal
 
 STYLES = {"running": "cyan", "finished": "green", "diverged": "yellow", "failed": "red", "busy": "yellow"}
 
@@ -167,7 +167,8 @@ class View:
         if where.get("phase") == "training":
             return int(MILESTONES * float(where["epoch"]) / float(where["epochs"]))
         if where.get("phase") == "evaluation":
-            return MILESTONES + 1 + hash((where["checkpoint"], where["attack"])) % 1_000_000
+            part = int(MILESTONES * float(where["share"]))
+            return MILESTONES + 1 + hash((where["checkpoint"], where["attack"], part)) % 1_000_000
         return 0
 
     def _say(self, text: str) -> None:
@@ -178,7 +179,8 @@ def _where(progress: dict[str, Any]) -> str:
     if progress.get("phase") == "training":
         return f"epoch {progress['epoch']} of {progress['epochs']}"
     if progress.get("phase") == "evaluation":
-        return f"{progress['attack']} on {progress['checkpoint']}"
+        stand = _percent(progress.get("robust"))  # of the images, so far: the accuracy is at most that
+        return f"{progress['attack']} on {progress['checkpoint']}{stand and f', {stand} % still stand'}"
     return str(progress.get("phase", ""))
 
 

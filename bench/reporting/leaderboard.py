@@ -36,7 +36,7 @@ class Attack:
 
     `images`: how many test images it saw. `balanced_subset`: not the whole test set, but as many of each class.
     `variants`: the settings in which runs differ though their protocol is the same, such as the version of the package
-    that attacks; empty if they all agree.
+    that attacks; empty if they all agree, and with the protocol.
     """
 
     title: str

@@ -16,10 +16,10 @@ Value = float | str | None
 def by(boards: Sequence[Leaderboard], key: str) -> list[Leaderboard]:
     """Return `boards` with their rows in the order of `key`; equal ones, and those without a value, keep theirs.
 
-    Keys: `rank`; the attacks by name (`clean`, `pgd`, `autoattack`: highest accuracy at best first; where there are
-    several of a name, under the first); `last` (highest first) and `gap` (smallest first) under the attack that
-    ranks; `cost` (hours of training and evaluation), `pflop` and `memory` of a seed, least first, as means over the
-    row's devices; `method` (labels by the alphabet). A board without the attack stays as it is.
+    Keys: `rank`; the attacks by name (`clean`, `fgsm`, `pgd`, `cw`, `autoattack`: highest accuracy at best first; where
+    there are several of a name, under the first); `last` (highest first) and `gap` (smallest first) under the attack
+    that ranks; `cost` (hours of training and evaluation), `pflop` and `memory` of a seed, least first, as means over
+    the row's devices; `method` (labels by the alphabet). A board without the attack stays as it is.
 
     Raises:
         BenchError: no such key, or no board has the attack.

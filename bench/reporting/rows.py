@@ -12,7 +12,9 @@ import numpy as np
 
 from bench.outcome import Verdicts, unpack
 from bench.parameters import weakest
+from bench.protocol import STANDARD
 from bench.records import canonical_json
+from bench.reporting.doubts import Doubt, doubts_of
 from bench.reporting.statistics import (
     CONFIDENCE,
     Estimate,
@@ -37,6 +39,12 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 NEAR_ZERO = 0.01
 """Robust accuracy that counts as none, whatever the number of classes."""
+
+REDUCED = "reduced_batch_size"
+"""In AutoAttack's identity, where memory did not suffice for the protocol's batch."""
+
+_UNSET = {"images": None, "restarts": None, "iterate": None, "attacks": list(STANDARD)}
+"""What settings of final attacks are where a protocol leaves them out; without them PGD would be taken for PGD x5."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class Row:
     `collapsed` seeds are not averaged: their best checkpoint is no better than guessing. `fallen` ones are averaged:
     their best is better, their last is not, which is what the gap measures. `diverged` says in which epoch (from 0) the
     loss was no longer a number. `origin` is the weakest source of the parameters. `rank_interval`: the ranks that the
-    row may have, see `statistics.rank_intervals`.
+    row may have, see `statistics.rank_intervals`. `doubts`: of all seeds that were measured, averaged or not.
     """
 
     rank: int | None
@@ -105,6 +113,7 @@ class Row:
     fallen: tuple[SeedFigures, ...]
     diverged: dict[int, int | None]
     unfinished: tuple[int, ...]
+    doubts: tuple[Doubt, ...]
 
     @property
     def evaluated_only(self) -> bool:
@@ -141,9 +150,10 @@ def measured(run: RunRow, finals: Sequence[dict[str, Any]], selection: Selection
 def _outcome(run: RunRow, checkpoint: str, final: dict[str, Any]) -> OutcomeRow | None:
     """Return the outcome under a final attack of the protocol; its identity repeats the attack's settings."""
     row = run.checkpoints.get(checkpoint)
+    wanted = {**_UNSET, **final}
     for outcome in row.outcomes.values() if row else ():
-        same_images = outcome.identity.get("images") == final.get("images")  # in neither: the whole test set
-        if same_images and all(outcome.identity.get(key) == value for key, value in final.items()):
+        identity = {**_UNSET, **outcome.identity}
+        if all(identity.get(key) == value for key, value in wanted.items()):
             return outcome
     return None
 
@@ -165,13 +175,18 @@ def verdicts(outcomes: Sequence[OutcomeRow]) -> Verdicts:
 
 
 def variants(done: Sequence[Measured], attack: int) -> list[str]:
-    """Return the settings of an attack in which runs differ, for each way it was run; none if all ran it alike."""
+    """Return the settings of an attack in which runs differ, for each way it was run; none if all ran it alike.
+
+    AutoAttack with a smaller batch than the protocol's, for want of memory, is a way even where it is the only one.
+    """
     identities = {
         canonical_json(outcome.identity): outcome.identity
         for found in done
         for outcome in (found.best[attack], found.last[attack])
     }
-    return sorted(differences(list(identities.values()))) if len(identities) > 1 else []
+    if len(identities) > 1:
+        return sorted(text or "as the protocol has it" for text in differences(list(identities.values())))
+    return [f"{key}={value}" for one in identities.values() for key, value in one.items() if key == REDUCED]
 
 
 def rows_of(
@@ -225,6 +240,7 @@ def _row(
         fallen=tuple(seed.at(ranked_by) for seed in kept if collapsed(seed.last[ranked_by], seed.run)),
         diverged={run.seed: run.diverged_in for run in group if run.status == "diverged"},
         unfinished=tuple(run.seed for run in group if run.status != "diverged" and run.fingerprint not in finished),
+        doubts=tuple(doubt for seed in found for doubt in doubts_of(seed.run.seed, seed.best, seed.last)),
     )
 
 

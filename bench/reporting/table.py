@@ -44,7 +44,9 @@ def table(board: Leaderboard) -> Table:
         columns += [Column(attack.title, title) for title in ("best", "last", "gap")]
         if index == board.ranked_by:
             columns.append(Column(attack.title, f"best, {LEVEL}"))
-    columns += [Column("", "Seeds", numeric=False), Column("", "Parameters", numeric=False)]
+    columns.append(Column("", "Seeds", numeric=False))
+    columns += [Column("", "Doubts", numeric=False)] if _in_doubt(board) else []
+    columns.append(Column("", "Parameters", numeric=False))
     columns += [Column("", title) for title in ("Time a seed", "PFLOP a seed", "Memory")]
     ranks, devices = Counter(row.rank for row in board.rows), _devices(board)
     rows = [_cells(row, board, devices, shared=ranks[row.rank] > 1) for row in board.rows]
@@ -107,7 +109,13 @@ def _cells(row: Row, board: Leaderboard, devices: Mapping[str, str], *, shared: 
         _on_devices(row, devices, [None if cost.pflop is None else f"{cost.pflop:.3g}" for cost in row.costs]),
         _on_devices(row, devices, [None if cost.memory is None else _memory(cost.memory) for cost in row.costs]),
     ]
-    return [*cells, _seeds(row), _parameters(row), *costs]
+    doubts = [str(len(row.doubts)) if row.figures or row.collapsed else NONE] if _in_doubt(board) else []
+    return [*cells, _seeds(row), *doubts, _parameters(row), *costs]
+
+
+def _in_doubt(board: Leaderboard) -> bool:
+    """Return whether any row's figures are in doubt: only then is there a column."""
+    return any(row.doubts for row in board.rows)
 
 
 def _rank_interval(row: Row) -> str:
@@ -191,11 +199,8 @@ def _notes(board: Leaderboard) -> list[str]:
         _on_ranks(board),
         *_on_marks(board),
         *_on_seeds(board),
-        *(
-            f"{attack.title} was not the same in all runs, so compare with care: {'; '.join(attack.variants)}."
-            for attack in board.attacks
-            if attack.variants
-        ),
+        *_on_doubts(board),
+        *_on_variants(board),
         "Time a seed: training + evaluation, which includes the tracking of every epoch, by the clock. PFLOP a seed: "
         "work of training, a multiply-add counted as two. Memory: the most that a seed held at once, of the GPU's "
         "memory, or on a CPU of the process's." + (f" Hardware: {_counted(board.hardware)}." if board.hardware else ""),
@@ -309,6 +314,28 @@ def _on_seeds(board: Leaderboard) -> list[str]:
         if row.unfinished:
             notes.append(f"{row.label}: not finished and not averaged: seed {', '.join(map(str, row.unfinished))}.")
     return notes
+
+
+def _on_doubts(board: Leaderboard) -> list[str]:
+    """Say of every row why AutoAttack may flatter it."""
+    notes = []
+    for index, attack in enumerate(board.attacks):
+        for row in board.rows:
+            found = [doubt for doubt in row.doubts if doubt.attack == index]
+            listed = "; ".join(f"seed {doubt.seed} at {doubt.checkpoint}, {doubt.reason}" for doubt in found)
+            notes += [f"Doubts: {attack.title} may flatter {row.label}: {listed}."] if found else []
+    return notes
+
+
+def _on_variants(board: Leaderboard) -> list[str]:
+    """Say which attacks were not run alike, or not as the protocol has them."""
+    return [
+        f"{attack.title} was not the same in all runs, so compare with care: {'; '.join(attack.variants)}."
+        if len(attack.variants) > 1
+        else f"{attack.title} was not quite what the protocol asks for, as memory was short: {attack.variants[0]}."
+        for attack in board.attacks
+        if attack.variants
+    ]
 
 
 def _listed(seeds: Sequence[SeedFigures]) -> str:

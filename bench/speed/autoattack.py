@@ -16,7 +16,7 @@ from bench.attacks.pgd import cross_entropy, pgd
 from bench.data.batches import to_float
 from bench.device import keep_memory
 from bench.errors import NotFound
-from bench.evaluation import EVALUATION_SEED, exact_arithmetic
+from bench.evaluation import EVALUATION_SEED, balanced_subset, exact_arithmetic
 from bench.models.architecture import Architecture, build_network
 from bench.protocol import AutoAttack, Threat
 from bench.seeding import generator
@@ -130,7 +130,7 @@ def _test_images(arena: Arena) -> tuple[str, Tensor]:
     dataset = arena.dataset
     try:
         test = dataset.splits(arena.data).test
-        few = test.take(torch.arange(min(arena.images, len(test))))
+        few = test.take(balanced_subset(test.labels, arena.images))
         (pixels,) = few.read([torch.arange(len(few))])
         return f"test images of {dataset.name}", to_float(pixels).contiguous()
     except NotFound:

@@ -128,7 +128,7 @@ class OutcomeRow(Base):
     checkpoint: Mapped[str] = mapped_column(String(20), primary_key=True)
     key: Mapped[str] = mapped_column(String(100), primary_key=True)
     attack: Mapped[str] = mapped_column(String(20))
-    """clean, pgd or autoattack."""
+    """clean, fgsm, pgd, cw or autoattack."""
     title: Mapped[str] = mapped_column(Text)
     identity: Mapped[dict[str, Any]] = mapped_column(JSON)
     count: Mapped[int]

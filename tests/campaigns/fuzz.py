@@ -30,12 +30,13 @@ from bench.models.weights import load_weights
 from bench.spec import load_suite, shipped_suites
 
 SUITES, WEIGHTS = 20_000, 2_000
+"""Different mutants, at least; more are drawn, as some come twice."""
 
 MEMORY = 512 * 2**20
 """Bytes that one file may add to the process."""
 
 SECONDS = 20
-"""That one file may take, on a machine with other things to do."""
+"""Of computing that one file may take; thirty times as long by the clock, should it wait for something."""
 
 SCALARS = (
     *("0", "-1", "1e999", "-0.0", ".nan", ".inf", "8/0", "8/255", "5e-4", "9" * 20, "1_000", "0x10", "0o7", "12:30:45"),
@@ -76,11 +77,13 @@ def bounded(work: Callable[[], None]) -> str:
     """Return what `work` says of a file, "" if nothing; it must not raise anything else, and not take long or much."""
 
     def late(_signal: int, _frame: object) -> None:
-        raise TimeoutError(f"more than {SECONDS} s")
+        raise TimeoutError("it takes too long")
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, late)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, 30 * SECONDS)
     sentence = ""
     try:
         work()
@@ -89,7 +92,8 @@ def bounded(work: Callable[[], None]) -> str:
         assert sentence.isprintable(), "more than one line"
         assert 10 < len(sentence) < 2000
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
     return sentence
 
@@ -148,7 +152,7 @@ def bitten(draw: st.DrawFn, data: bytes, times: list[int]) -> bytes:
 def test_mutated_suites_end_in_one_sentence(tmp_path: Path) -> None:
     path, counts, different = tmp_path / "suite.yaml", Counter[str](), set()
 
-    @fuzz(SUITES)
+    @fuzz(SUITES * 3 // 2)
     @given(suites(), st.integers(0, 19))
     def check(data: bytes, chance: int) -> None:
         path.write_bytes(data)
@@ -163,9 +167,9 @@ def test_mutated_suites_end_in_one_sentence(tmp_path: Path) -> None:
 
     began = time.monotonic()
     check()
-    assert sum(counts.values()) >= SUITES
-    assert not (tmp_path / "results").exists()
     print(f"\nmutated suites: {dict(counts)}, {len(different)} different, {time.monotonic() - began:.0f} s")
+    assert len(different) >= SUITES
+    assert not (tmp_path / "results").exists()
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
@@ -243,7 +247,7 @@ def rewritten(draw: st.DrawFn, data: bytes) -> bytes:
 def test_mutated_weights_end_in_one_sentence(tmp_path: Path) -> None:
     counts, different, target = Counter[str](), set(), network()
 
-    @fuzz(WEIGHTS)
+    @fuzz(WEIGHTS * 3 // 2)
     @given(weights())
     def check(mutant: tuple[str, bytes]) -> None:
         kind, data = mutant
@@ -254,8 +258,8 @@ def test_mutated_weights_end_in_one_sentence(tmp_path: Path) -> None:
 
     began = time.monotonic()
     check()
-    assert sum(counts.values()) >= WEIGHTS
     print(f"\nmutated weights: {dict(counts)}, {len(different)} different, {time.monotonic() - began:.0f} s")
+    assert len(different) >= WEIGHTS
 
 
 def void(_value: object) -> None:

@@ -84,16 +84,18 @@ class Run:
     code: int | None = None
 
     def wait(self, seconds: float = SECONDS) -> int | None:
-        """Return the exit status, or None if it has not ended within `seconds`."""
-        deadline = time.monotonic() + seconds
+        """Return the exit status, or None if it has not ended within `seconds`; while all are stopped, none passes."""
+        waited, looked = 0.0, time.monotonic()
         while self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self.code = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() > deadline:
+            elif waited > seconds:
                 return None
             else:
                 time.sleep(0.002)
+                now = time.monotonic()
+                waited, looked = waited + min(now - looked, 0.1), now
         return self.code
 
     def kill(self) -> bool:

@@ -1,5 +1,6 @@
 """The commands do what they say, on stdout what was asked for and on stderr the rest."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -8,7 +9,8 @@ import time
 
 import pytest
 
-from bench.cli.run import without_rerun
+from bench.cli.run import run, without_rerun
+from bench.driver import HANG_MINUTES, TRIES
 from bench.run_folder import RunFolder
 from bench.spec import load_suite, shipped_suites
 
@@ -140,3 +142,8 @@ def test_help_is_quick_and_loads_nothing_heavy():
 def test_the_command_that_continues_asks_for_no_rerun():
     words = ["run", "ci", "--rerun", "all", "--seeds", "0", "--rerun=failed"]
     assert without_rerun(words) == ["run", "ci", "--seeds", "0"]
+
+
+def test_options_have_the_defaults_of_the_library():
+    defaults = inspect.signature(run).parameters
+    assert (defaults["tries"].default, defaults["hang"].default) == (TRIES, HANG_MINUTES)

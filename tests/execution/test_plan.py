@@ -10,6 +10,7 @@ from bench.data.dataset import ABSENT, Part, missing
 from bench.data.digits import digits
 from bench.errors import BenchError, NotFound
 from bench.execution.plan import Rerun, check_data, plan
+from bench.execution.worker import Job, execute
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
 from bench.registry import DATASETS
@@ -17,8 +18,9 @@ from bench.run_folder import RunFolder
 
 
 def test_actions_follow_from_what_is_on_disk(load, tmp_path):
-    cells = load({"seeds: [0]": "seeds: [0, 1, 2, 3]"}).cells
-    for cell, status in zip(cells[1:], ("finished", "diverged", None), strict=True):
+    cells = load({"seeds: [0]": "seeds: [0, 1, 2, 3, 4]"}).cells
+    assert execute(Job(cells[1], tmp_path, "cpu", None, 1)) == "finished"
+    for cell, status in zip(cells[2:], ("diverged", None, "finished"), strict=True):
         folder = RunFolder.of(cell, tmp_path)
         folder.begin(cell, {})
         if status:
@@ -28,9 +30,11 @@ def test_actions_follow_from_what_is_on_disk(load, tmp_path):
         return [(item.status, item.action) for item in plan(cells, tmp_path, rerun)]
 
     new, done, diverged, begun = "new", "finished", "diverged", "interrupted"
-    assert actions(Rerun.MISSING) == [(new, "run"), (done, "skip"), (diverged, "skip"), (begun, "run")]
-    assert actions(Rerun.FAILED) == [(new, "run"), (done, "skip"), (diverged, "reopen"), (begun, "run")]
-    assert actions(Rerun.ALL) == [(new, "run"), (done, "anew"), (diverged, "anew"), (begun, "anew")]
+    common = [(new, "run"), (done, "skip"), (diverged, "skip"), (begun, "run")]
+    assert actions(Rerun.MISSING) == [*common, (done, "skip")]
+    common[2] = (diverged, "reopen")
+    assert actions(Rerun.FAILED) == [*common, ("failed", "reopen")]  # the last one says that it finished, and is empty
+    assert actions(Rerun.ALL) == [(new, "run"), *((status, "anew") for status in (done, diverged, begun, done))]
 
 
 def test_planning_writes_nothing(load, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from bench import run_folder
 from bench.data.digits import digits
 from bench.errors import DamagedFile
 from bench.execution import worker
@@ -67,7 +68,7 @@ def test_nothing_is_done_twice(cell, finished, tmp_path, monkeypatch):
         raise AssertionError("evaluated again")
 
     monkeypatch.setattr(worker, "evaluate", fail)
-    monkeypatch.setattr("bench.training.trainer.train_step", fail)
+    monkeypatch.setattr("bench.training.step.train_step", fail)
     before = {path: path.stat().st_mtime_ns for path in finished.outcomes.iterdir()}
     assert execute(job_of(cell, tmp_path)) == "finished"
     assert {path: path.stat().st_mtime_ns for path in finished.outcomes.iterdir()} == before
@@ -132,7 +133,7 @@ def test_another_final_attack_retrains_nothing(load, cell, finished, tmp_path, m
         raise AssertionError("trained again")
 
     monkeypatch.setattr(worker, "evaluate", counted)
-    monkeypatch.setattr("bench.training.trainer.train_step", fail)
+    monkeypatch.setattr("bench.training.step.train_step", fail)
     assert execute(job_of(more, tmp_path)) == "finished"
     assert {attack.steps for attack in judged} == {5}, "the other attacks' outcomes came along"
     assert folder.epochs() == finished.epochs()
@@ -169,12 +170,39 @@ def test_autoattack_continues_where_it_was_killed(load, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         execute(job_of(cell, tmp_path / "killed"))
     assert execute(job_of(cell, tmp_path / "killed")) == "finished"
-    assert len({(place["attack"], place["batch"]) for place in places}) == len(places), "a batch was attacked twice"
+    begun = {(place["attack"], place["done"], place["batch_size"]) for place in places}
+    assert len(begun) == len(places) > 4, "a batch was attacked twice"
+    assert {place["batch_size"] for place in places} == {5}
     whole, killed = (RunFolder.of(cell, tmp_path / name).read_outcomes() for name in ("whole", "killed"))
     for key, record in whole.items():
         one, other = Outcome.from_record(record), Outcome.from_record(killed[key])
         np.testing.assert_array_equal(one.correct, other.correct)
         assert one.detail == other.detail
+
+
+def test_progress_says_which_share_of_the_images_still_stands(load, tmp_path, monkeypatch):
+    final = "[clean, {name: pgd, steps: 3, step_size: 0.05}]"
+    attacks = "[{name: pgd, steps: 1}, {name: autoattack, images: 12, batch_size: 5, attacks: [apgd-ce]}]"
+    cell = load({final: attacks, "epochs: 2": "epochs: 1"}).cells[0]
+    monkeypatch.setattr(run_folder, "PROGRESS_SECONDS", 0.0)
+    real, said = RunFolder.progress, []
+
+    def progress(folder, **state):
+        real(folder, **state)
+        said.append(folder.read_progress())
+
+    monkeypatch.setattr(RunFolder, "progress", progress)
+    assert execute(job_of(cell, tmp_path)) == "finished"
+    judging = [state for state in said if state["phase"] == "evaluation"]
+    assert {state["robust"] for state in judging if state["attack"] == "PGD-1"} == {None}
+    shares = [state["robust"] for state in judging if state["attack"] == "AutoAttack (apgd-ce)"]
+    (outcome,) = [
+        Outcome.from_record(record)
+        for (checkpoint, key), record in RunFolder.of(cell, tmp_path).read_outcomes().items()
+        if checkpoint == "best" and key.startswith("autoattack")
+    ]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] >= shares[-1] == outcome.accuracy
 
 
 def test_initial_weights_are_needed_for_the_start_alone(load, tmp_path):
@@ -299,7 +327,7 @@ def test_no_memory_ends_no_cell(cell, tmp_path, monkeypatch, error):
     def greedy(*_arguments):
         raise error
 
-    monkeypatch.setattr("bench.training.trainer.train_step", greedy)
+    monkeypatch.setattr("bench.training.step.train_step", greedy)
     with pytest.raises(Lost, match="out of memory"):
         execute(job_of(cell, tmp_path))
     assert RunFolder.of(cell, tmp_path).status() == "interrupted"

@@ -46,20 +46,22 @@ def test_cells(board):
         "PGD-20 best": "50.00 ± 0.00", "PGD-20 last": "45.00 ± 0.00", "PGD-20 gap": "5.00 ± 0.00",
         "AutoAttack best": "51.00 ± 1.00", "AutoAttack last": "39.00 ± 1.00", "AutoAttack gap": "12.00 ± 2.00",
         "AutoAttack best, 95 %": "48.52–53.48",
-        "Seeds": "3", "Parameters": "paper", "Time a seed": "1.00 h + 0.50 h on GPU",
+        "Seeds": "3", "Doubts": "0", "Parameters": "paper", "Time a seed": "1.00 h + 0.50 h on GPU",
         "PFLOP a seed": "1.5 on GPU", "Memory": "5.00 GiB on GPU",
     }  # fmt: skip
     assert rows["FOMO"] | {"Rank": "2=", "Rank, 95 %": "2–3"} == rows["FOMO"]
     assert rows["FOMO"]["AutoAttack best"] == "33.00"
     assert rows["FOMO"]["AutoAttack last"] == "0.00 §"
     assert rows["FOMO"]["PGD-20 last"] == "50.00"
+    assert rows["FOMO"]["Doubts"] == "3"  # of the collapsed seed too
     assert rows["FOMO"]["Seeds"] == "1 (1 collapsed)"
     assert rows["FOMO"]["Parameters"] == "paper, custom"
     assert rows["Early | stop"]["Rank"] == "2="
     assert rows["Early | stop"]["AutoAttack gap"] == rows["Early | stop"]["Clean gap"] == "0.00 ‡"
     assert rows["Early | stop"]["Parameters"] == "declared †"
     assert rows["MART"]["Seeds"] == "0 (2 diverged, 1 unfinished)"
-    assert {rows["MART"][name] for name in ("Rank", "Rank, 95 %", "AutoAttack best", "Parameters", "Memory")} == {"–"}
+    assert {rows["MART"][name] for name in ("Rank", "Rank, 95 %", "AutoAttack best", "Doubts", "Memory")} == {"–"}
+    assert rows["MART"]["Parameters"] == "–"
 
 
 def test_notes(board):
@@ -86,6 +88,13 @@ def test_notes(board):
         "last 0.00.",
         "MART: diverged, the loss was no longer a number: seed 0 in epoch 3, seed 1.",
         "MART: not finished and not averaged: seed 2.",
+        "Doubts: AutoAttack may flatter FOMO: "
+        "seed 0 at last, gradients may mislead, as PGD-20 leaves 50.0 %, AutoAttack 0.0 %; "
+        "seed 1 at best, gradients may mislead, as PGD-20 leaves 50.0 %, AutoAttack 5.0 %; "
+        "seed 1 at last, gradients may mislead, as PGD-20 leaves 50.0 %, AutoAttack 4.0 %.",
+        "Doubts: AutoAttack may flatter Early | stop: "
+        "seed 0 at best, gradients may mislead, as PGD-20 leaves 50.0 %, AutoAttack 30.0 %; "
+        "seed 0 at last, gradients may mislead, as PGD-20 leaves 50.0 %, AutoAttack 30.0 %.",
         "PGD-20 was not the same in all runs, so compare with care: package=1.0; package=2.0.",
         "AutoAttack was not the same in all runs, so compare with care: package=1.0; package=2.0.",
         "Time a seed: training + evaluation, which includes the tracking of every epoch, by the clock. PFLOP a seed: "
@@ -133,7 +142,7 @@ def test_markdown(board):
     assert header.startswith("| Rank | Rank, 95 % | Method | Clean best | Clean last | Clean gap | PGD-20 best |")
     assert rule.startswith("| ---: | ---: | :--- | ---: |")
     assert rows[2].startswith("| 2= | 2–3 | Early \\| stop | 75.00 | 75.00 | 0.00 ‡ |")
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in (header, rule, *rows)} == {19}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in (header, rule, *rows)} == {20}
     notes = [line for line in lines if line.startswith("- ")]
     assert len(notes) == len(table(board).notes)
     assert notes[6].startswith("- ‡ The gap is zero by construction")

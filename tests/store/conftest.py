@@ -54,9 +54,14 @@ class Maker:
         environment: Mapping[str, Any] = {"device": "cpu", "cpu": "A Processor"},
         package: str = "1.0",
         test_tracked: bool = True,
+        doubts: Mapping[str, Sequence[str]] = {},
+        reduced: int | None = None,
         **resolved: Any,
     ) -> RunFolder:
-        """Make one folder. `right`: per checkpoint, for each final attack the number right or the verdicts."""
+        """Make one folder. `right`: per checkpoint, for each final attack the number right or the verdicts.
+
+        `doubts`: per checkpoint, what AutoAttack noticed. `reduced`: its batch size, where memory was short.
+        """
         protocol = protocol or protocol_of()
         fields = {"label": method.upper(), "params": {}, "version": 1, "custom": False, "origin": "paper"}
         row = ResolvedMethod(name=method, **{"final_is_best": False, **fields, **resolved})
@@ -76,12 +81,15 @@ class Maker:
             for number, (attack, figure) in enumerate(zip(protocol.evaluation.final, figures, strict=True)):
                 count = getattr(attack, "images", None) or IMAGES
                 verdicts = first(figure, count) if isinstance(figure, int) else figure
+                detail: dict[str, Any] = {"note": number}
                 identity = {**attack.model_dump(mode="json", exclude_none=True), "precision": "fp32"}
                 if not isinstance(attack, Clean):
                     identity |= {**protocol.threat.model_dump(mode="json"), "seed": 0, "package": package}
                 if isinstance(attack, AutoAttack):
                     identity["attacks"] = list(attack.cascade)
-                outcome = Outcome(identity, attack.title, entries[name]["sha256"], verdicts, 1.5, {"note": number})
+                    identity |= {"reduced_batch_size": reduced} if reduced else {}
+                    detail |= {"doubts": list(doubts[name])} if name in doubts else {}
+                outcome = Outcome(identity, attack.title, entries[name]["sha256"], verdicts, 1.5, detail)
                 write_record(folder.outcome_path(name, f"{attack.name}-{number}"), outcome.to_record())
         if status is not None:
             costs = {

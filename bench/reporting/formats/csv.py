@@ -19,7 +19,7 @@ COLUMNS = (
     "gap_by_construction", "evaluated_only", "rank", "rank_low", "rank_high",
     "attack", "attack_title", "ranks", "images",
     *(f"{side}_{part}" for side in _SIDES for part in ("mean", "sd", "low", "high", "covers", "values")),
-    "seeds", "collapsed", "diverged", "unfinished",
+    "doubts", "seeds", "collapsed", "diverged", "unfinished",
     "device", "hardware", "training_hours", "evaluation_hours", "train_pflop", "peak_memory_bytes",
     "status", "source", "best_difference", "last_difference", "not_compared",
 )  # fmt: skip
@@ -78,6 +78,11 @@ def _lines(board: Leaderboard) -> Iterator[dict[str, Any]]:
                 "ranks": index == board.ranked_by,
                 "images": attack.images,
                 **(_figures(row, index) if row.figures else {}),
+                "doubts": [
+                    {"seed": doubt.seed, "checkpoint": doubt.checkpoint, "reason": doubt.reason}
+                    for doubt in row.doubts
+                    if doubt.attack == index
+                ],
             }
     for line in board.published or ():
         yield {"record": "published", **about, **_of_paper(line)}

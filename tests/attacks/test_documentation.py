@@ -1,0 +1,63 @@
+"""docs/attacks.md names every setting of the final attacks with its default, and what it shows is valid."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench.attacks.autoattack import PASSES, SAME_LOGITS, SQUARE_GAIN
+from bench.protocol import CW, FGSM, PGD, AutoAttack, Clean, Evaluation
+from bench.reporting.doubts import FAR_ABOVE
+
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = (DOCS / "attacks.md").read_text(encoding="utf-8")
+ATTACKS = [Clean, FGSM, PGD, CW, AutoAttack]
+
+
+def stated() -> dict[str, dict[str, str]]:
+    """Return what the table says: by attack, every setting and its default."""
+    (table,) = re.findall(r"\| attack \| setting .*?\n\|[-|]+\n(.*?)\n\n", TEXT, re.DOTALL)
+    found: dict[str, dict[str, str]] = {}
+    name = ""
+    for line in table.split("\n"):
+        attack, setting, default, _ = (cell.strip().strip("`") for cell in line.strip("|").split("|"))
+        name = attack or name
+        found.setdefault(name, {}).update({setting: default} if setting else {})
+    found["cw"] = found["pgd"]
+    return found
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_every_setting_is_described(attack):
+    fields = {name: field.default for name, field in attack.model_fields.items() if name != "name"}
+    shown = {None: "none", True: "true", 2 / 255: "2/255"}
+    expected = {name: shown.get(default, str(default)) for name, default in fields.items()}
+    if "images" in expected:
+        expected["images"] = "all"
+    assert stated()[attack().name] == expected
+
+
+def test_the_example_is_valid_and_the_default_is_the_default():
+    (example,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    final = Evaluation.model_validate(yaml.safe_load(example)["evaluation"]).final
+    assert {attack.name for attack in final} == {attack().name for attack in ATTACKS}
+    default = re.search(r"Default: `\[(.*?)\]`", TEXT)[1].split(", ")
+    assert [attack.name for attack in Evaluation().final] == default
+
+
+def test_the_numbers_are_those_of_the_code():
+    for part, passes in PASSES.items():
+        assert re.search(rf"\| `{part}` \|.*\| {passes:,} \|", TEXT)
+    assert f"more than {100 * SQUARE_GAIN:g} % of the images" in TEXT
+    assert SAME_LOGITS == 1e-4
+    assert "10⁻⁴ of their length" in TEXT
+    assert f"by more than {100 * FAR_ABOVE:g} points" in TEXT
+
+
+def test_the_schema_of_reports_knows_every_setting():
+    (text,) = re.findall(r"```json\n(.*?)```", (DOCS / "report-format.md").read_text(encoding="utf-8"), re.DOTALL)
+    known = json.loads(text)["$defs"]["attack"]["properties"]
+    assert set(known) == {name for attack in ATTACKS for name in attack.model_fields}
+    assert known["name"]["enum"] == [attack().name for attack in ATTACKS]

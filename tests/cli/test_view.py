@@ -1,0 +1,89 @@
+"""What `bench run` shows while it works."""
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from bench.cli import view
+from bench.cli.view import View
+
+CELL = "FOMO seed 0"
+
+
+class Folder:
+    """A run folder whose worker is wherever a test says."""
+
+    log = Path("log.txt")
+
+    def __init__(self, epochs=()):
+        self.where, self._epochs = {}, list(epochs)
+
+    def epochs(self):
+        return self._epochs
+
+
+def evaluating(share, robust=None, attack="AutoAttack", checkpoint="best"):
+    return {"phase": "evaluation", "checkpoint": checkpoint, "attack": attack, "share": share, "robust": robust}
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Show a running cell at each place in turn, on a terminal or elsewhere, and return all that was printed."""
+
+    def shown(*places, terminal=False):
+        file = io.StringIO()
+        console = Console(file=file, width=150, force_terminal=terminal)
+        monkeypatch.setattr(view, "Console", lambda **_options: console)
+        monkeypatch.setattr(view, "REFRESH_SECONDS", 0)
+        planned = SimpleNamespace(cell=CELL, folder=Folder(), action="run", work=None)
+        state = SimpleNamespace(planned=planned, status="running", reason="", progress={})
+        with View() as running:
+            for place in places:
+                state.progress = place
+                running.update([state])
+        return file.getvalue()
+
+    return shown
+
+
+def lines(text):
+    return [line.removeprefix(f"{CELL}: ").partition(" (")[0] for line in text.splitlines()]
+
+
+def test_lines_say_how_many_images_still_stand(shown):
+    assert lines(shown(evaluating(0.5, attack="PGD-20"), evaluating(0.55, 0.431))) == [
+        "PGD-20 on best",
+        "AutoAttack on best, 43.1 % still stand",
+    ]
+
+
+def test_a_long_attack_gets_a_line_now_and_then(shown):
+    """A fifth of the evaluation each; what went by in between is not told."""
+    places = [evaluating(number / 100, 0.9 - number / 200) for number in range(41)]
+    assert lines(shown(*places, evaluating(0.41, 0.6, checkpoint="last"))) == [
+        "AutoAttack on best, 90.0 % still stand",
+        "AutoAttack on best, 80.0 % still stand",
+        "AutoAttack on best, 70.0 % still stand",
+        "AutoAttack on last, 60.0 % still stand",
+    ]
+
+
+def test_the_live_table_says_it_too(shown):
+    text = shown(evaluating(0.55, 0.431), terminal=True)
+    assert "AutoAttack on best, 43.1 % still stand" in text
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ({"phase": "training", "epoch": 3, "epochs": 30, "done": 1, "of": 2}, "epoch 3 of 30"),
+        ({"phase": "loading"}, "loading"),
+        ({}, "started"),
+        (evaluating(0.5, 0.0), "AutoAttack on best, 0.0 % still stand"),
+    ],
+)
+def test_where_it_is(shown, place, words):
+    assert lines(shown(place)) == [words]

@@ -1,0 +1,198 @@
+"""Why AutoAttack may flatter a network: what counts as a doubt, and how every format shows it."""
+
+import csv
+import io
+import json
+import re
+from types import SimpleNamespace
+
+import jsonschema
+import pytest
+from rich.console import Console
+
+from bench.reporting.doubts import FAR_ABOVE, Doubt, far_above
+from bench.reporting.formats.csv import render_csv
+from bench.reporting.formats.html import render_html
+from bench.reporting.formats.json import render_json
+from bench.reporting.formats.latex import render_latex
+from bench.reporting.formats.markdown import render_markdown
+from bench.reporting.formats.terminal import render_terminal, render_text
+from bench.reporting.leaderboard import leaderboards
+from bench.reporting.published import read_published
+from bench.reporting.table import table
+from bench.spec import EVALUATED
+
+from .conftest import protocol_of
+from .test_data_formats import schema
+
+SQUARE = "square broke 1.0 % after the white-box attacks"
+
+
+@pytest.fixture
+def board(store):
+    def board():
+        (found,) = leaderboards(store)
+        return found
+
+    return board
+
+
+# --- what is one -----------------------------------------------------------------------------------------------------
+
+
+def outcome(right: int, count: int):
+    return SimpleNamespace(count=count, accuracy=right / count)
+
+
+@pytest.mark.parametrize(
+    ("pgd", "autoattack", "doubtful"),
+    [
+        ((600, 1000), (500, 1000), False),  # ten points
+        ((601, 1000), (500, 1000), True),
+        ((80, 100), (70, 100), False),  # 0.8 - 0.7 is a little more than 0.1
+        # 2 sqrt(0.5 0.5 / 100 * 100 / 199) = 0.0709 for the luck of the subset
+        ((100, 200), (33, 100), False),
+        ((100, 200), (32, 100), True),
+        # AutoAttack on all: 2 sqrt(0.3 0.7 / 100 * 100 / 199) = 0.0650
+        ((46, 100), (60, 200), False),
+        ((47, 100), (60, 200), True),
+        ((1, 1), (1, 1), False),
+        ((30, 100), (60, 100), False),  # PGD may break more, where AutoAttack is cut down to one part
+    ],
+)
+def test_far_above(pgd, autoattack, doubtful):
+    assert far_above(outcome(*pgd), outcome(*autoattack)) is doubtful
+
+
+def test_the_constant_tells_published_networks_apart():
+    gaps: dict[str, list[float]] = {}
+    for line in read_published():
+        for side in (line.best, line.last):
+            if "pgd" in side and "autoattack" in side:
+                kind = "pgd_at" if line.method == "pgd_at" else "dom" if line.method.startswith("dom_") else "others"
+                gaps.setdefault(kind, []).append(side["pgd"] - side["autoattack"])
+    assert 0.09 < max(gaps["pgd_at"]) < FAR_ABOVE
+    assert max(gaps["others"]) < FAR_ABOVE < max(gaps["dom"])
+
+
+def test_every_seed_and_checkpoint_is_looked_at(take, board):
+    take({"best": (150, 100, 50), "last": (160, 90, 20)}, seed=0)
+    take({"best": (150, 100, 52), "last": (160, 90, 40)}, seed=1, doubts={"best": [SQUARE, "no gradient at 3 images"]})
+    take({"best": (150, 100, 5), "last": (160, 10, 4)}, seed=2, doubts={"last": [SQUARE]})  # has collapsed
+    take(method="sound")
+    doubtful, sound = board().rows
+    assert doubtful.seeds == (0, 1)
+    assert sound.doubts == ()
+    assert doubtful.doubts == (
+        Doubt(0, "last", 2, "gradients may mislead, as PGD-20 leaves 45.0 %, AutoAttack 20.0 %"),
+        Doubt(1, "best", 2, SQUARE),
+        Doubt(1, "best", 2, "no gradient at 3 images"),
+        Doubt(2, "best", 2, "gradients may mislead, as PGD-20 leaves 50.0 %, AutoAttack 5.0 %"),
+        Doubt(2, "last", 2, SQUARE),
+    )
+
+
+def test_the_one_checkpoint_of_a_network_from_elsewhere_is_in_doubt_once(take, board):
+    take({"last": (150, 100, 20)}, method=EVALUATED, label="ours", doubts={"last": [SQUARE]})
+    (row,) = board().rows
+    assert [(doubt.checkpoint, doubt.reason) for doubt in row.doubts] == [
+        ("last", SQUARE), ("last", "gradients may mislead, as PGD-20 leaves 50.0 %, AutoAttack 20.0 %"),
+    ]  # fmt: skip
+
+
+def test_without_autoattack_there_is_none(take, board):
+    final = ["clean", {"name": "pgd", "steps": 20}, {"name": "cw", "steps": 20}]
+    take({"best": (150, 100, 20), "last": (150, 100, 20)}, protocol=protocol_of(evaluation={"final": final}))
+    assert board().rows[0].doubts == ()
+
+
+# --- how it is shown -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def doubted(take, board):
+    take({"best": (150, 100, 60), "last": (160, 90, 40)}, doubts={"best": [SQUARE], "last": []})
+    take(method="fomo")
+    take({}, method="mart", status="diverged", done={"epoch": 3})
+    return board()
+
+
+NOTE = f"Doubts: AutoAttack may flatter PGD_AT: seed 0 at best, {SQUARE}."
+
+
+def test_a_column_only_where_there_are_doubts(doubted, take, store):
+    shown = table(doubted)
+    (index,) = [place for place, column in enumerate(shown.columns) if column.title == "Doubts"]
+    assert [row[index] for row in shown.rows] == ["1", "0", "–"]
+    assert shown.notes.count(NOTE) == 1
+    take(protocol=protocol_of(training={"epochs": 9}), doubts={"best": [], "last": []})
+    (plain,) = [board for board in leaderboards(store) if "9 epochs" in board.title]
+    assert all(column.title != "Doubts" for column in table(plain).columns)
+    assert not any("Doubts" in note for note in table(plain).notes)
+
+
+def test_formats_for_people(doubted, store):
+    assert NOTE in render_text([doubted])
+    narrow = Console(file=io.StringIO(), width=80)
+    render_terminal(doubted, narrow)
+    lines = narrow.file.getvalue().splitlines()
+    (heading,) = [line for line in lines if "Doubts" in line and "flatter" not in line]
+    assert heading.split()[-3:] == ["Seeds", "Doubts", "Parameters"]
+    markdown = render_markdown(doubted)
+    assert "| AutoAttack best, 95 % | Seeds | Doubts | Parameters |" in markdown
+    assert f"- {NOTE}" in markdown
+    latex = render_latex([doubted])
+    assert "& Seeds & Doubts & Parameters &" in latex
+    assert NOTE.replace("%", r"\%").replace("PGD_AT", r"PGD\_AT") in latex
+    html = render_html(store, [doubted])
+    assert re.search(r'data-type="figure"[^>]*>Doubts</th>', html)
+    assert re.search(r'(<td class="text" data-order="1.0">1</td>\s*){2}', html)  # seeds, doubts
+    assert f"<li>{NOTE}</li>" in html
+
+
+def test_formats_for_programs(doubted):
+    document = json.loads(render_json([doubted]))
+    jsonschema.validate(document, schema())
+    first, second, _ = document["boards"][0]["rows"]
+    assert first["doubts"] == [{"seed": 0, "checkpoint": "best", "attack": 2, "reason": SQUARE}]
+    assert second["doubts"] == []
+    lines = list(csv.DictReader(io.StringIO(render_csv([doubted]), newline="")))
+    in_doubt = [(line["label"], line["attack"], json.loads(line["doubts"])) for line in lines if line["doubts"] != "[]"]
+    assert in_doubt == [("PGD_AT", "autoattack", [{"seed": 0, "checkpoint": "best", "reason": SQUARE}])]
+
+
+# --- attacks that are nearly the same --------------------------------------------------------------------------------
+
+
+def test_an_attack_is_not_taken_for_one_with_more_settings(take, board):
+    """Their outcomes lie in the order of their names; each must be found by the settings that it lacks, too."""
+    final = [
+        {"name": "pgd", "steps": 20, "restarts": 5},
+        {"name": "pgd", "steps": 20, "iterate": "worst"},
+        {"name": "pgd", "steps": 20},
+        {"name": "autoattack", "attacks": ["apgd-ce"]},
+        {"name": "autoattack"},
+    ]
+    rights = (90, 80, 110, 70, 60)
+    take({"best": rights, "last": rights}, protocol=protocol_of(evaluation={"final": final}))
+    (row,) = (found := board()).rows
+    assert [figures.best.mean for figures in row.figures] == [right / 200 for right in rights]
+    titles = ["PGD-20x5", "PGD-20 (worst)", "PGD-20", "AutoAttack (apgd-ce)", "AutoAttack"]
+    assert [attack.title for attack in found.attacks] == titles
+
+
+def test_a_smaller_batch_for_want_of_memory_is_a_variant(take, board):
+    take(seed=0, reduced=125)
+    found = board()
+    assert [attack.variants for attack in found.attacks] == [(), (), ("reduced_batch_size=125",)]
+    assert (
+        "AutoAttack was not quite what the protocol asks for, as memory was short: reduced_batch_size=125."
+        in table(found).notes
+    )
+    take(seed=1)
+    found = board()
+    assert found.attacks[2].variants == ("as the protocol has it", "reduced_batch_size=125")
+    assert (
+        "AutoAttack was not the same in all runs, so compare with care: as the protocol has it; reduced_batch_size=125."
+        in table(found).notes
+    )
