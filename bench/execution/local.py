@@ -75,7 +75,8 @@ class LocalExecutor:
         self._context: ForkServerContext | SpawnContext = get_context("spawn")
         if sys.platform == "linux":
             self._context = get_context("forkserver")
-            self._context.set_forkserver_preload(["bench.execution.worker"])
+            # The second is what torch imports at an optimiser's first step: a second, once and not for each cell.
+            self._context.set_forkserver_preload(["bench.execution.worker", "torch._dynamo"])
 
     def submit(self, job: Job) -> Handle:
         """Start a worker for `job`."""
