@@ -155,7 +155,10 @@ def difference(arena: Arena) -> Work:
     def work(steps: int) -> tuple[float, float]:
         with exact_arithmetic():
             plain = copy.deepcopy(method.model).to(memory_format=torch.contiguous_format)
-            gradients = _apart(_gradients(method.model, batches), _gradients(plain, batches))
+            gradients = _apart(
+                _gradients(method.model, batches, torch.channels_last),
+                _gradients(plain, batches, torch.contiguous_format),
+            )
             method.model.double()
             plain.double()
             optimizer, totals = sgd(plain, training.optimizer), Totals(device)
@@ -173,9 +176,9 @@ def difference(arena: Arena) -> Work:
     return work
 
 
-def _gradients(model: nn.Module, batches: TrainingBatches) -> Tensor:
+def _gradients(model: nn.Module, batches: TrainingBatches, layout: torch.memory_format) -> Tensor:
     pixels, labels = next(batches.images.read([torch.arange(CHECKED_IMAGES)])), batches.images.labels[:CHECKED_IMAGES]
-    loss = F.cross_entropy(model(to_float(pixels)), labels)
+    loss = F.cross_entropy(model(to_float(pixels).contiguous(memory_format=layout)), labels)
     return _flat(torch.autograd.grad(loss, list(model.parameters())))
 
 

@@ -21,6 +21,7 @@ from bench.execution.verify import damage_of
 from bench.run_folder import RunFolder, run_folders
 from bench.spec import load_suite
 from bench.store.store import Store
+from bench.training.checkpoint import Checkpoints
 
 from .processes import SECONDS, Act, Bed, Operations, epochs_begun, start, warm
 
@@ -58,9 +59,12 @@ def phase_of(results: Path) -> str:
     """Say what a run was doing when it was killed."""
     for folder in run_folders(results):
         if folder.done() is None:
-            said = folder.read_progress().get("phase", "starting")
-            return "checkpoint" if list(folder.checkpoints.glob(".*.tmp")) else str(said)
-    return "storing or between cells" if run_folders(results) else "starting"
+            if list(folder.checkpoints.glob(".*.tmp")):
+                return "writing a checkpoint"
+            if Checkpoints(folder.checkpoints).finished:
+                return "evaluation"
+            return str(folder.read_progress().get("phase", "starting"))
+    return "storing, or between cells" if run_folders(results) else "starting"
 
 
 def test_killed_at_any_moment_nothing_is_lost(bed, undisturbed):
