@@ -5,8 +5,8 @@ frozen while images are crafted, so the attack computes input gradients only; im
 forward passes run in the protocol's precision; SGD is torch's fused one. On an NVIDIA GPU transform, attack and both
 gradients are recorded as one CUDA graph at the beginning of every epoch, and replayed.
 
-PreActResNet-18, batches of 64, PGD-10, two cores of an AMD EPYC: 1.9 times the loop of public code in fp32, 3.3 times in
-bf16 (`bench speed`, medians of five turns; docs/performance.md). Not yet measured on a GPU.
+PreActResNet-18, batches of 64, PGD-10, two cores of an AMD EPYC: 1.9 times the loop of public code in fp32, 3.3 times
+in bf16 (`bench speed`, medians of five turns; docs/performance.md). Not yet measured on a GPU.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ MEMORY = 512 * 2**20
 """Bytes that one file may add to the process."""
 
 SECONDS = 20
-"""Of computing that one file may take; thirty times as long by the clock, should it wait for something."""
+"""Of computing that one file may take. One that waits for something for ever would make the campaign hang."""
 
 SCALARS = (
     *("0", "-1", "1e999", "-0.0", ".nan", ".inf", "8/0", "8/255", "5e-4", "9" * 20, "1_000", "0x10", "0o7", "12:30:45"),
@@ -80,10 +80,8 @@ def bounded(work: Callable[[], None]) -> str:
         raise TimeoutError("it takes too long")
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number in (signal.SIGPROF, signal.SIGALRM):
-        signal.signal(number, late)
+    signal.signal(signal.SIGPROF, late)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    signal.setitimer(signal.ITIMER_REAL, 30 * SECONDS)
     sentence = ""
     try:
         work()
@@ -93,7 +91,6 @@ def bounded(work: Callable[[], None]) -> str:
         assert 10 < len(sentence) < 2000
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
     return sentence
 
