@@ -39,6 +39,10 @@ from bench.training.trainer import Diverged, Trainer, build_evaluated
 
 log = logging.getLogger(__name__)
 
+WATCH_SECONDS = 1  # between a worker's looks whether its driver is alive
+
+PATIENCE_SECONDS = 4 * WATCH_SECONDS  # with another worker, whose driver may have been killed a moment ago
+
 LOG_BYTES = 2**20  # of the log that are kept when a worker begins
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
@@ -88,7 +92,7 @@ def work_in_process(job: Job, tell: Connection) -> None:
 def _work(job: Job) -> Ending:
     folder = RunFolder.of(job.cell, job.results)
     try:
-        with folder.hold():
+        with folder.hold(PATIENCE_SECONDS):
             folder.progress(force=True, phase="starting")  # so that others can say who works here
             _shorten(folder.log)
             with folder.log.open("a", encoding="utf-8") as output:
@@ -125,7 +129,7 @@ def _end_with_parent() -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(1)
+            time.sleep(WATCH_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -168,7 +172,8 @@ def execute(job: Job) -> Literal["finished", "diverged", "failed"]:
         if isinstance(error, OSError) and error.errno in DISK:
             raise
         if out_of_memory(error):
-            raise Lost(f"out of memory: {error}") from error
+            advice = "run fewer cells at a time (--jobs); the batch size is the protocol's, and is not reduced"
+            raise Lost(f"out of memory: {str(error).partition(chr(10))[0]:.200}; {advice}") from error
         folder.finish("failed", reason=f"{type(error).__name__}: {error}", **_cost(folder, job))
         return "failed"
     folder.finish("finished", classes=dataset.classes, **_cost(folder, job))
