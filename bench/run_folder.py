@@ -76,10 +76,11 @@ class RunFolder:
         return cls(results / "runs" / name)
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
+    def hold(self, patience: float = 0) -> Iterator[None]:
         """Within, no other process works in this folder, which is created if need be.
 
-        The system takes the lock away from a process that dies, so it is never stale.
+        The system takes the lock away from a process that dies, so it is never stale. `patience`: how many seconds to
+        wait for another process to end.
 
         Raises:
             Busy: another process works in it.
@@ -90,7 +91,7 @@ class RunFolder:
         self.lock.touch()
         before, lock = self.lock.stat().st_ino, FileLock(self.lock)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=patience)
         except Timeout:
             raise Busy(self._holder()) from None
         try:

@@ -1,7 +1,9 @@
 """The campaigns of `tests/campaigns/faults.py` in small: some kills, some failing disks, two runs at once."""
 
+import os
 import random
 import shutil
+import signal
 from collections import Counter
 
 import pytest
@@ -53,6 +55,19 @@ def test_a_failing_disk_loses_nothing(bed, undisturbed, error, lasting):
         assert bed.state(results) == expected, f"operation {at}"
         assert [damage_of(folder) for folder in run_folders(results)] == [[]]
         shutil.rmtree(results)
+
+
+def test_a_driver_that_is_killed_alone_is_followed_at_once(bed, undisturbed):
+    """Its worker notices within a second that it is alone; the next run waits for that, and calls nothing busy."""
+    results = bed.folder / "orphaned"
+    run = bed.command(results, *ONE)
+    while not list(results.glob("runs/*/epochs.jsonl")):
+        assert run.wait(0.01) is None, run.said
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    again = bed.command(results, *ONE)
+    assert again.wait() == 0, again.said
+    assert bed.state(results) == undisturbed[0]
 
 
 def test_two_runs_at_once_share_the_work(bed):
