@@ -10,6 +10,7 @@ batch size and seed, the verdicts are the package's, image by image; docs/perfor
 from __future__ import annotations
 
 import base64
+import copy
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -276,7 +277,10 @@ class _InBfloat16(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model = copy.deepcopy(model)
+        for module in self.model.modules():
+            if type(module) in (nn.Conv2d, nn.Linear):  # once, what autocast would do at every pass
+                module.to(torch.bfloat16)
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16):
