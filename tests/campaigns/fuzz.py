@@ -107,7 +107,7 @@ def fuzz(examples: int) -> settings:
 def suites(draw: st.DrawFn) -> bytes:
     """A shipped suite with some lines, words, characters or bytes changed."""
     lines = draw(st.sampled_from(RIGHT)).splitlines()
-    for _ in range(draw(st.integers(1, 5))):
+    for _ in range(draw(st.integers(2, 7))):
         at = draw(st.integers(0, max(0, len(lines) - 1)))
         line = lines[at] if lines else ""
         scalar = draw(st.sampled_from(SCALARS))
@@ -149,7 +149,7 @@ def bitten(draw: st.DrawFn, data: bytes, times: list[int]) -> bytes:
 def test_mutated_suites_end_in_one_sentence(tmp_path: Path) -> None:
     path, counts, different = tmp_path / "suite.yaml", Counter[str](), set()
 
-    @fuzz(SUITES * 3 // 2)
+    @fuzz(SUITES * 5 // 2)
     @given(suites(), st.integers(0, 19))
     def check(data: bytes, chance: int) -> None:
         path.write_bytes(data)
