@@ -1,6 +1,7 @@
 """What all tests share: one thread, and a suite that trains in about a second."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start; torch reads it when imported
 
@@ -15,6 +16,9 @@ from bench import registry
 from bench.spec import LoadedSuite, load_suite
 
 torch.set_num_threads(1)
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and so all processes that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_SUITE = """\
 name: tiny
