@@ -14,6 +14,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -31,6 +32,9 @@ from bench.spec import load_suite, shipped_suites
 
 SUITES, WEIGHTS = 20_000, 2_000
 """Different mutants, at least; more are drawn, as some come twice."""
+
+CHANCE = st.randoms(use_true_random=True)
+"""Of one mutant. What Hypothesis would draw piece by piece comes twice more often than not."""
 
 MEMORY = 512 * 2**20
 """Bytes that one file may add to the process."""
@@ -103,60 +107,55 @@ def fuzz(examples: int) -> settings:
 # --- suites ----------------------------------------------------------------------------------------------------------
 
 
-@st.composite
-def suites(draw: st.DrawFn) -> bytes:
-    """A shipped suite with some lines, words, characters or bytes changed."""
-    lines = draw(st.sampled_from(RIGHT)).splitlines()
-    for _ in range(draw(st.integers(2, 7))):
-        at = draw(st.integers(0, max(0, len(lines) - 1)))
+def mutated_suite(chance: Random) -> bytes:
+    """Return a shipped suite with some lines, words, characters or bytes changed."""
+    lines = chance.choice(RIGHT).splitlines()
+    for _ in range(chance.randint(2, 7)):
+        at = chance.randrange(max(1, len(lines)))
         line = lines[at] if lines else ""
-        scalar = draw(st.sampled_from(SCALARS))
+        scalar = chance.choice(SCALARS)
         key, _, _ = line.partition(":")
         words = line.split(" ")
-        words[draw(st.integers(0, len(words) - 1))] = scalar
-        place = draw(st.integers(0, len(line)))
-        bracket = draw(st.sampled_from("[{(\"'&*!|>%@`,:#"))
-        lines[at : at + 1] = draw(
-            st.sampled_from(
-                [
-                    [],
-                    [line, draw(st.sampled_from(lines or [""]))],
-                    ["  " * draw(st.integers(0, 40)) + line.lstrip()],
-                    [f"{key}: {scalar}"],
-                    [line, f"{draw(st.sampled_from(KEYS))}: {scalar}"],
-                    [" ".join(words)],
-                    [line + bracket * draw(st.sampled_from([1, 2, 500]))],
-                    [line[:place] + draw(st.text(max_size=8)) + line[place:]],
-                    [
-                        line.replace(
-                            draw(st.sampled_from("0123456789")), draw(st.sampled_from(["9" * 30, "-", "0", ""]))
-                        )
-                    ],
-                ]
-            )
+        words[chance.randrange(len(words))] = scalar
+        place = chance.randint(0, len(line))
+        text = "".join(
+            chr(chance.randrange(chance.choice([128, 0x3000, 0x110000]))) for _ in range(chance.randint(0, 8))
         )
-    return bitten(draw, "\n".join(lines).encode(errors="surrogatepass"), [0, 0, 0, 1, 4])
+        changed = [
+            [],
+            [line, chance.choice(lines or [""])],
+            ["  " * chance.randint(0, 40) + line.lstrip()],
+            [f"{key}: {scalar}"],
+            [line, f"{chance.choice(KEYS)}: {scalar}"],
+            [" ".join(words)],
+            [line + chance.choice("[{(\"'&*!|>%@`,:#") * chance.choice([1, 2, 500])],
+            [line[:place] + text + line[place:]],
+            [line.replace(chance.choice("0123456789"), chance.choice(["9" * 30, "-", "0", ""]))],
+        ]
+        lines[at : at + 1] = chance.choice(changed)
+    return bitten(chance, "\n".join(lines).encode(errors="surrogatepass"), [0, 0, 0, 1, 4])
 
 
-def bitten(draw: st.DrawFn, data: bytes, times: list[int]) -> bytes:
+def bitten(chance: Random, data: bytes, times: list[int]) -> bytes:
     """Return `data` with some bytes replaced."""
     bytes_ = bytearray(data)
-    for _ in range(draw(st.sampled_from(times)) if data else 0):
-        bytes_[draw(st.integers(0, len(bytes_) - 1))] = draw(st.integers(0, 255))
+    for _ in range(chance.choice(times) if data else 0):
+        bytes_[chance.randrange(len(bytes_))] = chance.randrange(256)
     return bytes(bytes_)
 
 
 def test_mutated_suites_end_in_one_sentence(tmp_path: Path) -> None:
     path, counts, different = tmp_path / "suite.yaml", Counter[str](), set()
 
-    @fuzz(SUITES * 5 // 2)
-    @given(suites(), st.integers(0, 19))
-    def check(data: bytes, chance: int) -> None:
+    @fuzz(SUITES * 6 // 5)
+    @given(CHANCE)
+    def check(chance: Random) -> None:
+        data = mutated_suite(chance)
         path.write_bytes(data)
 
         def read() -> None:
             cells = load_suite(str(path)).cells
-            if chance == 0:  # it builds the network, which takes a while
+            if chance.randrange(20) == 0:  # it builds the network, which takes a while
                 plan(cells[:1], tmp_path / "results")
 
         counts["refused" if bounded(read) else "taken"] += 1
@@ -195,49 +194,44 @@ class Executed:
         return Path.touch, (self.mark,)
 
 
-@st.composite
-def weights(draw: st.DrawFn) -> tuple[str, bytes]:
-    """A file of weights with bytes, its length, its header or the pickle inside changed."""
-    kind = draw(st.sampled_from([*FORMATS]))
+def mutated_weights(chance: Random) -> tuple[str, bytes]:
+    """Return the format and the content of a file of weights: bytes, length, header or the pickle inside changed."""
+    kind = chance.choice([*FORMATS])
     data = FORMATS[kind]
-    change = draw(st.integers(0, 5))
+    change = chance.randrange(6)
     if change == 0:
-        data = data[: draw(st.integers(0, len(data)))]
+        data = data[: chance.randint(0, len(data))]
     elif change == 1:  # where the structure is
-        edge = draw(st.sampled_from([data[:600], data[-600:]]))
-        data = data.replace(edge, bitten(draw, edge, [1, 2, 8]), 1)
+        edge = chance.choice([data[:600], data[-600:]])
+        data = data.replace(edge, bitten(chance, edge, [1, 2, 8]), 1)
     elif change == 2 and kind == "safetensors":
         size = int.from_bytes(data[:8], "little")
         header = data[8 : 8 + size]
-        old = draw(st.sampled_from([b"F32", b"[", b"0,", b"]", b'"shape"', b"64", b"{", b'"data_offsets"', b":"]))
-        new = draw(
-            st.sampled_from([b"F64", b"I64", b"[[", b"-1,", b"99999999999,", b"", b"null", b"18446744073709551615"])
-        )
-        header = header.replace(old, new, draw(st.sampled_from([1, -1])))
-        stated = draw(st.sampled_from([len(header), size, 2**63, 2**32, 0, 7]))
+        old = chance.choice([b"F32", b"[", b"0,", b"]", b'"shape"', b"64", b"{", b'"data_offsets"', b":"])
+        new = chance.choice([b"F64", b"I64", b"[[", b"-1,", b"99999999999,", b"", b"null", b"18446744073709551615"])
+        header = header.replace(old, new, chance.choice([1, -1]))
+        stated = chance.choice([len(header), size, 2**63, 2**32, 0, 7])
         data = struct.pack("<Q", stated) + header + data[8 + size :]
     elif change == 3 and kind == "zip":
-        data = rewritten(draw, data)
+        data = rewritten(chance, data)
     else:
-        data = bitten(draw, data, [1, 4, 64])
+        data = bitten(chance, data, [1, 4, 64])
     return kind, data
 
 
-def rewritten(draw: st.DrawFn, data: bytes) -> bytes:
+def rewritten(chance: Random, data: bytes) -> bytes:
     """Return a torch file with the pickle inside changed, or its members packed so that they would grow."""
     out = io.BytesIO()
-    method = draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))
+    method = chance.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", method) as new:
         for name in old.namelist():
             content = old.read(name)
             if name.endswith("data.pkl"):
-                content = bitten(draw, content, [0, 1, 3])
-                content = content.replace(
-                    b"FloatStorage", draw(st.sampled_from([b"FloatStorage", b"LongStorage", b"X"]))
-                )
-            elif draw(st.integers(0, 9)) == 0:
-                content = draw(st.sampled_from([b"", content * 2, bytes(2**20)]))
-            new.writestr(draw(st.sampled_from([name] * 9 + [f"/{name}", f"../{name}", "x"])), content)
+                content = bitten(chance, content, [0, 1, 3])
+                content = content.replace(b"FloatStorage", chance.choice([b"FloatStorage", b"LongStorage", b"X"]))
+            elif chance.randrange(10) == 0:
+                content = chance.choice([b"", content * 2, bytes(2**20)])
+            new.writestr(chance.choice([name] * 9 + [f"/{name}", f"../{name}", "x"]), content)
     return out.getvalue()
 
 
@@ -245,9 +239,9 @@ def test_mutated_weights_end_in_one_sentence(tmp_path: Path) -> None:
     counts, different, target = Counter[str](), set(), network()
 
     @fuzz(WEIGHTS * 3 // 2)
-    @given(weights())
-    def check(mutant: tuple[str, bytes]) -> None:
-        kind, data = mutant
+    @given(CHANCE)
+    def check(chance: Random) -> None:
+        kind, data = mutated_weights(chance)
         path = tmp_path / ("weights.safetensors" if kind == "safetensors" else "weights.pt")
         path.write_bytes(data)
         counts[f"{kind} {'refused' if bounded(lambda: void(load_weights(target, path))) else 'taken'}"] += 1
