@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.device import check_precision, cores, resolve_device
+import torch
+
+from bench.device import check_precision
 from bench.errors import BenchError, DamagedFile
-from bench.execution.local import Handle, LocalExecutor
+from bench.execution.executor import Executor, Handle, Place, Spread
+from bench.execution.local import LocalExecutor, share_out
 from bench.execution.plan import Planned, Rerun, check_data, plan
-from bench.execution.worker import DISK, Ending, Job
+from bench.execution.worker import DISK, Ending
 from bench.run_folder import Busy, RunFolder
-from bench.spec import LoadedSuite, select_cells
+from bench.spec import Cell, LoadedSuite, select_cells
 from bench.store.store import Store
 
 POLL_SECONDS = 0.1
@@ -35,9 +36,9 @@ GO_ON = "mend that, and the same command goes on from the last finished epoch an
 class CellState:
     """One cell as the driver sees it.
 
-    `status`: waiting, running, busy (another process holds it), interrupted or full (its folder or the disk cannot be
-    written), or how its run ended; `progress`: where a running one is, as its worker last said; `tries`: how many of
-    its workers were lost.
+    `status`: waiting (for a worker to begin), running, busy (another process holds it), interrupted or full (its folder
+    or the disk cannot be written), or how its run ended; `progress`: where a running one is, as its worker last said;
+    `tries`: how many of its workers were lost.
     """
 
     planned: Planned
@@ -54,42 +55,44 @@ Watch = Callable[[Sequence[CellState]], None]
 
 
 @dataclass(frozen=True)
-class Resources:
-    """How cells are spread over the machine: `jobs` workers at a time on `device`, `threads` CPU threads each.
+class Limits:
+    """What is done about workers that are lost.
 
     A cell whose worker is lost is begun `tries` times at most; a worker that gives no sign of life for `hang_minutes`
     counts as lost.
     """
 
-    device: str
-    jobs: int
-    threads: int
     tries: int = TRIES
     hang_minutes: float = HANG_MINUTES
 
 
-def share_out(device: str, jobs: int | None, threads: int | None, cells: int) -> Resources:
-    """Divide the machine among the workers.
-
-    On a CPU there are as many workers as the cells and the cores (or the cores divided by `threads`) allow, and the
-    threads are divided among them: more threads than cores slow each other down several times. On a GPU one worker at a
-    time, unless asked for more.
+@contextmanager
+def open_executor(spread: Spread, place: Place, cells: Sequence[Cell]) -> Iterator[Executor]:
+    """Return what runs `cells`, or some of them; at the end of the block, workers that still run are ended.
 
     Raises:
-        BenchError: no such device, or more workers or threads than cores.
+        BenchError: there is no such machine, not as much of it as is wanted, or it lacks the protocol's precision.
     """
-    resolved, available = resolve_device(device), cores()
-    if threads is not None and threads > available:
-        raise BenchError(f"{threads} threads for each worker, but this machine has {available} cores; lower --threads")
-    if jobs is not None and jobs > available:
-        raise BenchError(f"--jobs {jobs}, but this machine has {available} cores; lower --jobs")
-    if jobs is None:
-        jobs = 1 if resolved.type == "cuda" else max(1, min(cells, available // (threads or 1)))
-    if threads is not None and jobs * threads > available:
-        raise BenchError(
-            f"{jobs} workers with {threads} threads each need {jobs * threads} cores, there are {available}"
-        )
-    return Resources(str(resolved), jobs, threads or max(1, available // jobs))
+    executor = _executor(spread, place, cells)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+def _executor(spread: Spread, place: Place, cells: Sequence[Cell]) -> Executor:
+    if spread.executor == "ray":
+        from bench.execution.ray import RayExecutor
+
+        return RayExecutor(spread, place)
+    if spread.executor == "slurm":
+        from bench.execution.slurm import SlurmExecutor
+
+        return SlurmExecutor(spread, place)
+    shares = share_out(spread, len(cells))
+    for protocol in {cell.protocol for cell in cells}:
+        check_precision(protocol.training, torch.device(shares.slots[0][0]))
+    return LocalExecutor(shares, place)
 
 
 def check_writable(results: Path) -> None:
@@ -137,14 +140,11 @@ def run_suite(
     results: Path = Path("results"),
     store: str | None = None,
     data: Path | None = None,
-    device: str = "auto",
-    jobs: int | None = None,
-    threads: int | None = None,
+    spread: Spread = Spread(),
     methods: Collection[str] = (),
     seeds: Collection[int] = (),
     rerun: Rerun = Rerun.MISSING,
-    tries: int = TRIES,
-    hang_minutes: float = HANG_MINUTES,
+    limits: Limits = Limits(),
     watch: Watch = lambda _states: None,
 ) -> list[CellState]:
     """Run the cells of a suite that have not ended, and return the state of every cell that was asked for.
@@ -156,36 +156,37 @@ def run_suite(
         results: folder of the run folders and, unless `store` is given, of the store.
         store: SQLAlchemy URL; default: SQLite in the results folder.
         data: root folder of datasets that live in files.
-        tries: how often a cell is begun at most whose worker is lost: killed, out of memory, or hung.
-        hang_minutes: how long a worker may give no sign of life before it counts as hung and is killed.
-        watch: called about ten times a second with the states.
+        spread: on what machines, and how many cells at a time; what it leaves open is the suite's to say.
+        limits: what is done about workers that are lost.
+        watch: called several times a second with the states.
 
     Raises:
-        BenchError: something is wrong with the suite, the machine, the results folder or the store, and nothing has
+        BenchError: something is wrong with the suite, the machines, the results folder or the store, and nothing has
             run; or the disk is full, and the same call goes on when it is not.
     """
     cells = select_cells(loaded.cells, methods, seeds)
-    resources = share_out(device, jobs, threads or loaded.suite.execution.threads, len(cells))
-    check_precision(loaded.suite.training, resolve_device(resources.device))
-    planned = plan(cells, results, rerun, data=data)
-    check_data(planned, data)
-    return run_planned(planned, replace(resources, tries=tries, hang_minutes=hang_minutes), results, store, data, watch)
+    place = Place(results, data)
+    with open_executor(by_suite(spread, loaded), place, cells) as executor:
+        planned = plan(cells, results, rerun, data=data)
+        check_data(planned, data)
+        return run_planned(planned, executor, place, store, limits, watch)
+
+
+def by_suite(spread: Spread, loaded: LoadedSuite) -> Spread:
+    """Return `spread` with what it leaves open as the suite's execution section says."""
+    execution = loaded.suite.execution
+    return replace(spread, threads=spread.threads or execution.threads)
 
 
 def run_planned(
-    planned: Sequence[Planned],
-    resources: Resources,
-    results: Path,
-    store: str | None,
-    data: Path | None,
-    watch: Watch,
+    planned: Sequence[Planned], executor: Executor, place: Place, store: str | None, limits: Limits, watch: Watch
 ) -> list[CellState]:
     """Run what is to be run and take it into the store; return the state of every cell."""
     states = [CellState(item, item.status if item.action == "skip" else "waiting") for item in planned]
-    with open_store(results, store) as opened:
+    with open_store(place.results, store) as opened:
         unstored = [state for state in states if not _prepare(state, opened)]
         try:
-            unstored += _run(states, resources, results, data, opened, watch)
+            unstored += _run(states, executor, limits, opened, watch)
         finally:
             for state in unstored:  # the store was locked or full for a while: once more, and now it is an error
                 opened.ingest(state.planned.folder)
@@ -218,45 +219,36 @@ def _prepare(state: CellState, store: Store) -> bool:
 
 
 def _run(
-    states: Sequence[CellState], resources: Resources, results: Path, data: Path | None, store: Store, watch: Watch
+    states: Sequence[CellState], executor: Executor, limits: Limits, store: Store, watch: Watch
 ) -> list[CellState]:
-    """Keep `resources.jobs` workers busy until every waiting cell has ended, or the disk is full.
+    """Keep the executor busy until every waiting cell has ended, or the disk is full.
 
     Returns:
         The cells that could not be stored.
     """
     waiting = [state for state in states if state.status == "waiting"]
-    running: list[tuple[CellState, Handle]] = []
+    running: dict[Handle, CellState] = {}
     unstored: list[CellState] = []
-    if waiting:
-        # Threads of libraries that read their number at start, in workers and in the server that forks them.
-        os.environ["OMP_NUM_THREADS"] = str(resources.threads)
-        executor = LocalExecutor()
     try:
         while waiting or running:
-            while waiting and len(running) < resources.jobs:
-                state = waiting.pop(0)
-                job = Job(state.planned.cell, results, resources.device, data, resources.threads)
-                running.append((state, executor.submit(job)))
-                state.status = "running"
-            time.sleep(POLL_SECONDS)
-            for _, handle in running:
-                handle.end_if_silent(60 * resources.hang_minutes)
-            for state, handle in [pair for pair in running if pair[1].ended()]:
-                running.remove((state, handle))
-                _settle(state, handle.ending(), resources.tries)
+            now, waiting = waiting[: executor.room()], waiting[executor.room() :]
+            running |= zip(executor.submit([state.planned.cell for state in now]), now, strict=True)
+            for handle in executor.wait(POLL_SECONDS):
+                state = running.pop(handle)
+                _settle(state, handle.ending(), limits.tries)
                 if state.status == "full":  # as it will be for the others
                     waiting.clear()
                 if state.status == "waiting":
                     waiting.append(state)
                 elif state.status != "busy" and not _store(state, store.ingest):
                     unstored.append(state)
+            for handle, state in running.items():
+                handle.look(60 * limits.hang_minutes)
+                state.status = "running" if handle.begun else state.status
             watch(states)
     finally:
-        for _, handle in running:
-            handle.terminate()
-        for state, handle in running:
-            handle.join()
+        executor.close()
+        for state in running.values():
             with suppress(BenchError, OSError):  # what it has so far; the folder keeps it in any case
                 store.ingest(state.planned.folder)
     return unstored

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.data.dataset import dataset_of
-from bench.driver import CellState, Watch, run_planned, share_out
+from bench.driver import CellState, Limits, Watch, by_suite, open_executor, run_planned
 from bench.errors import BenchError
+from bench.execution.executor import Place, Spread
 from bench.execution.plan import check_attacks, check_data, plan_evaluation
 from bench.models.foreign import load_foreign, located
 from bench.spec import EVALUATED, Cell, ForeignNetwork, LoadedSuite, ResolvedMethod
@@ -22,8 +23,7 @@ def evaluate_network(
     results: Path = Path("results"),
     store: str | None = None,
     data: Path | None = None,
-    device: str = "auto",
-    threads: int | None = None,
+    spread: Spread = Spread(),
     watch: Watch = lambda _states: None,
 ) -> CellState:
     """Judge a network that was trained elsewhere under a suite's final attacks, as a row of its leaderboard.
@@ -35,7 +35,7 @@ def evaluate_network(
         loaded: whose protocol.
         network: where the network is.
         name: what the leaderboard calls it.
-        results, store, data, device, threads, watch: as in `run_suite`.
+        results, store, data, spread, watch: as in `run_suite`.
 
     Raises:
         BenchError: something is wrong with the network, the name, the machine, the results folder or the store; nothing
@@ -44,7 +44,6 @@ def evaluate_network(
     protocol = loaded.suite.protocol
     _check_name(name, loaded)
     check_attacks(protocol)
-    resources = share_out(device, 1, threads or loaded.suite.execution.threads, 1)
     params = load_foreign(network, dataset_of(protocol.dataset), protocol).params
     row = {"version": 1, "params": params, "label": name, "custom": False, "origin": None, "final_is_best": False}
     cell = Cell(
@@ -55,9 +54,11 @@ def evaluate_network(
         plugins=loaded.plugins,
         network=located(network),
     )
-    planned = [plan_evaluation(cell, results)]
-    check_data(planned, data)
-    (state,) = run_planned(planned, resources, results, store, data, watch)
+    place = Place(results, data)
+    with open_executor(by_suite(spread, loaded), place, [cell]) as executor:
+        planned = [plan_evaluation(cell, results)]
+        check_data(planned, data)
+        (state,) = run_planned(planned, executor, place, store, Limits(), watch)
     return state
 
 

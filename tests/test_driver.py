@@ -5,10 +5,11 @@ import hashlib
 
 import pytest
 
-from bench import driver
-from bench.driver import Resources, run_suite, share_out
+from bench.driver import Limits, run_suite
 from bench.errors import BenchError
-from bench.execution import local
+from bench.execution import executor, local
+from bench.execution.executor import Spread
+from bench.execution.local import LocalHandle, share_out
 from bench.execution.plan import Rerun
 from bench.execution.worker import Job
 from bench.run_folder import RunFolder
@@ -35,7 +36,7 @@ def test_two_cells_run_side_by_side_and_again_bit_for_bit(load, tmp_path):
     with Store.of(tmp_path / "a") as store:
         assert [run.status for run in store.runs()] == ["finished", "finished"]
 
-    second = run_suite(loaded, results=tmp_path / "b", jobs=1)
+    second = run_suite(loaded, results=tmp_path / "b", spread=Spread(jobs=1))
     for one, other in zip(first, second, strict=True):
         a, b = one.planned.folder, other.planned.folder
         assert weights(a) == weights(b)
@@ -65,12 +66,12 @@ def test_a_diverged_cell_does_not_stop_the_others(load, tmp_path):
         "METHODS = {'diverging': Diverging}\n"
     )
     loaded = load({"methods: [pgd_at]": "methods: [diverging, pgd_at]\nplugins: [plugin.py]"})
-    states = run_suite(loaded, results=tmp_path / "results", jobs=1)
+    states = run_suite(loaded, results=tmp_path / "results", spread=Spread(jobs=1))
     assert [state.status for state in states] == ["diverged", "finished"]
     assert "epoch 0" in states[0].reason
     with Store.of(tmp_path / "results") as store:
         assert {run.status for run in store.runs()} == {"diverged", "finished"}
-    again = run_suite(loaded, results=tmp_path / "results", jobs=1, rerun=Rerun.FAILED)
+    again = run_suite(loaded, results=tmp_path / "results", spread=Spread(jobs=1), rerun=Rerun.FAILED)
     assert [state.planned.action for state in again] == ["reopen", "skip"]
 
 
@@ -102,7 +103,7 @@ def unlucky(load, tmp_path, clean_registries):
     def run(misfortune, **settings):
         (tmp_path / "plugin.py").write_text(MISFORTUNE.replace("MISFORTUNE", misfortune))
         loaded = load({"methods: [pgd_at]": "methods: [unlucky, pgd_at]\nplugins: [plugin.py]"})
-        states = run_suite(loaded, results=tmp_path / "results", jobs=1, **settings)
+        states = run_suite(loaded, results=tmp_path / "results", spread=Spread(jobs=1), **settings)
         begun = list(map(int, (tmp_path / "begun").read_text().split()))
         return states, RunFolder.of(loaded.cells[0], tmp_path / "results"), begun
 
@@ -139,7 +140,7 @@ def test_a_worker_without_memory_is_lost(unlucky):
 
 
 def test_a_worker_that_hangs_is_ended(unlucky):
-    states, _, begun = unlucky("if times == 2: time.sleep(600)", hang_minutes=0.2, tries=1)
+    states, _, begun = unlucky("if times == 2: time.sleep(600)", limits=Limits(tries=1, hang_minutes=0.2))
     assert [state.status for state in states] == ["failed", "finished"]
     assert states[0].reason == "the worker hung: it gave no sign of life for 0.2 minutes (try 1 of 1)"
     assert begun == [0, 1]
@@ -184,24 +185,26 @@ def test_silence_is_counted_only_while_the_driver_is_awake(load, tmp_path, monke
             self.killed = True
 
     now, process = 1000.0, Process()
-    monkeypatch.setattr(local.time, "monotonic", lambda: now)
+    monkeypatch.setattr(executor.time, "monotonic", lambda: now)
     cell = load().cells[0]
     folder = RunFolder.of(cell, tmp_path)
     folder.begin(cell, {})
-    handle = local.Handle(Job(cell, tmp_path, "cpu", None, 1), process, None)
+    handle = LocalHandle(Job(cell, tmp_path, ("cpu",), None, 1), process, None)
     now += 1e6  # the machine slept
-    handle.end_if_silent(5)
+    handle.look(5)
     assert not process.killed
+    assert not handle.begun
     for second in range(20):
         now += 1
         if second % 4 == 0:
             folder.progress(force=True, phase="training")
-        handle.end_if_silent(5)
+        handle.look(5)
+        assert handle.begun
         assert not process.killed
     now += 3
     for _ in range(6):
         now += 1
-        handle.end_if_silent(5)
+        handle.look(5)
     assert process.killed
 
 
@@ -219,18 +222,47 @@ def test_all_again_keeps_the_old_folders(load, tmp_path):
 
 
 def test_the_machine_is_shared_out(monkeypatch):
-    monkeypatch.setattr(driver, "cores", lambda: 8)
-    assert share_out("cpu", None, None, 3) == Resources("cpu", 3, 2)
-    assert share_out("cpu", None, None, 100) == Resources("cpu", 8, 1)
-    assert share_out("cpu", None, 4, 100) == Resources("cpu", 2, 4)
-    assert share_out("cpu", 1, None, 5) == Resources("cpu", 1, 8)
-    for jobs, threads, words in ((9, None, "lower --jobs"), (None, 9, "lower --threads"), (4, 4, "16 cores")):
+    def shares(cells, **spread):
+        found = share_out(Spread(**spread), cells)
+        return [slot if len(slot) > 1 else slot[0] for slot in found.slots], found.threads
+
+    monkeypatch.setattr(local, "cores", lambda: 8)
+    assert shares(3) == (["cpu"] * 3, 2)
+    assert shares(100) == (["cpu"] * 8, 1)
+    assert shares(100, threads=4) == (["cpu"] * 2, 4)
+    assert shares(5, jobs=1) == (["cpu"], 8)
+    assert shares(5, devices=2) == ([("cpu", "cpu")] * 4, 1)
+    assert shares(1, devices=2) == ([("cpu", "cpu")], 4)
+    for spread, words in (
+        ({"jobs": 9}, "lower --jobs"),
+        ({"threads": 9}, "lower --threads"),
+        ({"jobs": 4, "threads": 4}, "16 cores"),
+        ({"devices": 9}, "9 threads each need 9 cores"),
+        ({"device": "cuda"}, "sees no NVIDIA GPU"),
+        ({"gpus": (0,)}, "sees no NVIDIA GPU"),
+        ({"gpus": (0,), "device": "cpu"}, "leave one of them out"),
+        ({"jobs_per_gpu": 2}, "needs a GPU"),
+        ({"device": "tpu!"}, "unknown device"),
+    ):
         with pytest.raises(BenchError, match=words):
-            share_out("cpu", jobs, threads, 100)
-    with pytest.raises(BenchError, match="sees no NVIDIA GPU"):
-        share_out("cuda", None, None, 1)
-    with pytest.raises(BenchError, match="unknown device"):
-        share_out("tpu!", None, None, 1)
+            shares(100, **spread)
+
+    monkeypatch.setattr(local.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 3)
+    assert shares(100) == (["cuda:0", "cuda:1", "cuda:2"], 2)
+    assert shares(2) == (["cuda:0", "cuda:1"], 4)
+    assert shares(100, device="cpu") == (["cpu"] * 8, 1)
+    assert shares(100, device="cuda:1") == (["cuda:1"], 8)
+    assert shares(100, gpus=(2, 0), jobs_per_gpu=2) == (["cuda:2", "cuda:0", "cuda:2", "cuda:0"], 2)
+    assert shares(100, devices=2) == ([("cuda:0", "cuda:1")], 4)
+    for spread, words in (
+        ({"gpus": (3,)}, "there are 3 GPUs"),
+        ({"jobs": 4}, "raise --jobs-per-gpu"),
+        ({"devices": 4}, "there are 3 GPUs to use"),
+        ({"jobs_per_gpu": 3, "threads": 1}, "9 cores"),
+    ):
+        with pytest.raises(BenchError, match=words):
+            shares(100, **spread)
 
 
 def test_a_damaged_ending_fails_its_own_cell_and_can_be_run_again(load, tmp_path):

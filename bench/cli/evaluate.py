@@ -68,6 +68,7 @@ def evaluate(
     from pydantic import ValidationError
 
     from bench.errors import BenchError
+    from bench.execution.executor import Spread
     from bench.foreign import evaluate_network
     from bench.spec import ForeignNetwork, load_suite
 
@@ -88,8 +89,7 @@ def evaluate(
             results=results,
             store=store,
             data=data,
-            device=device,
-            threads=threads,
+            spread=Spread(device=device, threads=threads),
             watch=view.update,
         )
     _say(state, time.monotonic() - started)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -30,6 +31,14 @@ from bench.cli.report import Format, print_boards
 EXIT_SOME_FAILED = 3
 
 
+class Kind(StrEnum):
+    """What runs the cells."""
+
+    LOCAL = "local"
+    RAY = "ray"
+    SLURM = "slurm"
+
+
 def run(
     suite: Suite,
     methods: Methods = None,
@@ -38,8 +47,25 @@ def run(
     store: StoreURL = None,
     data: Data = None,
     device: Device = "auto",
+    executor: Annotated[Kind, typer.Option("--executor", help="Where cells run.")] = Kind.LOCAL,
     jobs: Annotated[Optional[int], typer.Option("--jobs", min=1, help="Cells at a time.")] = None,  # noqa: UP045
     threads: Threads = None,
+    gpus: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--gpus", help="Only these GPUs of this machine: numbers, with commas."),
+    ] = None,
+    jobs_per_gpu: Annotated[int, typer.Option("--jobs-per-gpu", min=1, help="Cells that share a GPU.")] = 1,
+    address: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--address", help="Of a Ray cluster: auto or host:port; default: one on this machine."),
+    ] = None,
+    slurm: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--slurm", help="Option of sbatch, such as partition=gpu or time=1-00:00:00; may be repeated."),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Leave the cells to Slurm's queue; look with `bench watch`.")
+    ] = False,
     rerun: Annotated[str, typer.Option("--rerun", help="missing, failed or all.")] = "missing",
     tries: Annotated[
         int, typer.Option("--tries", min=1, help="Of a cell whose worker is lost: killed, out of memory, hung.")
@@ -54,8 +80,9 @@ def run(
 
     Interrupted, it says what is saved and which command goes on from there.
     """
-    from bench.driver import run_suite
+    from bench.driver import Limits, run_suite
     from bench.errors import BenchError, did_you_mean
+    from bench.execution.executor import Spread
     from bench.execution.plan import Rerun, plan
     from bench.spec import load_suite, select_cells
 
@@ -63,6 +90,16 @@ def run(
         raise BenchError(f"--rerun '{rerun:.60}'{did_you_mean(rerun, Rerun)}")
     loaded = load_suite(suite)
     only, only_seeds = words(methods), numbers(seeds)
+    spread = Spread(
+        executor=executor.value,
+        device=device,
+        jobs=jobs,
+        threads=threads,
+        gpus=tuple(numbers(gpus)),
+        jobs_per_gpu=jobs_per_gpu,
+        address=address,
+        slurm=pairs(slurm or []),
+    )
     if dry_run:
         from bench.cli.view import print_plan
 
@@ -78,14 +115,11 @@ def run(
             results=results,
             store=store,
             data=data,
-            device=device,
-            jobs=jobs,
-            threads=threads,
+            spread=spread,
             methods=only,
             seeds=only_seeds,
             rerun=Rerun(rerun),
-            tries=tries,
-            hang_minutes=hang,
+            limits=Limits(tries, hang),
             watch=view.update,
         )
         view.finish(states)
@@ -108,6 +142,15 @@ def run(
         print_leaderboard(loaded.suite.protocol.fingerprint, results, store)
     if any(state.status != "finished" for state in states):
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def pairs(words: list[str]) -> dict[str, str]:
+    """Return KEY=VALUE words as a dict. Raises typer.BadParameter for anything else."""
+    found = dict(word.partition("=")[::2] for word in words)
+    for key, value in found.items():
+        if not (key and value):
+            raise typer.BadParameter(f"'{key:.60}' is not of the form option=value")
+    return found
 
 
 def saved(results: Path) -> str:

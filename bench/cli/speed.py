@@ -63,9 +63,10 @@ def speed(
     """
     from bench import registry
     from bench.device import check_precision, resolve_device
-    from bench.driver import share_out
     from bench.environment import describe
     from bench.errors import BenchError
+    from bench.execution.executor import Spread
+    from bench.execution.local import share_out
     from bench.spec import load_suite
     from bench.speed.measure import measure_autoattack, measure_changes, measure_peak, measure_training
     from bench.speed.process import Arena
@@ -78,8 +79,8 @@ def speed(
     recipe = protocol.training.model_copy(update={key: value for key, value in changes.items() if value is not None})
     protocol = protocol.model_copy(update={"training": recipe, "model": model or protocol.model})
     registry.MODELS.get(protocol.model)
-    resources = share_out(device, 1, threads, 1)
-    where = resolve_device(resources.device)
+    where = resolve_device(device)
+    resources = share_out(Spread(device=device, threads=threads, jobs=1), 1)
     check_precision(recipe, where)
     arena = Arena(
         cell=cell.model_copy(update={"protocol": protocol}),

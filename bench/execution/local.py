@@ -2,62 +2,111 @@
 
 from __future__ import annotations
 
+import os
 import sys
-import time
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
+from typing import TypeAlias
 
+import torch
+
+from bench.device import cores, resolve_device
 from bench.errors import BenchError
+from bench.execution.executor import Executor, Handle, Place, Spread
 from bench.execution.worker import Ending, Job, work_in_process
-from bench.run_folder import RunFolder
+from bench.spec import Cell
 
 GRACE_SECONDS = 10  # between asking a worker to end and killing it
 
-LOOK_SECONDS = 1.0
-"""The most that one look at a worker adds to its silence: whoever looks may have been asleep in between."""
+Devices: TypeAlias = tuple[str, ...]
+"""What one cell runs on: one device, or several that share its batches."""
 
 
-class Handle:
-    """A submitted cell: ask `ended` until it says so, then `ending`."""
+@dataclass(frozen=True)
+class Shares:
+    """How the machine is divided: the devices of each cell that runs at a time, and every process's CPU threads."""
+
+    slots: tuple[Devices, ...]
+    threads: int
+
+
+def share_out(spread: Spread, cells: int) -> Shares:
+    """Divide the machine among the workers.
+
+    On a CPU there are as many workers as the cells and the cores (or the cores divided by `threads`) allow, and the
+    threads are divided among them: more threads than cores slow each other down several times. On GPUs there is one
+    worker on each, unless asked for more.
+
+    Raises:
+        BenchError: no such device, or more workers, threads or GPUs than there are.
+    """
+    each, available = spread.devices or 1, cores()
+    if spread.threads is not None and spread.threads > available:
+        raise BenchError(
+            f"{spread.threads} threads for each worker, but this machine has {available} cores; lower --threads"
+        )
+    gpus = _gpus(spread)
+    if gpus:
+        if each > len(gpus):
+            raise BenchError(f"each cell is to have {each} devices, and there are {len(gpus)} GPUs to use")
+        groups = [tuple(gpus[start : start + each]) for start in range(0, len(gpus) - each + 1, each)]
+        slots = groups * spread.jobs_per_gpu
+        if spread.jobs is not None and spread.jobs > len(slots):
+            raise BenchError(
+                f"--jobs {spread.jobs}, but there is room for {len(slots)} on the GPUs; raise --jobs-per-gpu"
+            )
+        slots = slots[: spread.jobs or cells]
+    else:
+        if spread.jobs is not None and spread.jobs > available:
+            raise BenchError(f"--jobs {spread.jobs}, but this machine has {available} cores; lower --jobs")
+        jobs = spread.jobs or max(1, min(cells, available // ((spread.threads or 1) * each)))
+        slots = [("cpu",) * each] * jobs
+    processes = len(slots) * each
+    if (spread.threads is not None or not gpus) and processes * (spread.threads or 1) > available:
+        raise BenchError(
+            f"{len(slots)} workers with {each * (spread.threads or 1)} threads each need "
+            f"{processes * (spread.threads or 1)} cores, there are {available}"
+        )
+    return Shares(tuple(slots), spread.threads or max(1, available // processes))
+
+
+def _gpus(spread: Spread) -> list[str]:
+    """Return the GPUs to use; none on a CPU."""
+    if spread.gpus and not spread.device.startswith("cu") and spread.device != "auto":
+        raise BenchError(f"GPUs are named, and so is the device '{spread.device:.60}'; leave one of them out")
+    if spread.gpus:
+        return [str(resolve_device(f"cuda:{number}")) for number in spread.gpus]
+    device = resolve_device(spread.device)
+    if device.type == "cpu":
+        if spread.jobs_per_gpu > 1:
+            raise BenchError("--jobs-per-gpu needs a GPU, and this machine has none to use; use --jobs")
+        return []
+    numbers = range(torch.cuda.device_count()) if device.index is None else [device.index]
+    return [f"cuda:{number}" for number in numbers]
+
+
+class LocalHandle(Handle):
+    """A worker process."""
 
     def __init__(self, job: Job, process: BaseProcess, told: Connection) -> None:
-        self.job, self._process, self._told = job, process, told
-        self._folder = RunFolder.of(job.cell, job.results)
-        self._beat, self._looked, self._silence, self._hung = 0, time.monotonic(), 0.0, False
+        super().__init__(job)
+        self._process, self._pipe = process, told
 
-    def ended(self) -> bool:
-        """Return whether the worker is gone."""
-        return self._process.exitcode is not None
+    @property
+    def sentinel(self) -> int:
+        """What `multiprocessing.connection.wait` waits for."""
+        return self._process.sentinel
 
-    def end_if_silent(self, seconds: float) -> None:
-        """Kill the worker if it has given no sign of life for so long. To be called often, as its silence adds up."""
-        now, beat = time.monotonic(), self._folder.last_beat()
-        self._silence = 0.0 if beat != self._beat else self._silence + min(now - self._looked, LOOK_SECONDS)
-        self._beat, self._looked = beat, now
-        if self._silence > seconds:
-            self._hung = True
-            self._process.kill()
-
-    def ending(self) -> Ending:
-        """Return how a worker that is gone ended."""
-        try:
-            if self._told.poll():
-                ending: Ending = self._told.recv()
-                return ending
-        except EOFError:
-            pass
-        if self._hung:
-            return Ending("lost", f"the worker hung: it gave no sign of life for {self._silence / 60:.2g} minutes")
-        with suppress(OSError, BenchError):
-            if done := self._folder.done():  # it died in its last breath
-                return Ending(done["status"], done.get("reason", ""))
-        return Ending("lost", f"the worker died: {_cause(self._process.exitcode or 0)}")
+    def kill(self) -> None:
+        self._process.kill()
 
     def terminate(self) -> None:
-        """Ask the worker to end; what it has committed stays."""
+        """Ask the worker to end."""
         self._process.terminate()
 
     def join(self) -> None:
@@ -67,28 +116,64 @@ class Handle:
             self._process.kill()
             self._process.join()
 
+    def _told(self) -> Ending | None:
+        with suppress(EOFError):
+            if self._pipe.poll():
+                ending: Ending = self._pipe.recv()
+                return ending
+        return None
 
-class LocalExecutor:
+    def _cause(self) -> str:
+        self._process.join()
+        code = self._process.exitcode or 0
+        if code == -9:
+            return "killed (signal 9); the system does that when memory runs out"
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+class LocalExecutor(Executor):
     """Starts worker processes; on Linux from a server process that has torch loaded, so that a start takes no time."""
 
-    def __init__(self) -> None:
+    def __init__(self, shares: Shares, place: Place) -> None:
+        self._shares, self._place = shares, place
+        self._free = list(shares.slots)
+        self._running: list[LocalHandle] = []
         self._context: ForkServerContext | SpawnContext = get_context("spawn")
         if sys.platform == "linux":
             self._context = get_context("forkserver")
             # The second is what torch imports at an optimiser's first step: a second, once and not for each cell.
             self._context.set_forkserver_preload(["bench.execution.worker", "torch._dynamo"])
 
-    def submit(self, job: Job) -> Handle:
-        """Start a worker for `job`."""
+    def room(self) -> int:
+        return len(self._free)
+
+    def submit(self, cells: Sequence[Cell]) -> list[Handle]:
+        # For threads of libraries that read their number at start, in workers and in the server that forks them.
+        os.environ["OMP_NUM_THREADS"] = str(self._shares.threads)
+        handles = [self._start(cell, self._free.pop(0)) for cell in cells]
+        self._running += handles
+        return [*handles]
+
+    def _start(self, cell: Cell, devices: Devices) -> LocalHandle:
+        job = Job(cell, self._place.results, devices, self._place.data, self._shares.threads)
         told, tell = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=work_in_process, args=(job, tell), name=str(job.cell))
+        process = self._context.Process(target=work_in_process, args=(job, tell), name=str(cell))
+        handle = LocalHandle(job, process, told)
         process.start()
         tell.close()  # the worker has the other copy
-        return Handle(job, process, told)
+        return handle
 
+    def wait(self, seconds: float) -> list[Handle]:
+        ready = set(wait([handle.sentinel for handle in self._running], seconds))
+        ended = [handle for handle in self._running if handle.sentinel in ready]
+        for handle in ended:
+            self._running.remove(handle)
+            self._free.append(handle.job.devices)
+        return [*ended]
 
-def _cause(code: int) -> str:
-    """Say what an exit code means."""
-    if code == -9:
-        return "killed (signal 9); the system does that when memory runs out"
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+    def close(self) -> None:
+        for handle in self._running:
+            handle.terminate()
+        for handle in self._running:
+            handle.join()
+        self._running.clear()

@@ -24,7 +24,7 @@ from torch import nn
 from bench import registry
 from bench.attacks.autoattack import CascadeState, Tick
 from bench.data.dataset import Dataset, Images, dataset_of
-from bench.device import keep_memory, out_of_memory
+from bench.device import check_precision, keep_memory, out_of_memory
 from bench.environment import describe
 from bench.errors import BenchError, DamagedFile
 from bench.evaluation import attack_identity, evaluate, evaluated_images, forward_passes
@@ -70,13 +70,26 @@ class Lost(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know: the cell, and where and how to run it."""
+    """What a worker needs to know: the cell, and where and how to run it.
+
+    `devices`: one, or several on which processes share the cell's batches; `threads`: CPU threads of each process.
+    """
 
     cell: Cell
     results: Path
-    device: str
+    devices: tuple[str, ...]
     data: Path | None
     threads: int
+
+    @property
+    def device(self) -> torch.device:
+        """The first device, which evaluates."""
+        return torch.device(self.devices[0])
+
+    @property
+    def folder(self) -> RunFolder:
+        """The cell's run folder."""
+        return RunFolder.of(self.cell, self.results)
 
 
 def work_in_process(job: Job, tell: Connection) -> None:
@@ -84,13 +97,14 @@ def work_in_process(job: Job, tell: Connection) -> None:
 
     The message needs no disk, which may be full.
     """
+    tell.send(work(job))
+
+
+def work(job: Job) -> Ending:
+    """Run `job` as the whole of this process, whose output goes into the run's log from now on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides; it ends us with SIGTERM
     _end_with_parent()
-    tell.send(_work(job))
-
-
-def _work(job: Job) -> Ending:
-    folder = RunFolder.of(job.cell, job.results)
+    folder = job.folder
     try:
         with folder.hold(PATIENCE_SECONDS):
             folder.progress(force=True, phase="starting")  # so that others can say who works here
@@ -142,17 +156,19 @@ def execute(job: Job) -> Literal["finished", "diverged", "failed"]:
         Lost: there was no memory.
         OSError: the folder cannot be written; see `DISK`.
     """
-    cell, folder = job.cell, RunFolder.of(job.cell, job.results)
+    cell, folder, device = job.cell, job.folder, job.device
     if folder.status() == "finished":  # by another process, since the driver looked
         return "finished"
     started = time.monotonic()
     try:
         for plugin in cell.plugins:
             registry.load_plugin(Path(plugin))
-        device = torch.device(job.device)
         torch.set_num_threads(job.threads)
         if device.type == "cpu":
             keep_memory()
+        else:
+            torch.cuda.set_device(device)  # for what is not told: streams, graphs, libraries
+        check_precision(cell.protocol.training, device)
         folder.begin(cell, describe(device, job.threads))
         log.info("%s, fingerprint %s, on %s with %d threads", cell, cell.fingerprint, device, job.threads)
         adopt_training(cell, folder)
@@ -188,7 +204,7 @@ def _cost(folder: RunFolder, job: Job) -> dict[str, Any]:
     except DamagedFile:
         return {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    if job.device.startswith("cuda"):
+    if job.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(job.device)
     unique = {(record["weights_sha256"], key[1]): record["seconds"] for key, record in outcomes.items()}
     pflop = [record.get("train_pflop") for record in epochs]  # a run begun by an older version has none at first

@@ -277,7 +277,10 @@ def warm(folder: Path) -> None:
 def _fork_workers(modules: Path | None) -> None:
     """Make workers start as forks of the driver."""
 
-    def fork(executor: local.LocalExecutor) -> None:
+    made = local.LocalExecutor.__init__
+
+    def fork(executor: local.LocalExecutor, *arguments: Any) -> None:
+        made(executor, *arguments)
         executor._context = _FORK  # type: ignore[assignment]
 
     real = local.work_in_process

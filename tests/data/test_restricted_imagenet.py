@@ -7,6 +7,7 @@ from bench.data.dataset import dataset_of
 from bench.data.restricted_imagenet import SUPER_CLASSES, synsets
 from bench.driver import run_suite
 from bench.errors import BenchError, NotFound
+from bench.execution.executor import Spread
 from bench.protocol import DatasetSettings
 from bench.run_folder import RunFolder
 from bench.spec import load_suite
@@ -145,7 +146,7 @@ def test_real_images_train(real, tmp_path):
         assert np.bincount(part.labels).tolist() == [118, 5, 3, 5, 21, 18, 9, 4, 20]
     (tmp_path / "suite.yaml").write_text(SUITE.replace("DIGEST", found.digest()))
     loaded = load_suite(str(tmp_path / "suite.yaml"))
-    (state,) = run_suite(loaded, results=tmp_path / "results", data=root, device="cpu", threads=1)
+    (state,) = run_suite(loaded, results=tmp_path / "results", data=root, spread=Spread(device="cpu", threads=1))
     folder = RunFolder.of(loaded.cells[0], tmp_path / "results")
     assert state.status == "finished", folder.log.read_text()
     (epoch,) = folder.epochs()

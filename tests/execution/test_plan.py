@@ -19,7 +19,7 @@ from bench.run_folder import RunFolder
 
 def test_actions_follow_from_what_is_on_disk(load, tmp_path):
     cells = load({"seeds: [0]": "seeds: [0, 1, 2, 3, 4]"}).cells
-    assert execute(Job(cells[1], tmp_path, "cpu", None, 1)) == "finished"
+    assert execute(Job(cells[1], tmp_path, ("cpu",), None, 1)) == "finished"
     for cell, status in zip(cells[2:], ("diverged", None, "finished"), strict=True):
         folder = RunFolder.of(cell, tmp_path)
         folder.begin(cell, {})

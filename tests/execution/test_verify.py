@@ -17,7 +17,7 @@ def original(tmp_path_factory, request):
     path = tmp_path_factory.mktemp("original")
     (path / "suite.yaml").write_text(request.getfixturevalue("tiny_suite"))
     (cell,) = load_suite(str(path / "suite.yaml")).cells
-    assert execute(Job(cell, path, "cpu", None, 1)) == "finished"
+    assert execute(Job(cell, path, ("cpu",), None, 1)) == "finished"
     return RunFolder.of(cell, path)
 
 

@@ -25,7 +25,7 @@ from bench.training.trainer import Trainer
 
 
 def job_of(cell, results):
-    return Job(cell, results, "cpu", None, 1)
+    return Job(cell, results, ("cpu",), None, 1)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def original(tmp_path_factory, request):
     results.mkdir()
     with Store.of(results) as store:
         for cell in load_suite(str(path / "suite.yaml")).cells:
-            assert execute(Job(cell, results, "cpu", None, 1)) == "finished"
+            assert execute(Job(cell, results, ("cpu",), None, 1)) == "finished"
             store.ingest(RunFolder.of(cell, results))
     return results
 

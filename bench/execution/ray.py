@@ -1,0 +1,174 @@
+"""Workers on a Ray cluster: nodes may come and go; a cell whose node is gone is begun again on another one.
+
+Retries are the driver's, as for workers of this machine, so that they are counted and on record in one way.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BenchError
+from bench.execution.executor import Executor, Handle, Place, Spread
+from bench.execution.worker import Ending, Job, work
+from bench.spec import Cell
+
+try:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+except ImportError:
+    raise BenchError("--executor ray needs Ray: pip install 'robust-overfitting-bench[ray]'") from None
+
+REACH_SECONDS = 5  # to wait for an answer of the address that is given
+
+PROBE_SECONDS = 60  # to wait until every node has looked for the results folder
+
+
+class RayHandle(Handle):
+    """A task of the cluster, which is a process of its own."""
+
+    queues = True
+
+    def __init__(self, job: Job, task: ray.ObjectRef[Ending]) -> None:
+        super().__init__(job)
+        self.task = task
+
+    def kill(self) -> None:
+        ray.cancel(self.task, force=True)
+
+    def _result(self) -> Ending | RayError:
+        try:
+            ending: Ending = ray.get(self.task)
+            return ending
+        except RayError as error:
+            return error
+
+    def _told(self) -> Ending | None:
+        result = self._result()
+        if isinstance(result, RayTaskError):
+            return Ending("failed", f"{type(result.cause).__name__}: {result.cause}")
+        return result if isinstance(result, Ending) else None
+
+    def _cause(self) -> str:
+        error = self._result()
+        return f"{type(error).__name__} ({str(error).strip().splitlines()[0]:.200})"
+
+
+class RayExecutor(Executor):
+    """Hands cells to a Ray cluster, which runs as many at a time as it has room for, or `jobs`."""
+
+    def __init__(self, spread: Spread, place: Place) -> None:
+        """Connect to the cluster at `spread.address`, or start one on this machine.
+
+        Raises:
+            BenchError: the cluster cannot be reached, has no node that is large enough, or has a node that does not
+                see the results folder.
+        """
+        self._jobs, self._place = spread.jobs, Place(place.results.absolute(), place.data and place.data.absolute())
+        self._running: dict[ray.ObjectRef[Ending], RayHandle] = {}
+        _connect(spread.address)
+        try:
+            each = spread.devices or 1
+            self._threads = spread.threads or 1
+            self._devices, self._needs = _needs(spread, each, self._threads)
+            _check_sees(self._place)
+        except BaseException:
+            ray.shutdown()
+            raise
+
+    def room(self) -> int:
+        return 2**31 if self._jobs is None else self._jobs - len(self._running)
+
+    def submit(self, cells: Sequence[Cell]) -> list[Handle]:
+        # A process for each task, which `work` takes for the cell's own; what is lost, the driver begins again.
+        task = ray.remote(max_calls=1, max_retries=0, **self._needs)(work)
+        handles = []
+        for cell in cells:
+            job = Job(cell, self._place.results, self._devices, self._place.data, self._threads)
+            handles.append(RayHandle(job, task.options(name=str(cell)).remote(job)))
+        self._running |= {handle.task: handle for handle in handles}
+        return [*handles]
+
+    def wait(self, seconds: float) -> list[Handle]:
+        tasks = [*self._running]
+        ended, _ = ray.wait(tasks, num_returns=1, timeout=seconds) if tasks else ([], [])
+        if ended:  # and those that ended with it
+            ended, _ = ray.wait(tasks, num_returns=len(tasks), timeout=0)
+        return [self._running.pop(task) for task in ended]
+
+    def close(self) -> None:
+        for handle in self._running.values():
+            handle.kill()
+        if self._running:
+            ray.wait([*self._running], num_returns=len(self._running), timeout=10)
+            self._running.clear()
+        ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    """Connect to a cluster, or start one on this machine if `address` is None."""
+    if address not in (None, "auto") and not address.startswith("ray://"):
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), REACH_SECONDS).close()
+        except (OSError, ValueError) as error:
+            raise BenchError(f"no Ray cluster answers at --address {address:.100} ({error})") from None
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BenchError(f"no Ray cluster can be reached at --address {address or 'local'}: {reason:.200}") from None
+
+
+def _needs(spread: Spread, each: int, threads: int) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return the devices that a worker sees and the resources that it needs; on GPUs wherever the cluster has any."""
+    nodes = [node["Resources"] for node in _nodes()]
+    on_gpu = spread.device.startswith("cuda") or (
+        spread.device == "auto" and any(node.get("GPU", 0) >= each for node in nodes)
+    )
+    needs: dict[str, Any] = {"num_cpus": threads * each}
+    if on_gpu:
+        needs["num_gpus"] = each if each > 1 else 1 / spread.jobs_per_gpu
+    wanted = {"CPU": needs["num_cpus"], "GPU": needs.get("num_gpus", 0)}
+    if not any(all(node.get(kind, 0) >= count for kind, count in wanted.items()) for node in nodes):
+        raise BenchError(f"no node of the Ray cluster has {wanted['CPU']} CPUs and {wanted['GPU']:g} GPUs for a cell")
+    return tuple(f"cuda:{number}" if on_gpu else "cpu" for number in range(each)), needs
+
+
+def _nodes() -> list[dict[str, Any]]:
+    """Return the nodes that are alive."""
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _sees(path: str) -> bool:
+    return Path(path).exists()
+
+
+def _check_sees(place: Place) -> None:
+    """Raise BenchError unless every node sees the results folder, in which a file is laid for the moment."""
+    place.results.mkdir(parents=True, exist_ok=True)
+    probe = place.results / f".probe-{uuid.uuid4().hex}"
+    probe.touch()
+    try:
+        for node in _nodes():
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            look = ray.remote(num_cpus=0)(_sees).options(scheduling_strategy=there)
+            try:
+                seen = ray.get(look.remote(str(probe)), timeout=PROBE_SECONDS)
+            except RayError as error:
+                raise BenchError(
+                    f"node {node['NodeManagerHostname']} of the Ray cluster cannot run bench: "
+                    f"{str(error).strip().splitlines()[-1]:.200}"
+                ) from None
+            if not seen:
+                raise BenchError(
+                    f"node {node['NodeManagerHostname']} of the Ray cluster does not see the results folder "
+                    f"{place.results}; name one that all nodes share"
+                )
+    finally:
+        probe.unlink()

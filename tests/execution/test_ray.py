@@ -1,0 +1,136 @@
+"""Cells on a real Ray cluster: started here, with nodes that come and go."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from bench.driver import run_suite
+from bench.errors import BenchError
+from bench.execution.executor import Spread
+from bench.store.store import Store
+from bench.testing.conformance import curve
+
+ray = pytest.importorskip("ray", reason="Ray is not installed")
+cluster_utils = pytest.importorskip("ray.cluster_utils")
+
+ONE_THREAD = {"seeds: [0]": "seeds: [0, 1]\nexecution: {threads: 1}"}
+
+
+@pytest.fixture
+def cluster():
+    """A cluster whose head runs no cells; nodes with two CPUs each are added and removed."""
+    made = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def result_of(states):
+    """Return what the cells came to: weights, curve and verdicts of each."""
+    found = []
+    for state in states:
+        folder = state.planned.folder
+        assert state.status == "finished", state.reason
+        outcomes = {key: (record["weights_sha256"], record["correct"]) for key, record in folder.read_outcomes().items()}
+        found.append((curve(folder.epochs()), outcomes))
+    return found
+
+
+def test_ray_comes_to_what_this_machine_alone_does(load, tmp_path):
+    loaded = load(ONE_THREAD)
+    here = run_suite(loaded, results=tmp_path / "here")
+    seen = set()
+    there = run_suite(
+        loaded,
+        results=tmp_path / "there",
+        spread=Spread("ray"),
+        watch=lambda states: seen.update(state.status for state in states),
+    )
+    assert result_of(here) == result_of(there)
+    assert "running" in seen
+    with Store.of(tmp_path / "there") as store:
+        assert [run.status for run in store.runs()] == ["finished", "finished"]
+
+
+def test_a_killed_worker_and_a_node_that_goes_and_comes(load, tmp_path, cluster):
+    loaded = load({**ONE_THREAD, "epochs: 2": "epochs: 40"})
+    first = cluster.add_node(num_cpus=2)
+    done = []
+
+    def act(states):
+        where = states[0].progress
+        if not done and where.get("epoch", 0) >= 2:
+            os.kill(where["pid"], signal.SIGKILL)
+            done.append("killed a worker")
+        elif len(done) == 1 and states[0].tries == 1 and states[0].progress.get("epoch", 0) >= 5:
+            done.append("removed a node")
+            threading.Thread(target=lambda: (cluster.remove_node(first, allow_graceful=False), done.append("gone"))).start()
+        elif done[-1:] == ["gone"] and all(state.tries for state in states):
+            done.append("added a node")
+            threading.Thread(target=lambda: cluster.add_node(num_cpus=2)).start()
+
+    states = run_suite(loaded, results=tmp_path / "there", spread=Spread("ray", address=cluster.address), watch=act)
+    assert done == ["killed a worker", "removed a node", "gone", "added a node"]
+    assert states[0].tries == 2
+    assert states[1].tries == 1
+    with Store.of(tmp_path / "there") as store:
+        assert sorted((run.seed, run.status) for run in store.runs()) == [(0, "finished"), (1, "finished")]
+        assert all("try 1 of 3" in run.incidents[0] for run in store.runs())
+    assert result_of(states) == result_of(run_suite(loaded, results=tmp_path / "here"))
+
+
+def test_half_a_gpu_for_each_cell(load, tmp_path, cluster, monkeypatch):
+    """As many cells at a time as share the GPUs; the node says it has one, and the cells' device is not there."""
+    cluster.add_node(num_cpus=2, num_gpus=1)
+    together = []
+    states = run_suite(
+        load(ONE_THREAD),
+        results=tmp_path,
+        spread=Spread("ray", address=cluster.address, jobs_per_gpu=2),
+        watch=lambda states: together.append(sum(state.status == "running" for state in states)),
+    )
+    assert [state.status for state in states] == ["failed", "failed"]
+    assert "cuda" in states[0].reason.lower() or "nvidia" in states[0].reason.lower()
+
+
+@pytest.mark.parametrize(
+    ("spread", "words"),
+    [
+        ({"address": "127.0.0.1:9"}, r"no Ray cluster answers at --address 127\.0\.0\.1:9"),
+        ({"address": "nonsense"}, "no Ray cluster answers at --address nonsense"),
+        ({"address": "auto"}, "no Ray cluster can be reached at --address auto"),
+        ({"threads": 500}, "no node of the Ray cluster has 500 CPUs"),
+    ],
+)
+def test_a_cluster_that_cannot_be_had(load, tmp_path, spread, words):
+    with pytest.raises(BenchError, match=words):
+        run_suite(load(), results=tmp_path, spread=Spread("ray", **spread))
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_node_that_does_not_see_the_results(load, tmp_path, cluster, monkeypatch):
+    from bench.execution import ray as module
+
+    cluster.add_node(num_cpus=1)
+    monkeypatch.setattr(module, "_sees", lambda path: False)
+    with pytest.raises(BenchError, match="does not see the results folder .*; name one that all nodes share"):
+        run_suite(load(), results=tmp_path, spread=Spread("ray", address=cluster.address))
+    assert not list(tmp_path.glob("**/.probe*"))
+
+
+def test_without_ray(tmp_path):
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from bench.cli.main import main\n"
+        f"sys.argv = ['bench', 'run', 'quickstart', '--executor', 'ray', '--results', {str(tmp_path)!r}]\n"
+        "main()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2
+    assert "pip install 'robust-overfitting-bench[ray]'" in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
