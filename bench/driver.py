@@ -36,9 +36,9 @@ GO_ON = "mend that, and the same command goes on from the last finished epoch an
 class CellState:
     """One cell as the driver sees it.
 
-    `status`: waiting (for a worker to begin), running, busy (another process holds it), interrupted or full (its folder
-    or the disk cannot be written), or how its run ended; `progress`: where a running one is, as its worker last said;
-    `tries`: how many of its workers were lost.
+    `status`: waiting (for a worker to begin), running, silent (as `bench.watching` says), busy (another process holds
+    it), interrupted or full (its folder or the disk cannot be written), or how its run ended; `progress`: where a
+    running one is, as its worker last said; `tries`: how many of its workers were lost.
     """
 
     planned: Planned
@@ -48,7 +48,7 @@ class CellState:
 
     @property
     def progress(self) -> dict[str, Any]:
-        return self.planned.folder.read_progress() if self.status == "running" else {}
+        return self.planned.folder.read_progress() if self.status in {"running", "silent"} else {}
 
 
 Watch = Callable[[Sequence[CellState]], None]
@@ -146,6 +146,7 @@ def run_suite(
     rerun: Rerun = Rerun.MISSING,
     limits: Limits = Limits(),
     watch: Watch = lambda _states: None,
+    detach: bool = False,
 ) -> list[CellState]:
     """Run the cells of a suite that have not ended, and return the state of every cell that was asked for.
 
@@ -159,17 +160,21 @@ def run_suite(
         spread: on what machines, and how many cells at a time; what it leaves open is the suite's to say.
         limits: what is done about workers that are lost.
         watch: called several times a second with the states.
+        detach: hand the cells over to a queue that outlives this process, and return; the same call takes in later
+            what they came to.
 
     Raises:
         BenchError: something is wrong with the suite, the machines, the results folder or the store, and nothing has
             run; or the disk is full, and the same call goes on when it is not.
     """
+    if detach and spread.executor != "slurm":
+        raise BenchError(f"--detach needs a queue that outlives this command, which '{spread.executor}' has not: slurm")
     cells = select_cells(loaded.cells, methods, seeds)
     place = Place(results, data)
     with open_executor(by_suite(spread, loaded), place, cells) as executor:
         planned = plan(cells, results, rerun, data=data)
         check_data(planned, data)
-        return run_planned(planned, executor, place, store, limits, watch)
+        return run_planned(planned, executor, place, store, limits, watch, detach=detach)
 
 
 def by_suite(spread: Spread, loaded: LoadedSuite) -> Spread:
@@ -179,14 +184,25 @@ def by_suite(spread: Spread, loaded: LoadedSuite) -> Spread:
 
 
 def run_planned(
-    planned: Sequence[Planned], executor: Executor, place: Place, store: str | None, limits: Limits, watch: Watch
+    planned: Sequence[Planned],
+    executor: Executor,
+    place: Place,
+    store: str | None,
+    limits: Limits,
+    watch: Watch,
+    *,
+    detach: bool = False,
 ) -> list[CellState]:
     """Run what is to be run and take it into the store; return the state of every cell."""
     states = [CellState(item, item.status if item.action == "skip" else "waiting") for item in planned]
     with open_store(place.results, store) as opened:
         unstored = [state for state in states if not _prepare(state, opened)]
         try:
-            unstored += _run(states, executor, limits, opened, watch)
+            if detach:
+                executor.submit([state.planned.cell for state in states if state.status == "waiting"])
+                executor.detach()
+            else:
+                unstored += _run(states, executor, limits, opened, watch)
         finally:
             for state in unstored:  # the store was locked or full for a while: once more, and now it is an error
                 opened.ingest(state.planned.folder)

@@ -9,8 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from bench.cli.options import Data, Device, Json, Results, StoreURL, Threads, complete_suite, interruptible, print_json
-from bench.cli.run import EXIT_SOME_FAILED, print_leaderboard, saved
+from bench.cli.options import (
+    EXIT_SOME_FAILED,
+    Data,
+    Device,
+    Json,
+    Results,
+    StoreURL,
+    Threads,
+    complete_suite,
+    interruptible,
+    print_json,
+)
+from bench.cli.run import print_leaderboard, saved
 
 if TYPE_CHECKING:
     from bench.driver import CellState

@@ -21,6 +21,7 @@ from bench.cli import (
     run,
     speed,
     validate,
+    watch,
 )
 from bench.errors import BenchError
 
@@ -54,6 +55,7 @@ def _global(
 
 
 app.command("run")(run.run)
+app.command("watch")(watch.watch)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("plot")(plot.plot)

@@ -12,6 +12,7 @@ from typing import Annotated, Optional
 
 import typer
 
+EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 

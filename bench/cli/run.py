@@ -11,6 +11,7 @@ from typing import Annotated, Optional
 import typer
 
 from bench.cli.options import (
+    EXIT_SOME_FAILED,
     Data,
     Device,
     Json,
@@ -27,8 +28,6 @@ from bench.cli.options import (
     words,
 )
 from bench.cli.report import Format, print_boards
-
-EXIT_SOME_FAILED = 3
 
 
 class Kind(StrEnum):
@@ -121,8 +120,10 @@ def run(
             rerun=Rerun(rerun),
             limits=Limits(tries, hang),
             watch=view.update,
+            detach=detach,
         )
-        view.finish(states)
+        if not detach:
+            view.finish(states)
 
     if json:
         print_json(
@@ -138,9 +139,13 @@ def run(
                 for state in states
             ]
         )
+    elif detach:
+        queued = sum(state.status == "waiting" for state in states)
+        print(f"{queued} of {len(states)} cells are in the queue; `bench watch` shows them, and the same command")
+        print("without --detach takes in what they came to")
     else:
         print_leaderboard(loaded.suite.protocol.fingerprint, results, store)
-    if any(state.status != "finished" for state in states):
+    if any(state.status not in {"finished", *(["waiting"] if detach else [])} for state in states):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 

@@ -1,9 +1,11 @@
-"""What `bench run` shows while it works: on a terminal a live table, elsewhere a line for each thing that happened."""
+"""What `bench run` and `bench watch` show: on a terminal a live table, elsewhere a line for what happened."""
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -24,11 +26,24 @@ REFRESH_SECONDS = 0.5
 SHOWN = 12  # rows of the live table; more cells than that are counted, not listed
 MILESTONES = 5  # lines for the training of one cell, and for judging it, where there is no terminal
 
-STYLES = {"running": "cyan", "finished": "green", "diverged": "yellow", "failed": "red", "busy": "yellow"}
+RIGHT = ("train", "validation", "test", "s/epoch")  # columns of figures
+
+FIRST = {"running": 0, "silent": 1}  # what the table begins with
+
+HOST = socket.gethostname()
+
+STYLES = {
+    "running": "cyan",
+    "silent": "yellow",
+    "finished": "green",
+    "diverged": "yellow",
+    "failed": "red",
+    "busy": "yellow",
+}
 
 
 class View:
-    """Shows the states of a run's cells; use it as a context manager around the run."""
+    """Shows the states of cells; use it as a context manager around what they do."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._console = Console(stderr=True, quiet=quiet)
@@ -63,6 +78,14 @@ class View:
         else:
             self._lines(states, progress)
 
+    def print(self, states: Sequence[CellState]) -> None:
+        """Print how `states` stand on stdout, all that have not finished."""
+        if self._live:
+            self._live.stop()
+        table = self._table(states, [state.progress for state in states], limit=len(states))
+        table.title = f"{len(states)} cells: {_standing(states)}"
+        Console().print(table)
+
     def finish(self, states: Sequence[CellState]) -> None:
         """Say how every cell ended."""
         if self._live:
@@ -87,7 +110,7 @@ class View:
 
     def _share(self, state: CellState, progress: dict[str, Any]) -> float:
         """Return the part of a cell's work that is done, from 0 to 1."""
-        if state.status not in {"running", "waiting"}:
+        if state.status not in {"running", "waiting", "silent"}:
             return 1.0
         work = state.planned.work
         training = 1 - work.final / work.total if work else 0.5
@@ -110,37 +133,32 @@ class View:
 
     # --- a terminal ------------------------------------------------------------------------------------------------
 
-    def _table(self, states: Sequence[CellState], progress: Sequence[dict[str, Any]]) -> Table:
+    def _table(self, states: Sequence[CellState], progress: Sequence[dict[str, Any]], limit: int = SHOWN) -> Table:
         shares = [self._share(state, where) for state, where in zip(states, progress, strict=True)]
-        ended = sum(state.status not in {"running", "waiting"} for state in states)
+        elsewhere = any(where.get("host", HOST) != HOST for where in progress)
         so_far = _duration(time.monotonic() - self._started)
-        title = f"{ended} of {len(states)} cells, {so_far}, {self._left(shares)}"
+        title = f"{len(states)} cells: {_standing(states)}; {so_far}, {self._left(shares)}"
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        for heading in ("cell", "status", "", "where", "robust: train", "validation", "test"):
-            table.add_column(heading, justify="right" if heading in {"robust: train", "validation", "test"} else "left")
-        rows = sorted(zip(states, progress, shares, strict=True), key=lambda row: row[0].status != "running")
-        for state, where, share in rows[:SHOWN]:
-            last = self._last_epoch(state)
-            robust = [_percent((last.get(part) or {}).get("robust")) for part in ("train", "validation", "test")]
+        for heading in ("cell", "status", "", "where", "left", "robust: train", *RIGHT[1:], *(["host"] * elsewhere)):
+            table.add_column(heading, justify="right" if heading.removeprefix("robust: ") in RIGHT else "left")
+        rows = sorted(zip(states, progress, shares, strict=True), key=lambda row: FIRST.get(row[0].status, 2))
+        shown = [row for row in rows if row[0].status != "finished" or limit == SHOWN][:limit]
+        for state, where, share in shown:
+            last, left = where.get("last", {}), where.get("left")
+            figures = [_percent((last.get(part) or {}).get("robust")) for part in ("train", "validation", "test")]
+            figures.append(f"{last['seconds']:.3g}" if "seconds" in last else "")
             table.add_row(
                 str(state.planned.cell),
                 Text(state.status, style=STYLES.get(state.status, "dim")),
-                ProgressBar(total=1.0, completed=share, width=20),
-                _where(where),
-                *robust,
+                ProgressBar(total=1.0, completed=share, width=12),
+                _where(where) or state.reason,
+                "" if left is None else f"{_duration(left)} of it",
+                *figures,
+                *([str(where.get("host", ""))] * elsewhere),
             )
-        if len(rows) > SHOWN:
-            table.add_row(f"... and {len(rows) - SHOWN} more")
+        if len(rows) > len(shown):
+            table.add_row(f"... and {len(rows) - len(shown)} more")
         return table
-
-    def _last_epoch(self, state: CellState) -> dict[str, Any]:
-        """Return the last epoch of a running cell, {} for the others."""
-        if state.status != "running":
-            return {}
-        try:
-            return (state.planned.folder.epochs() or [{}])[-1]
-        except Exception:  # a line may be half written at this moment
-            return {}
 
     # --- no terminal -----------------------------------------------------------------------------------------------
 
@@ -156,7 +174,7 @@ class View:
                 continue
             self._said[index] = stage
             text = _where(where) if state.status == "running" else f"{state.status} {state.reason}".strip()
-            last = self._last_epoch(state)
+            last = where.get("last", {})
             if where.get("phase") == "training" and last.get("validation"):
                 text += f", validation robust {_percent(last['validation']['robust'])} %"
             self._say(f"{state.planned.cell}: {text or 'started'} ({left})")
@@ -173,6 +191,11 @@ class View:
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _standing(states: Sequence[CellState]) -> str:
+    counts = Counter(state.status for state in states)
+    return ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
 
 
 def _where(progress: dict[str, Any]) -> str:

@@ -118,3 +118,7 @@ class Executor(ABC):
     @abstractmethod
     def close(self) -> None:
         """End all workers and wait until they are gone."""
+
+    def detach(self) -> None:
+        """Leave what was handed over to itself, so that `close` ends nothing; only where a queue outlives us."""
+        raise NotImplementedError

@@ -75,7 +75,7 @@ class RayExecutor(Executor):
         try:
             each = spread.devices or 1
             self._threads = spread.threads or 1
-            self._devices, self._needs = _needs(spread, each, self._threads)
+            self.devices, self.needs = _needs(spread, each, self._threads)
             _check_sees(self._place)
         except BaseException:
             ray.shutdown()
@@ -86,10 +86,10 @@ class RayExecutor(Executor):
 
     def submit(self, cells: Sequence[Cell]) -> list[Handle]:
         # A process for each task, which `work` takes for the cell's own; what is lost, the driver begins again.
-        task = ray.remote(max_calls=1, max_retries=0, **self._needs)(work)
+        task = ray.remote(max_calls=1, max_retries=0, **self.needs)(work)
         handles = []
         for cell in cells:
-            job = Job(cell, self._place.results, self._devices, self._place.data, self._threads)
+            job = Job(cell, self._place.results, self.devices, self._place.data, self._threads)
             handles.append(RayHandle(job, task.options(name=str(cell)).remote(job)))
         self._running |= {handle.task: handle for handle in handles}
         return [*handles]

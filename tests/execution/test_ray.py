@@ -1,29 +1,26 @@
 """Cells on a real Ray cluster: started here, with nodes that come and go."""
 
-import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 
 from bench.driver import run_suite
 from bench.errors import BenchError
-from bench.execution.executor import Spread
+from bench.execution.executor import Place, Spread
 from bench.store.store import Store
 from bench.testing.conformance import curve
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
+RayExecutor = pytest.importorskip("bench.execution.ray").RayExecutor
 
 ONE_THREAD = {"seeds: [0]": "seeds: [0, 1]\nexecution: {threads: 1}"}
 
 
 @pytest.fixture
 def cluster():
-    """A cluster whose head runs no cells; nodes with two CPUs each are added and removed."""
+    """A cluster whose head runs no cells."""
     made = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     yield made
     ray.shutdown()
@@ -36,7 +33,9 @@ def result_of(states):
     for state in states:
         folder = state.planned.folder
         assert state.status == "finished", state.reason
-        outcomes = {key: (record["weights_sha256"], record["correct"]) for key, record in folder.read_outcomes().items()}
+        outcomes = {
+            key: (record["weights_sha256"], record["correct"]) for key, record in folder.read_outcomes().items()
+        }
         found.append((curve(folder.epochs()), outcomes))
     return found
 
@@ -57,45 +56,18 @@ def test_ray_comes_to_what_this_machine_alone_does(load, tmp_path):
         assert [run.status for run in store.runs()] == ["finished", "finished"]
 
 
-def test_a_killed_worker_and_a_node_that_goes_and_comes(load, tmp_path, cluster):
-    loaded = load({**ONE_THREAD, "epochs: 2": "epochs: 40"})
-    first = cluster.add_node(num_cpus=2)
-    done = []
-
-    def act(states):
-        where = states[0].progress
-        if not done and where.get("epoch", 0) >= 2:
-            os.kill(where["pid"], signal.SIGKILL)
-            done.append("killed a worker")
-        elif len(done) == 1 and states[0].tries == 1 and states[0].progress.get("epoch", 0) >= 5:
-            done.append("removed a node")
-            threading.Thread(target=lambda: (cluster.remove_node(first, allow_graceful=False), done.append("gone"))).start()
-        elif done[-1:] == ["gone"] and all(state.tries for state in states):
-            done.append("added a node")
-            threading.Thread(target=lambda: cluster.add_node(num_cpus=2)).start()
-
-    states = run_suite(loaded, results=tmp_path / "there", spread=Spread("ray", address=cluster.address), watch=act)
-    assert done == ["killed a worker", "removed a node", "gone", "added a node"]
-    assert states[0].tries == 2
-    assert states[1].tries == 1
-    with Store.of(tmp_path / "there") as store:
-        assert sorted((run.seed, run.status) for run in store.runs()) == [(0, "finished"), (1, "finished")]
-        assert all("try 1 of 3" in run.incidents[0] for run in store.runs())
-    assert result_of(states) == result_of(run_suite(loaded, results=tmp_path / "here"))
-
-
-def test_half_a_gpu_for_each_cell(load, tmp_path, cluster, monkeypatch):
-    """As many cells at a time as share the GPUs; the node says it has one, and the cells' device is not there."""
+@pytest.mark.parametrize(("jobs_per_gpu", "share"), [(1, 1.0), (2, 0.5)])
+def test_cells_go_where_the_gpus_are(load, tmp_path, cluster, jobs_per_gpu, share):
+    """The node says that it has a GPU, which is not true, but enough to be asked for it."""
     cluster.add_node(num_cpus=2, num_gpus=1)
-    together = []
-    states = run_suite(
-        load(ONE_THREAD),
-        results=tmp_path,
-        spread=Spread("ray", address=cluster.address, jobs_per_gpu=2),
-        watch=lambda states: together.append(sum(state.status == "running" for state in states)),
+    executor = RayExecutor(
+        Spread("ray", address=cluster.address, jobs_per_gpu=jobs_per_gpu, threads=2), Place(tmp_path, None)
     )
-    assert [state.status for state in states] == ["failed", "failed"]
-    assert "cuda" in states[0].reason.lower() or "nvidia" in states[0].reason.lower()
+    try:
+        assert executor.devices == ("cuda:0",)
+        assert executor.needs == {"num_cpus": 2, "num_gpus": share}
+    finally:
+        executor.close()
 
 
 @pytest.mark.parametrize(

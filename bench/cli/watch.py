@@ -1,0 +1,64 @@
+"""`bench watch`: what the cells of a results folder are doing, from any machine that sees it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from bench.cli.options import EXIT_SOME_FAILED, Json, Results, complete_suite, interruptible, print_json
+
+if TYPE_CHECKING:
+    from bench.driver import CellState
+
+LOOK_SECONDS = 1.0
+
+
+def watch(
+    suite: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="Only this suite's cells, those not begun included.", autocompletion=complete_suite),
+    ] = None,
+    results: Results = Path("results"),
+    once: Annotated[bool, typer.Option("--once", help="Show how it stands, and stop.")] = False,
+    json: Json = False,
+) -> None:
+    """Show all cells that run below a results folder, whichever machine runs them, until none does.
+
+    Nothing is written, and nothing is stored: `bench run` and `bench ingest` take runs that have ended into the store.
+    """
+    from bench.cli.view import View
+    from bench.errors import NothingMeasured
+    from bench.spec import load_suite
+    from bench.watching import Watcher
+
+    watcher = Watcher(results, list(load_suite(suite).cells) if suite else None)
+    states = watcher.look()
+    if not states:
+        raise NothingMeasured(f"there is no run folder in {results / 'runs'}; `bench run SUITE` makes them")
+    if json:
+        print_json([_as_json(state) for state in states])
+        return
+    with interruptible(lambda: "what runs goes on"), View() as view:
+        while not once and any(state.status in {"running", "waiting"} for state in states):
+            view.update(states)
+            time.sleep(LOOK_SECONDS)
+            states = watcher.look()
+        view.print(states)
+    if any(state.status in {"diverged", "failed"} for state in states):
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _as_json(state: CellState) -> dict[str, Any]:
+    where = state.progress
+    return {
+        "name": state.planned.folder.path.name,
+        "method": state.planned.cell.method.label,
+        "seed": state.planned.cell.seed,
+        "suite": state.planned.cell.suite,
+        "status": state.status,
+        "reason": state.reason,
+        **{key: where.get(key) for key in ("host", "pid", "phase", "epoch", "epochs", "left", "last")},
+    }
