@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import sys
 from contextlib import suppress
 
@@ -44,6 +45,22 @@ def out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that the device, or the machine, has no memory left."""
     # torch has a type of its own for GPUs alone
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def use_device(device: torch.device, threads: int) -> None:
+    """Make this process compute on `device`, and with so many threads on the CPU."""
+    torch.set_num_threads(threads)
+    if device.type == "cpu":
+        keep_memory()
+    else:
+        torch.cuda.set_device(device)  # for what is not told: streams, graphs, libraries
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that this process has had so far: on an NVIDIA GPU of its memory, else of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def keep_memory() -> None:

@@ -15,6 +15,7 @@ from bench.device import check_precision
 from bench.errors import BenchError, DamagedFile
 from bench.execution.executor import Executor, Handle, Place, Spread
 from bench.execution.local import LocalExecutor, share_out
+from bench.execution.parallel import check_devices
 from bench.execution.plan import Planned, Rerun, check_data, plan
 from bench.execution.worker import DISK, Ending
 from bench.run_folder import Busy, RunFolder
@@ -171,8 +172,10 @@ def run_suite(
         raise BenchError(f"--detach needs a queue that outlives this command, which '{spread.executor}' has not: slurm")
     cells = select_cells(loaded.cells, methods, seeds)
     place = Place(results, data)
-    with open_executor(by_suite(spread, loaded), place, cells) as executor:
+    spread = by_suite(spread, loaded)
+    with open_executor(spread, place, cells) as executor:
         planned = plan(cells, results, rerun, data=data)
+        check_devices([item.cell for item in planned if item.action != "skip"], spread.devices or 1)
         check_data(planned, data)
         return run_planned(planned, executor, place, store, limits, watch, detach=detach)
 
@@ -180,7 +183,7 @@ def run_suite(
 def by_suite(spread: Spread, loaded: LoadedSuite) -> Spread:
     """Return `spread` with what it leaves open as the suite's execution section says."""
     execution = loaded.suite.execution
-    return replace(spread, threads=spread.threads or execution.threads)
+    return replace(spread, threads=spread.threads or execution.threads, devices=spread.devices or execution.devices)
 
 
 def run_planned(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -14,14 +15,25 @@ from bench.attacks.autoattack import PASSES, Cascade, CascadeState, Tick
 from bench.attacks.pgd import cross_entropy, frozen, margin, mode, pgd, random_start
 from bench.data.batches import to_float
 from bench.data.dataset import Images
+from bench.group import ALONE, Group
 from bench.outcome import Outcome
 from bench.protocol import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, Threat
+from bench.recorder import Recorder, replayed
 from bench.seeding import generator
+
+log = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 500  # images at a time; evaluation keeps no activations for weights, so it can be large
 
+LEAST_RECORDED = 5 * EVALUATION_BATCH
+"""Images from which on recording an attack is worth what it costs, which is about the host's part of one batch."""
+
 EVALUATION_SEED = 0
 """Of the attacks' own randomness: equal for all checkpoints and methods, so that outcomes are paired."""
+
+
+Judge = Callable[[Tensor, Tensor], Tensor]
+"""From images and labels of a batch to which of them the network is right about."""
 
 
 def _silent(done: int, of: int, robust: float | None = None) -> None:
@@ -35,18 +47,45 @@ def correct_under(
     threat: Threat,
     random: torch.Generator,
     tick: Tick = _silent,
+    group: Group = ALONE,
+    recorder: Recorder | None = None,
 ) -> Tensor:
     """Return, for each image, whether the network in eval mode stays right under `attack`: bool, [n], on the device.
 
-    The caller chooses the precision by an autocast context.
+    The caller chooses the precision by an autocast context. The processes of `group` share out the batches, and each
+    returns the whole answer. With a `recorder`, the attack on the second whole batch is recorded, and replayed on those
+    after it.
     """
-    correct = []
+    correct = torch.zeros_like(images.labels, dtype=torch.uint8)  # booleans cannot be added
+    replay: Judge | None = None
+
+    def stands(x: Tensor, labels: Tensor) -> Tensor:
+        return _stands(model, x, labels, attack, threat, random)
+
     with mode(model, train=False), frozen(model):
         batches = _batches(images)
-        for number, (index, pixels) in enumerate(zip(batches, images.read(batches), strict=True), start=1):
-            correct.append(_stands(model, to_float(pixels), images.labels[index], attack, threat, random))
-            tick(min(number * EVALUATION_BATCH, len(images)), len(images))
-    return torch.cat(correct)
+        own, passed = range(group.rank, len(batches), group.size), 0
+        for number, pixels in zip(own, images.read([batches[number] for number in own]), strict=True):
+            x, index = to_float(pixels), batches[number]
+            for other in batches[passed:number]:
+                _pass_over(x, len(other), attack, threat, random)
+            passed, labels = number + 1, images.labels[index]
+            whole = len(labels) == EVALUATION_BATCH
+            if recorder and whole and number == 1 and len(images) >= LEAST_RECORDED:
+                replay = _recorded(recorder, stands, x, labels, random)
+            correct[index] = (replay if replay and whole else stands)(x, labels).to(torch.uint8)
+            tick(min(passed * EVALUATION_BATCH, len(images)), len(images))
+    group.add(correct)
+    return correct.bool()
+
+
+def _recorded(recorder: Recorder, stands: Judge, x: Tensor, labels: Tensor, random: torch.Generator) -> Judge | None:
+    """Return what replays the judgement of a batch; None if it cannot be recorded."""
+    try:
+        return replayed(recorder, stands, (x, labels), [random] if random.device.type == "cuda" else [])
+    except RuntimeError as error:
+        log.warning("an attack is not recorded: %s", error)
+        return None
 
 
 def _batches(images: Images) -> tuple[Tensor, ...]:
@@ -87,6 +126,15 @@ def _stands(
         with torch.no_grad():
             judge(model(x))
     return stands
+
+
+def _pass_over(
+    like: Tensor, count: int, attack: Clean | FGSM | PGD | CW, threat: Threat, random: torch.Generator
+) -> None:
+    """Draw what `attack` draws for `count` images that another process judges; they are as large as those of `like`."""
+    if isinstance(attack, PGD | CW) and attack.random_start:
+        for _ in range(attack.restarts or 1):
+            random_start(like.new_empty_strided((count, *like.shape[1:]), like.stride()), threat, random)
 
 
 def balanced_subset(labels: Tensor, count: int | None) -> Tensor:

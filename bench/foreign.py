@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from bench.data.dataset import dataset_of
@@ -55,7 +56,8 @@ def evaluate_network(
         network=located(network),
     )
     place = Place(results, data)
-    with open_executor(by_suite(spread, loaded), place, [cell]) as executor:
+    alone = replace(by_suite(spread, loaded), devices=1)
+    with open_executor(alone, place, [cell]) as executor:
         planned = [plan_evaluation(cell, results)]
         check_data(planned, data)
         (state,) = run_planned(planned, executor, place, store, Limits(), watch)

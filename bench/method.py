@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bench.attacks.pgd import Objective, cross_entropy, mode, pgd, project, random_start
 from bench.data.batches import Batch, TrainingBatches
+from bench.group import Group
 from bench.parameters import MethodInfo, MethodParams
 from bench.protocol import Protocol
 from bench.schedule import Schedule
@@ -45,6 +46,11 @@ class Context:
     random: Randomness
     device: torch.device
 
+    @property
+    def group(self) -> Group:
+        """The processes that share the batches; see `Method.data_parallel`."""
+        return self.batches.group
+
 
 class Method(Generic[ParamsT]):
     """Plain PGD adversarial training, and the hooks by which a recipe departs from it.
@@ -59,6 +65,12 @@ class Method(Generic[ParamsT]):
     captured: ClassVar[bool] = True
     """Whether `transform`, `perturb`, `loss` and `backward` may be recorded once an epoch and replayed, which is how
     steps run on an NVIDIA GPU. Not so if Python in them decides or counts from step to step."""
+
+    data_parallel: ClassVar[bool] = False
+    """Whether one cell may train on several devices, each with a part of every batch. Every class states it for itself.
+
+    It may if the gradient of a batch is the mean of those of its parts, and nothing that the method draws, decides or
+    remembers depends on which part a process has: what it draws or keeps for images goes through `context.group`."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -124,7 +136,7 @@ class Method(Generic[ParamsT]):
         if settings.name == "none":
             return batch.images
         if start is None and settings.random_start:
-            start = random_start(batch.images, threat, self.context.random("attack"))
+            start = random_start(batch.images, threat, self.context.random("attack"), self.context.group)
         with mode(self.model, train=(batch_norm or settings.batch_norm) == "train"):
             return pgd(
                 self.model, batch.images, objective,
@@ -133,7 +145,8 @@ class Method(Generic[ParamsT]):
 
     def near(self, images: Tensor, deviation: float) -> Tensor:
         """Return `images` plus Gaussian noise, kept inside the threat model: the start of TRADES and its relatives."""
-        noise = torch.empty_like(images).normal_(std=deviation, generator=self.context.random("attack"))
+        random = self.context.random("attack")
+        noise = self.context.group.drawn_like(images, lambda noise: noise.normal_(std=deviation, generator=random))
         return (images + project(noise, self.context.protocol.threat)).clamp_(0, 1)
 
     def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,7 +157,8 @@ class Method(Generic[ParamsT]):
     def backward(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         """Leave in every parameter the gradient to descend along, and return what `loss` returned.
 
-        Override it to wrap the computation, as an attack on the weights does.
+        Override it to wrap the computation, as an attack on the weights does. With several devices it is that of this
+        process's part; the step then takes the mean over all.
         """
         with self.autocast():
             loss, logits = self.loss(batch, adversarial)

@@ -102,6 +102,9 @@ class Execution(Settings):
     threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads of each worker. Sums depend on it in the last bits: a suite that promises equal weights fixes it."""
 
+    devices: int | None = Field(None, ge=1, le=64)
+    """Processes that train one cell, each on a device of its own with an equal part of every batch."""
+
 
 class Suite(Protocol):
     """A suite file: one protocol, a list of methods, a list of seeds."""

@@ -71,6 +71,7 @@ class AFT(Method[Params]):
         year=2020,
     )
     Params = Params
+    data_parallel = True
 
     def initialise(self, network: nn.Module) -> None:
         if self.params.initial_weights is not None:

@@ -39,6 +39,7 @@ class EMA(Method[EMAParams]):
         year=2021,
     )
     Params = EMAParams
+    data_parallel = True
 
     def begin_training(self) -> None:
         self.average, self.steps = frozen_copy(self.model), 0
@@ -79,6 +80,7 @@ class SWA(Method[SWAParams]):
         year=2018,
     )
     Params = SWAParams
+    data_parallel = True
 
     def begin_training(self) -> None:
         self.average, self.averaged = frozen_copy(self.model), 0

@@ -31,13 +31,14 @@ class AWP(Method[Params]):
         year=2020,
     )
     Params = Params
+    data_parallel = True
 
     def backward(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         """Move the weights up the loss, then take the gradient there; `after_step` moves them back."""
         self.moved: list[Tensor] = [parameter for parameter in self.model.parameters() if parameter.dim() > 1]
         with self.autocast(), running_statistics_kept(self.model):
             loss, _ = self.loss(batch, adversarial)
-        gradients = torch.autograd.grad(loss, self.moved)
+        gradients = self.context.group.mean(torch.autograd.grad(loss, self.moved))
         self.perturbation = [
             weight_step(weight.detach(), gradient, self.params.gamma)
             for weight, gradient in zip(self.moved, gradients, strict=True)

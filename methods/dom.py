@@ -64,6 +64,7 @@ class DOMRemove(DOM):
     """Leaves over-memorised samples out of the loss; the mean is still over the full batch."""
 
     info = MethodInfo("dom_re", "DOM-RE", "Drops samples with too small a natural loss", PAPER, 2024)
+    data_parallel = True
 
     def transform(self, batch: Batch) -> Batch:
         if self.active:

@@ -23,15 +23,17 @@ class DOMAugment(DOM):
     """Augments over-memorised samples until their natural loss reaches the threshold, or the tries are used up."""
 
     def augmented(self, images: Tensor) -> Tensor:
-        """Augment a batch with torchvision's defaults; the operations are drawn once for the whole call."""
+        """Augment a batch with torchvision's defaults; the operations are drawn once for the whole batch."""
         from torchvision import transforms  # not every torchvision fits every torch: only who needs it imports it
 
         augment = getattr(transforms, self.operation)()
-        random = self.context.random.on_host(f"{self.info.name}/augmentation")
+        random, group = self.context.random.on_host(f"{self.info.name}/augmentation"), self.context.group
+        # AugMix draws for every image, so that the parts of a batch must be together.
+        pixels = group.gathered(images.mul(255).round().to(torch.uint8))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=random)))
-            changed: Tensor = augment(images.mul(255).round().to(torch.uint8))
-        return changed.float().div(255).contiguous(memory_format=torch.channels_last)
+            changed: Tensor = group.cut(augment(pixels))
+        return changed.to(images.dtype).div(255).contiguous(memory_format=torch.channels_last)
 
     operation: ClassVar[str]
     captured = False  # torchvision draws its operations on the host
@@ -87,6 +89,7 @@ class DOMAugMix(DOMAugment):
 
     info = MethodInfo("dom_augmix", "DOM-AugMix", "AugMix on samples with too small a natural loss", PAPER, 2024)
     Params = AugMixParams
+    data_parallel = True
     operation = "AugMix"
 
 
@@ -97,4 +100,5 @@ class DOMRandAugment(DOMAugment):
         "dom_randaugment", "DOM-RandAugment", "RandAugment on samples with too small a natural loss", PAPER, 2024
     )
     Params = RandAugmentParams
+    data_parallel = True
     operation = "RandAugment"

@@ -33,6 +33,7 @@ class EarlyStopping(Method[Params]):
         final_is_best=True,
     )
     Params = Params
+    data_parallel = True
 
     def should_stop(self, history: Sequence[EpochRecord]) -> bool:
         """Stop `patience` after the later of the first rate drop and the best epoch."""

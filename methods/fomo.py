@@ -66,6 +66,7 @@ class FOMO(Method[Params]):
         year=2024,
     )
     Params = Params
+    data_parallel = True
 
     def begin_training(self) -> None:
         self.stable, self.consolidations, self.epoch = frozen_copy(self.model), 0, 0

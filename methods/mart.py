@@ -35,6 +35,7 @@ class MART(Method[Params]):
         year=2020,
     )
     Params = Params
+    data_parallel = True
 
     def perturb(self, batch: Batch) -> Tensor:
         start = self.near(batch.images, self.params.start)

@@ -22,3 +22,4 @@ class PGDAT(Method[MethodParams]):
         paper="Madry et al., ICLR 2018; Rice, Wong, Kolter, ICML 2020",
         year=2018,
     )
+    data_parallel = True

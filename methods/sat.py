@@ -35,6 +35,7 @@ class SAT(Method[Params]):
         year=2020,
     )
     Params = Params
+    data_parallel = True
 
     def build(self, network: nn.Module) -> nn.Module:
         replace_relu(network, ACTIVATIONS[self.params.activation])

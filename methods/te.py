@@ -41,6 +41,7 @@ class TE(Method[Params]):
         year=2022,
     )
     Params = Params
+    data_parallel = True
 
     def begin_training(self) -> None:
         count, classes = len(self.context.batches.images), self.context.classes
@@ -59,7 +60,8 @@ class TE(Method[Params]):
                 predicted = self.model(batch.images).float().softmax(1)
             kept = self.params.momentum
             mixed = kept * self.ensemble[batch.index] + (1 - kept) * predicted
-            self.ensemble[batch.index] = mixed
+            group = self.context.group
+            self.ensemble[group.gathered(batch.index)] = group.gathered(mixed)
             self.target = mixed / mixed.sum(1, keepdim=True)
         natural = cross_entropy(batch.labels)
         return self.attack(batch, lambda logits: natural(logits) + self.distance(logits).sum(), batch_norm="eval")

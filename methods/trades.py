@@ -34,6 +34,7 @@ class TRADES(Method[Params]):
         year=2019,
     )
     Params = Params
+    data_parallel = True
 
     def perturb(self, batch: Batch) -> Tensor:
         with torch.no_grad(), mode(self.model, train=False):

@@ -22,15 +22,16 @@ LAYERS = (
         "seeding",
         "schedule",
         "spec",
+        "group",
     ),
-    ("outcome", "device", "environment"),
+    ("outcome", "device", "recorder", "environment"),
     ("data", "models", "attacks"),
     ("method",),
     ("run_folder", "evaluation", "training"),
     ("execution",),
     ("store",),
     ("reporting",),
-    ("driver", "foreign", "catalogue", "diagnosis", "speed", "upkeep", "regression", "testing"),
+    ("driver", "foreign", "catalogue", "diagnosis", "speed", "upkeep", "watching", "regression", "testing"),
     ("__init__",),  # the public names
     ("cli", "__main__"),
 )

@@ -64,6 +64,40 @@ def test_pgd_verdicts_are_those_of_the_attack_itself(network):
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
+def test_a_recorded_attack_comes_to_the_same_verdicts(network, monkeypatch):
+    """Recorded on the second whole batch, replayed on it and those after it; the last one is smaller."""
+    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 64)
+    monkeypatch.setattr(evaluation, "LEAST_RECORDED", 320)
+    _, test = load()
+    done = []
+
+    def recorder(compute, generators):
+        assert generators == [], "those of a GPU"
+        state = random.get_state()
+        result = compute()
+        random.set_state(state)  # what is recorded is not run
+        done.append("recorded")
+
+        def replay():
+            result.copy_(compute())
+            done.append("replayed")
+
+        return result, replay
+
+    def refuse(_compute, _generators):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    attack = PGD(steps=3, step_size=0.05)
+    plain = correct_under(network, test, attack, THREAT, generator(0, "t"))
+    random = generator(0, "t")
+    assert torch.equal(correct_under(network, test, attack, THREAT, random, recorder=recorder), plain)
+    assert done == ["recorded"] + 6 * ["replayed"]
+    assert torch.equal(correct_under(network, test, attack, THREAT, generator(0, "t"), recorder=refuse), plain)
+    few = test.take(torch.arange(300))
+    correct_under(network, few, attack, THREAT, random, recorder=recorder)
+    assert len(done) == 7, "not worth it"
+
+
 def test_balanced_subset_takes_the_first_of_every_class():
     labels = torch.tensor([0, 0, 1, 0, 2, 1, 2, 2])
     assert balanced_subset(labels, 3).tolist() == [0, 2, 4]

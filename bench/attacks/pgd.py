@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.group import ALONE, Group
 from bench.protocol import Threat
 
 Objective = Callable[[Tensor], Tensor]
@@ -66,17 +67,18 @@ def project(perturbation: Tensor, threat: Threat) -> Tensor:
     return perturbation * (threat.eps / _l2(perturbation)).clamp(max=1)
 
 
-def random_start(images: Tensor, threat: Threat, random: torch.Generator) -> Tensor:
+def random_start(images: Tensor, threat: Threat, random: torch.Generator, group: Group = ALONE) -> Tensor:
     """Return `images` plus a random point of the ball, clipped to [0, 1].
 
     Linf: uniform in the cube. L2: a uniform direction with a uniform radius, as in the released code of Rice et al.
-    (uniform along the radius, not in the volume).
+    (uniform along the radius, not in the volume). `images` may be this process's part of those that `group` has.
     """
     if threat.norm == "linf":
-        noise = torch.empty_like(images).uniform_(-threat.eps, threat.eps, generator=random)
+        noise = group.drawn_like(images, lambda noise: noise.uniform_(-threat.eps, threat.eps, generator=random))
     else:
-        noise = torch.empty_like(images).normal_(generator=random)
-        radius = torch.rand(len(images), 1, 1, 1, generator=random, device=images.device)
+        noise = group.drawn_like(images, lambda noise: noise.normal_(generator=random))
+        count = group.size * len(images)
+        radius = group.cut(torch.rand(count, 1, 1, 1, generator=random, device=images.device))
         noise *= threat.eps * radius / _l2(noise)
     return (images + noise).clamp_(0, 1)
 

@@ -1,4 +1,4 @@
-"""Batches: cut, augmented and scaled on the device, for the whole batch at once."""
+"""Batches: cut, augmented and scaled on the device, all images of one at once."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from bench.data.dataset import Images
 from bench.errors import BenchError
+from bench.group import ALONE, Group
 from bench.protocol import Augmentation, Crop, Flip, Rotate
 from bench.seeding import Randomness
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One mini-batch.
+    """One mini-batch, or the part of it that this process trains on.
 
     `images`: float32, [n, channels, height, width], in [0, 1], channels_last. `labels`: int64, [n]. `index`: int64,
     [n], each image's place in the training set, for methods that remember something of every sample.
@@ -36,8 +37,8 @@ def to_float(pixels: Tensor) -> Tensor:
     return pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
-def augment(pixels: Tensor, steps: Sequence[Augmentation], random: torch.Generator) -> Tensor:
-    """Return the images augmented, the whole batch at once.
+def augment(pixels: Tensor, steps: Sequence[Augmentation], random: torch.Generator, group: Group = ALONE) -> Tensor:
+    """Return the images augmented, all at once.
 
     Every step only says which pixel of the step before each pixel shows, so the steps are composed first and the
     images are gathered once.
@@ -46,6 +47,7 @@ def augment(pixels: Tensor, steps: Sequence[Augmentation], random: torch.Generat
         pixels: uint8, [n, channels, height, width].
         steps: augmentations in order; each image draws its own offset, flip and angle.
         random: generator on the same device.
+        group: the processes that have the other parts of the batch.
 
     Returns:
         uint8, of the same shape.
@@ -56,7 +58,7 @@ def augment(pixels: Tensor, steps: Sequence[Augmentation], random: torch.Generat
     places = torch.arange(height * width, device=pixels.device).expand(n, -1)  # of each pixel's source
     outside = torch.zeros_like(places, dtype=torch.bool)  # padding, which is zero
     for step in steps:
-        rows, columns, fallen_out = _MOVES[type(step)](step, n, height, width, random)
+        rows, columns, fallen_out = _MOVES[type(step)](step, group, n, height, width, random)
         moved = (rows * width + columns).reshape(n, -1)
         places, outside = places.gather(1, moved), outside.gather(1, moved)
         if fallen_out is not None:
@@ -69,13 +71,15 @@ Move = tuple[Tensor, Tensor, Tensor | None]
 """Row and column that each pixel shows, int64, and whether it lies outside; broadcast, [n, height, width]."""
 
 
-def _crop(step: Crop, n: int, height: int, width: int, random: torch.Generator) -> Move:
+def _crop(step: Crop, group: Group, n: int, height: int, width: int, random: torch.Generator) -> Move:
     """Move the window by offsets of at most the padding.
 
     `reflect` mirrors without repeating the border pixel, as torch's padding of that name does.
     """
     device = random.device
-    offset = torch.randint(-step.padding, step.padding + 1, (2, n, 1), generator=random, device=device)
+    shape = (2, group.size * n, 1)
+    drawn = torch.randint(-step.padding, step.padding + 1, shape, generator=random, device=device)
+    offset = group.cut(drawn, dim=1)
     rows = (torch.arange(height, device=device) + offset[0])[:, :, None]
     columns = (torch.arange(width, device=device) + offset[1])[:, None, :]
     if step.mode == "reflect":
@@ -83,18 +87,18 @@ def _crop(step: Crop, n: int, height: int, width: int, random: torch.Generator) 
     return rows.clamp(0, height - 1), columns.clamp(0, width - 1), _beyond(rows, height) | _beyond(columns, width)
 
 
-def _flip(_step: Flip, n: int, height: int, width: int, random: torch.Generator) -> Move:
+def _flip(_step: Flip, group: Group, n: int, height: int, width: int, random: torch.Generator) -> Move:
     device = random.device
-    flipped = torch.rand((n, 1), generator=random, device=device) < 0.5
+    flipped = group.cut(torch.rand((group.size * n, 1), generator=random, device=device)) < 0.5
     columns = torch.arange(width, device=device)
     rows = torch.arange(height, device=device)[None, :, None]
     return rows, torch.where(flipped, columns.flip(0), columns)[:, None, :], None
 
 
-def _rotate(step: Rotate, n: int, height: int, width: int, random: torch.Generator) -> Move:
+def _rotate(step: Rotate, group: Group, n: int, height: int, width: int, random: torch.Generator) -> Move:
     """Turn by the nearest pixel, which is torchvision's default too; a positive angle turns against the clock."""
     device = random.device
-    draws = torch.rand((n, 1, 1), generator=random, device=device)
+    draws = group.cut(torch.rand((group.size * n, 1, 1), generator=random, device=device))
     angle = torch.deg2rad((2 * draws - 1) * step.degrees)
     y = torch.arange(height, device=device)[:, None] - (height - 1) / 2
     x = torch.arange(width, device=device) - (width - 1) / 2
@@ -103,7 +107,7 @@ def _rotate(step: Rotate, n: int, height: int, width: int, random: torch.Generat
     return rows.clamp(0, height - 1), columns.clamp(0, width - 1), _beyond(rows, height) | _beyond(columns, width)
 
 
-_MOVES: dict[type, Callable[[Any, int, int, int, torch.Generator], Move]] = {
+_MOVES: dict[type, Callable[[Any, Group, int, int, int, torch.Generator], Move]] = {
     Crop: _crop,
     Flip: _flip,
     Rotate: _rotate,
@@ -123,16 +127,24 @@ class TrainingBatches:
 
     The last batch of an epoch is dropped where it would be smaller than the others: batch statistics of a few images
     are no statistics, and equal shapes are what a captured step needs. The order is new each epoch, so every image is
-    trained on equally often on average.
+    trained on equally often on average. Of every batch, this process gets its part among those of `group`.
     """
 
     def __init__(
-        self, images: Images, batch_size: int, augmentation: Sequence[Augmentation], random: Randomness
+        self,
+        images: Images,
+        batch_size: int,
+        augmentation: Sequence[Augmentation],
+        random: Randomness,
+        group: Group = ALONE,
     ) -> None:
-        """Raises: BenchError, if the images do not fill one batch."""
+        """Raises: BenchError, if the images do not fill one batch, or it cannot be shared out equally."""
         if 0 < len(images) < batch_size:
             raise BenchError(f"only {len(images)} images are left to train on, too few for one batch of {batch_size}")
-        self.images, self._batch_size, self._augmentation, self._random = images, batch_size, augmentation, random
+        if batch_size % group.size:
+            raise BenchError(f"a batch of {batch_size} images cannot be cut into {group.size} equal parts")
+        self.images, self.group = images, group
+        self._batch_size, self._augmentation, self._random = batch_size, augmentation, random
 
     def __len__(self) -> int:
         return len(self.images) // self._batch_size
@@ -141,7 +153,8 @@ class TrainingBatches:
         """Yield the batches of the current epoch of the run's randomness."""
         labels = self.images.labels
         order = torch.randperm(len(labels), generator=self._random("order"), device=labels.device)
-        batches = torch.split(order[: len(self) * self._batch_size], self._batch_size)
+        whole = torch.split(order[: len(self) * self._batch_size], self._batch_size)
+        batches = [self.group.cut(index) for index in whole]
         for index, pixels in zip(batches, self.images.read(batches), strict=True):
-            cut = augment(pixels, self._augmentation, self._random("augmentation"))
+            cut = augment(pixels, self._augmentation, self._random("augmentation"), self.group)
             yield Batch(to_float(cut), labels[index], index)

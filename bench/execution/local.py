@@ -18,6 +18,7 @@ import torch
 from bench.device import cores, resolve_device
 from bench.errors import BenchError
 from bench.execution.executor import Executor, Handle, Place, Spread
+from bench.execution.parallel import exit_cause
 from bench.execution.worker import Ending, Job, work_in_process
 from bench.spec import Cell
 
@@ -125,10 +126,7 @@ class LocalHandle(Handle):
 
     def _cause(self) -> str:
         self._process.join()
-        code = self._process.exitcode or 0
-        if code == -9:
-            return "killed (signal 9); the system does that when memory runs out"
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
+        return exit_cause(self._process.exitcode or 0)
 
 
 class LocalExecutor(Executor):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -24,18 +23,19 @@ from torch import nn
 from bench import registry
 from bench.attacks.autoattack import CascadeState, Tick
 from bench.data.dataset import Dataset, Images, dataset_of
-from bench.device import check_precision, keep_memory, out_of_memory
+from bench.device import check_precision, out_of_memory, peak_memory, use_device
 from bench.environment import describe
 from bench.errors import BenchError, DamagedFile
 from bench.evaluation import attack_identity, evaluate, evaluated_images, forward_passes
+from bench.execution.parallel import ProcessDied, train_together
 from bench.models.architecture import Network
 from bench.models.foreign import load_foreign
 from bench.protocol import FinalAttack
 from bench.records import fingerprint, read_record, write_atomically, write_record
 from bench.run_folder import ASIDE, CHECKPOINTS, Busy, RunFolder
 from bench.spec import Cell, ForeignNetwork
-from bench.training.checkpoint import Checkpoints
-from bench.training.trainer import Diverged, Trainer, build_evaluated
+from bench.training.checkpoint import Checkpoints, sound
+from bench.training.trainer import SHOWN, Diverged, Trainer, build_evaluated
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Ending(NamedTuple):
 
 
 class Lost(Exception):
-    """The cell has no memory to go on; its folder stays as it is."""
+    """The cell has no memory to go on, or lost a process of its own; its folder stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -153,21 +153,17 @@ def execute(job: Job) -> Literal["finished", "diverged", "failed"]:
     """Train and evaluate one cell, continuing whatever its folder holds, and return the status it ended with.
 
     Raises:
-        Lost: there was no memory.
+        Lost: there was no memory, or a process that trained was killed.
         OSError: the folder cannot be written; see `DISK`.
     """
     cell, folder, device = job.cell, job.folder, job.device
     if folder.status() == "finished":  # by another process, since the driver looked
         return "finished"
-    started = time.monotonic()
+    started, peak = time.monotonic(), 0
     try:
         for plugin in cell.plugins:
             registry.load_plugin(Path(plugin))
-        torch.set_num_threads(job.threads)
-        if device.type == "cpu":
-            keep_memory()
-        else:
-            torch.cuda.set_device(device)  # for what is not told: streams, graphs, libraries
+        use_device(device, job.threads)
         check_precision(cell.protocol.training, device)
         folder.begin(cell, describe(device, job.threads))
         log.info("%s, fingerprint %s, on %s with %d threads", cell, cell.fingerprint, device, job.threads)
@@ -175,37 +171,41 @@ def execute(job: Job) -> Literal["finished", "diverged", "failed"]:
         folder.progress(force=True, phase="loading")
         dataset = dataset_of(cell.protocol.dataset)
         network = take_in(cell, cell.network, dataset, folder) if cell.network else None
+        if network is None and len(job.devices) > 1 and not sound(folder)[0].finished:
+            peak = train_together(cell, job.results, job.devices, job.data, job.threads)
         splits = dataset.splits(job.data)
         if network is None:
             Trainer(cell, dataset, splits.to(device), folder, device).run()
         evaluate_checkpoints(cell, dataset, splits.test.to(device), folder, device, network)
     except Diverged as error:
         log.warning("%s", error)
-        folder.finish("diverged", reason=str(error), epoch=error.epoch, **_cost(folder, job))
+        folder.finish("diverged", reason=str(error), epoch=error.epoch, **_cost(folder, job, peak))
         return "diverged"
     except Exception as error:  # whatever it is, it ends this cell only
         log.exception("failed")
         if isinstance(error, OSError) and error.errno in DISK:
             raise
+        if isinstance(error, ProcessDied):
+            raise Lost(str(error)) from error
         if out_of_memory(error):
             advice = "run fewer cells at a time (--jobs); the batch size is the protocol's, and is not reduced"
             raise Lost(f"out of memory: {str(error).partition(chr(10))[0]:.200}; {advice}") from error
-        folder.finish("failed", reason=f"{type(error).__name__}: {error}", **_cost(folder, job))
+        folder.finish("failed", reason=f"{type(error).__name__}: {error}", **_cost(folder, job, peak))
         return "failed"
-    folder.finish("finished", classes=dataset.classes, **_cost(folder, job))
+    folder.finish("finished", classes=dataset.classes, **_cost(folder, job, peak))
     log.info("finished in %.1f s", time.monotonic() - started)
     return "finished"
 
 
-def _cost(folder: RunFolder, job: Job) -> dict[str, Any]:
-    """Return what the run took, over all its interruptions; the memory is the last process's."""
+def _cost(folder: RunFolder, job: Job, peak: int) -> dict[str, Any]:
+    """Return what the run took, over all its interruptions; the memory is the last process's.
+
+    `peak`: bytes that the processes took which trained for this one.
+    """
     try:
         epochs, outcomes = folder.epochs(), folder.read_outcomes()
     except DamagedFile:
         return {}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    if job.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(job.device)
     unique = {(record["weights_sha256"], key[1]): record["seconds"] for key, record in outcomes.items()}
     pflop = [record.get("train_pflop") for record in epochs]  # a run begun by an older version has none at first
     trained = job.cell.network is None  # what training took elsewhere is not known
@@ -215,7 +215,7 @@ def _cost(folder: RunFolder, job: Job) -> dict[str, Any]:
         "train_seconds": sum(record["train_seconds"] for record in epochs) if trained else None,
         "track_seconds": sum(record["seconds"] - record["train_seconds"] for record in epochs) if trained else None,
         "evaluation_seconds": sum(unique.values()),
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": max(peak, peak_memory(job.device)),
     }
 
 
@@ -291,6 +291,7 @@ def evaluate_checkpoints(
     known = {(record["weights_sha256"], key): record for (_, key), record in done.items()}
     pairs = [(attack, name) for attack in cell.protocol.evaluation.final for name in names]
     work = [evaluated_images(attack, len(test)) * forward_passes(attack) for attack, _ in pairs]
+    told = _Evaluation(folder)
     for item, (attack, name) in enumerate(pairs):
         key, weights = attack_key(attack, cell), checkpoints.entries[name].sha256
         if (weights, key) not in known:
@@ -300,7 +301,7 @@ def evaluate_checkpoints(
             place = folder.partial / f"{weights[:16]}.{key}.json"
             outcome = evaluate(
                 model, weights, test, attack, cell.protocol.threat,
-                tick=_ticker(folder, name, attack.title, sum(work[:item]) / sum(work), work[item] / sum(work)),
+                tick=told.ticker(name, attack.title, sum(work[:item]) / sum(work), work[item] / sum(work)),
                 state=_read_place(place), commit=partial(_write_place, place),
             )  # fmt: skip
             log.info("%s under %s: %.4f of %d", name, attack.title, outcome.accuracy, len(outcome.correct))
@@ -328,14 +329,31 @@ def _sound_outcomes(folder: RunFolder) -> dict[tuple[str, str], dict[str, Any]]:
     return folder.read_outcomes()
 
 
-def _ticker(folder: RunFolder, checkpoint: str, attack: str, before: float, own: float) -> Tick:
-    """Return a callback that reports how far an attack is; `share` is the part of all the evaluation that is done."""
+class _Evaluation:
+    """Tells whoever watches how far the evaluation is, and how many seconds are left, as the share done suggests."""
 
-    def tick(done: int, of: int, robust: float | None = None) -> None:
-        share = before + own * done / of
-        folder.progress(phase="evaluation", checkpoint=checkpoint, attack=attack, share=share, robust=robust)
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder, self._began = folder, time.monotonic()
+        self._at_first: float | None = None
+        self._last = {key: value for record in folder.epochs()[-1:] for key, value in record.items() if key in SHOWN}
 
-    return tick
+    def ticker(self, checkpoint: str, attack: str, before: float, own: float) -> Tick:
+        """Return what an attack is to call; it is `own` of all the evaluation's work, and `before` was done before."""
+        self._tell(before, checkpoint=checkpoint, attack=attack, force=True)
+
+        def tick(done: int, of: int, robust: float | None = None) -> None:
+            self._tell(before + own * done / of, checkpoint=checkpoint, attack=attack, robust=robust)
+
+        return tick
+
+    def _tell(self, share: float, *, robust: float | None = None, force: bool = False, **where: str) -> None:
+        if self._at_first is None:
+            self._at_first = share
+        gained, passed = share - self._at_first, time.monotonic() - self._began
+        left = (1 - share) * passed / gained if gained > 0 else None
+        self._folder.progress(
+            force=force, phase="evaluation", share=share, robust=robust, left=left, last=self._last, **where
+        )
 
 
 def _write_place(path: Path, state: CascadeState) -> None:

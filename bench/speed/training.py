@@ -18,10 +18,11 @@ from bench.data.dataset import ImageSet
 from bench.device import keep_memory
 from bench.evaluation import exact_arithmetic
 from bench.method import Method
+from bench.recorder import recorder_of
 from bench.seeding import Randomness, generator
 from bench.speed import reference
 from bench.speed.process import Arena, Work
-from bench.training.step import Steps, Totals, recorder_of, sgd, train_step
+from bench.training.step import Steps, Totals, sgd, train_step
 from bench.training.trainer import build_method
 
 EPOCH = 64

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bench.attacks.pgd import frozen
 from bench.data.batches import Batch
+from bench.group import ALONE, Group
 from bench.method import Method
 from bench.protocol import Optimizer
+from bench.recorder import Recorder, replayed
 from bench.seeding import HostDecision
 
 log = logging.getLogger(__name__)
@@ -31,9 +33,6 @@ WARM_UP = 3
 
 Losses = tuple[Tensor, Tensor]
 """Loss and logits [n, classes] of a batch."""
-
-Recorder: TypeAlias = Callable[[Callable[[], Losses], list[torch.Generator]], tuple[Losses, Callable[[], None]]]
-"""From a computation and the generators it draws from to the tensors that its results are in, and what runs it."""
 
 
 def sgd(model: nn.Module, settings: Optimizer) -> torch.optim.SGD:
@@ -51,7 +50,8 @@ def sgd(model: nn.Module, settings: Optimizer) -> torch.optim.SGD:
 class Totals:
     """Sums over the steps of an epoch, kept on the device until they are read."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, group: Group = ALONE) -> None:
+        self._group = group
         self._sums = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
         self._images = 0
 
@@ -62,8 +62,10 @@ class Totals:
         self._images += len(labels)
 
     def read(self) -> tuple[float, float]:
-        """Return (mean loss, accuracy on adversarial images). Waits for the device."""
-        loss, right = (self._sums / max(self._images, 1)).tolist()
+        """Return (mean loss, accuracy on adversarial images) of all processes. Waits for the device."""
+        sums = self._sums.clone()
+        self._group.add(sums)
+        loss, right = (sums / max(self._group.size * self._images, 1)).tolist()
         return loss, right
 
 
@@ -72,10 +74,10 @@ def train_step(
     batch: Batch,
     optimizer: torch.optim.Optimizer,
     totals: Totals,
-    replay: Callable[[Batch], Losses] | None = None,
+    replay: Callable[..., Losses] | None = None,
 ) -> None:
     """Train on one batch: transform, perturb, descend. `replay` computes the gradients, where it did before."""
-    loss, logits = replay(batch) if replay else compute_gradients(method, batch)
+    loss, logits = replay(batch.images, batch.labels, batch.index) if replay else compute_gradients(method, batch)
     optimizer.step()
     if not replay:
         optimizer.zero_grad(set_to_none=True)
@@ -84,13 +86,22 @@ def train_step(
 
 
 def compute_gradients(method: Method[Any], batch: Batch) -> Losses:
-    """Leave the gradients of one batch in the parameters: transform, perturb, backward."""
+    """Leave the gradients of one whole batch in the parameters: transform, perturb, backward."""
     with method.autocast(), frozen(method.model):
         with torch.no_grad():
             batch = method.transform(batch)
         adversarial = method.perturb(batch)
     loss, logits = method.backward(batch, adversarial)
+    average_gradients(method)
     return loss.detach(), logits.detach()
+
+
+def average_gradients(method: Method[Any]) -> None:
+    """Give every parameter the mean of its gradients over the processes that share the batch."""
+    if method.context.group.size > 1:
+        own = [parameter.grad for parameter in method.model.parameters() if parameter.grad is not None]
+        for gradient, mean in zip(own, method.context.group.mean(own), strict=True):
+            gradient.copy_(mean)
 
 
 # --- on a GPU --------------------------------------------------------------------------------------------------------
@@ -106,7 +117,7 @@ class Steps:
     def __init__(self, method: Method[Any], totals: Totals, recorder: Recorder | None = None) -> None:
         self._method, self._totals, self._recorder = method, totals, recorder
         self._until_recorded = WARM_UP if recorder and method.captured else -1
-        self._replay: Callable[[Batch], Losses] | None = None
+        self._replay: Callable[..., Losses] | None = None
 
     def __call__(self, batch: Batch) -> None:
         """Train on one batch."""
@@ -122,44 +133,15 @@ class Steps:
 
     def _record(self, batch: Batch) -> None:
         assert self._recorder is not None
-        inputs = Batch(batch.images.clone(), batch.labels.clone(), batch.index.clone())
-        random = self._method.context.random
+        random, inputs = self._method.context.random, (batch.images, batch.labels, batch.index)
         try:
             with random.no_host_decisions():
-                losses, run = self._recorder(lambda: compute_gradients(self._method, inputs), random.on_device())
+                self._replay = replayed(
+                    self._recorder,
+                    lambda *parts: compute_gradients(self._method, Batch(*parts)),
+                    inputs,
+                    random.on_device(),
+                )
         except (HostDecision, RuntimeError) as error:
             log.warning("steps are not recorded: %s", error)
             self._method.optimizer.zero_grad(set_to_none=True)
-            return
-
-        def replay(batch: Batch) -> Losses:
-            inputs.images.copy_(batch.images)
-            inputs.labels.copy_(batch.labels)
-            inputs.index.copy_(batch.index)
-            run()
-            return losses
-
-        self._replay = replay
-
-
-def record_on_gpu(
-    compute: Callable[[], Losses], generators: list[torch.Generator]
-) -> tuple[Losses, Callable[[], None]]:
-    """Record `compute` as a CUDA graph, on the current stream, which must not be the default one."""
-    graph = torch.cuda.CUDAGraph()
-    for generator in generators:
-        graph.register_generator_state(generator)
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-        losses = compute()
-    return losses, graph.replay
-
-
-def recorder_of(device: torch.device) -> Recorder | None:
-    """Return what records steps on `device`, having left the default stream, which cannot be; None on a CPU."""
-    if device.type != "cuda":
-        return None
-    if torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.default_stream(device))
-        torch.cuda.set_stream(stream)
-    return record_on_gpu

@@ -15,18 +15,25 @@ from bench import registry
 from bench.data.batches import TrainingBatches
 from bench.data.dataset import Dataset, Images, ImageSet, Splits
 from bench.evaluation import correct_under
+from bench.group import ALONE, Group
 from bench.method import Context, Method
 from bench.models.architecture import build_network
+from bench.models.batch_statistics import shared_statistics
 from bench.protocol import PGD, Clean
+from bench.recorder import recorder_of
 from bench.run_folder import RunFolder
 from bench.schedule import protocol_schedule
 from bench.seeding import Randomness, derive_seed
 from bench.spec import Cell
 from bench.training.checkpoint import Entry, sound
 from bench.training.flops import CountedFlops
-from bench.training.step import Steps, Totals, recorder_of, sgd
+from bench.training.step import Steps, Totals, sgd
 
 log = logging.getLogger(__name__)
+
+
+SHOWN = ("train", "validation", "test", "seconds")
+"""What whoever watches is told of the last epoch."""
 
 
 class Diverged(Exception):
@@ -36,23 +43,38 @@ class Diverged(Exception):
         super().__init__(f"the training loss was no longer finite in epoch {epoch}")
         self.epoch = epoch
 
+    def __reduce__(self) -> tuple[type[Diverged], tuple[int]]:
+        return Diverged, (self.epoch,)
+
 
 class Trainer:
     """Trains one cell inside its run folder, from the start or from the last finished epoch.
 
-    Where a file of that epoch is damaged, it goes back to the epoch before, and says so on the run's record.
+    Where a file of that epoch is damaged, it goes back to the epoch before, and says so on the run's record. Of the
+    processes of a group, each with a trainer of its own, the first alone writes into the folder.
     """
 
-    def __init__(self, cell: Cell, dataset: Dataset, splits: Splits, folder: RunFolder, device: torch.device) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        dataset: Dataset,
+        splits: Splits,
+        folder: RunFolder,
+        device: torch.device,
+        group: Group = ALONE,
+    ) -> None:
         """Raises DamagedFile where the epoch before is damaged as well, and BenchError as `build_method` does."""
-        self.cell, self.folder, self.device = cell, folder, device
+        self.cell, self.folder, self.device, self.group = cell, folder, device, group
         self.training = cell.protocol.training
         self.validation, self.test = splits.validation, splits.test
-        self.recorder = recorder_of(device)
+        # Not with several processes: one that cannot record a step would leave the others waiting for it in theirs.
+        self.recorder = recorder_of(device) if group.size == 1 else None
         self.random = Randomness(cell.seed, device)
-        self.batches = TrainingBatches(splits.train, self.training.batch_size, self.training.augmentation, self.random)
+        self.batches = TrainingBatches(
+            splits.train, self.training.batch_size, self.training.augmentation, self.random, group
+        )
         self.checkpoints, damage = sound(folder)
-        if damage is not None:
+        if damage is not None and group.first:
             self.checkpoints.save()
             folder.note(f"{damage}; training went back to the end of epoch {self.checkpoints.finished_epochs - 1}")
         fresh = not self.checkpoints.entries
@@ -87,18 +109,20 @@ class Trainer:
         self.random.start_epoch(epoch)
         self.method.begin_epoch(epoch)
         self.method.model.train()
-        totals, steps, rate = Totals(self.device), len(self.batches), 0.0
+        totals, steps, rate = Totals(self.device, self.group), len(self.batches), 0.0
         counted = CountedFlops()  # of the first step: all of an epoch are alike
         train = Steps(self.method, totals, self.recorder)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.random.seed("global"))  # for layers that draw from global state, such as dropout
+        forked = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=forked), shared_statistics(self.group):
+            # For layers that draw from global state, such as dropout: each process its own numbers.
+            torch.manual_seed(self.random.seed("global" if self.group.first else f"global/{self.group.rank}"))
             for step, batch in enumerate(self.batches):
                 rate = self.plan.rate(epoch + (step + 1) / steps)
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
                 with counted if step == 0 else nullcontext():
                     train(batch)
-                self.folder.progress(phase="training", epoch=epoch, epochs=self.plan.epochs, done=step + 1, of=steps)
+                self._progress(epoch, step + 1)
             train.end()
             self.method.end_epoch(epoch)
         loss, robust = totals.read()
@@ -111,12 +135,34 @@ class Trainer:
             "train": {"loss": loss, "robust": robust},
             "validation": self._track(self.validation, "validation"),
             "test": self._track(self.test, "test") if self.cell.protocol.evaluation.track.test else None,
-            "train_pflop": counted.flops * steps / 1e15,
+            "train_pflop": counted.flops * self.group.size * steps / 1e15,
             "train_seconds": train_seconds,
             "seconds": time.monotonic() - started,
         }
+        self._check_equal()
         self._save(record)
-        self.folder.progress(force=True, phase="training", epoch=epoch + 1, epochs=self.plan.epochs, done=0, of=steps)
+        self._progress(epoch + 1, 0, force=True)
+
+    def _progress(self, epoch: int, done: int, *, force: bool = False) -> None:
+        if self.group.first:
+            epochs, steps, last, left = self.plan.epochs, len(self.batches), {}, None
+            if self.history:
+                last = {key: self.history[-1][key] for key in SHOWN}
+                left = (epochs - epoch - done / steps) * last["seconds"]
+            self.folder.progress(
+                force=force, phase="training", epoch=epoch, epochs=epochs, done=done, of=steps, left=left, last=last
+            )
+
+    def _check_equal(self) -> None:
+        """Raise RuntimeError unless weights and statistics of all processes have equal bits, as far as sums tell."""
+        if self.group.size > 1:
+            values = self.method.model.state_dict().values()
+            sums = [value.flatten().view(torch.uint8).sum(dtype=torch.int64) for value in values]
+            every = self.group.gathered(torch.stack(sums)[None])
+            if not torch.equal(every, every[:1].expand_as(every)):
+                raise RuntimeError(
+                    "the network is not the same on all devices: part of it depends on a part of the batch"
+                )
 
     def _track(self, images: Images, purpose: str) -> dict[str, float]:
         """Return the clean and the robust accuracy of the evaluated model on `images`."""
@@ -125,7 +171,8 @@ class Trainer:
         attacks: dict[str, Clean | PGD] = {"clean": Clean(), "robust": track}
         with self.method.autocast():
             for name, attack in attacks.items():
-                correct = correct_under(model, images, attack, threat, self.random(f"track/{purpose}"))
+                random = self.random(f"track/{purpose}")
+                correct = correct_under(model, images, attack, threat, random, group=self.group, recorder=self.recorder)
                 accuracies[name] = correct.double().mean().item()
         return accuracies
 
@@ -140,6 +187,8 @@ class Trainer:
             if record[images] and all(record[images]["robust"] > past[images]["robust"] for past in self.history)
         ]
         self.history.append(record)
+        if not self.group.first:
+            return
         self.folder.append_epoch(record)
         entries: dict[str, Entry] = {}
         if better:
@@ -155,7 +204,10 @@ class Trainer:
 
     def _resume(self) -> None:
         """Continue after the last committed epoch, if there is one."""
-        self.history = self.folder.truncate_epochs(self.checkpoints.finished_epochs)
+        if self.group.first:
+            self.history = self.folder.truncate_epochs(self.checkpoints.finished_epochs)
+        else:
+            self.history = self.folder.committed_epochs(self.checkpoints.finished_epochs, None)
         if "resume" not in self.checkpoints.entries:
             return
         state = self.checkpoints.load("resume")
@@ -170,6 +222,8 @@ class Trainer:
 
     def _finish(self) -> None:
         """Keep the final weights as `last` and drop the resume state."""
+        if not self.group.first:
+            return
         last = self.history[-1]["epoch"]
         if self.method.info.final_is_best:
             entry = self.checkpoints.entries["best"]

@@ -195,7 +195,9 @@ def test_progress_says_which_share_of_the_images_still_stands(load, tmp_path, mo
     assert execute(job_of(cell, tmp_path)) == "finished"
     judging = [state for state in said if state["phase"] == "evaluation"]
     assert {state["robust"] for state in judging if state["attack"] == "PGD-1"} == {None}
-    shares = [state["robust"] for state in judging if state["attack"] == "AutoAttack (apgd-ce)"]
+    cascade = [state["robust"] for state in judging if state["attack"] == "AutoAttack (apgd-ce)"]
+    shares = [share for share in cascade if share is not None]
+    assert cascade[0] is None, "it says what it begins before it has judged anything"
     (outcome,) = [
         Outcome.from_record(record)
         for (checkpoint, key), record in RunFolder.of(cell, tmp_path).read_outcomes().items()

@@ -1,0 +1,71 @@
+"""Processes that train one network together, each on its part of every batch.
+
+They need one operation, a sum over all of them. Each draws the random numbers of the whole batch and takes its part, so
+that what is computed does not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def _nothing_to_add(tensor: Tensor) -> None:
+    """Leave a sum over one process as it is."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The `size` processes of one training, of which this is number `rank`.
+
+    `add` replaces a contiguous tensor, of one shape in all processes, by the sum of theirs. All must call it, and
+    whatever here needs it, in the same order.
+    """
+
+    rank: int = 0
+    size: int = 1
+    add: Callable[[Tensor], None] = _nothing_to_add
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes files."""
+        return self.rank == 0
+
+    def cut(self, whole: Tensor, dim: int = 0) -> Tensor:
+        """Return this process's part of what belongs to a whole batch; `size` divides its length along `dim`."""
+        return whole if self.size == 1 else whole.chunk(self.size, dim)[self.rank]
+
+    def drawn_like(self, part: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return random numbers of the shape and layout of `part`, [n, ...], which belongs to a part of a batch.
+
+        `draw` fills a tensor of the whole batch, [size · n, ...], and returns it.
+        """
+        if self.size == 1:
+            return draw(torch.empty_like(part))
+        shape = (self.size * len(part), *part.shape[1:])
+        return self.cut(draw(torch.empty_strided(shape, part.stride(), dtype=part.dtype, device=part.device)))
+
+    def gathered(self, part: Tensor) -> Tensor:
+        """Return the parts of all processes, [n, ...] each, one after the other: [size · n, ...]. No gradient flows."""
+        if self.size == 1:
+            return part
+        whole = part.new_zeros((self.size, *part.shape))
+        whole[self.rank] = part.detach()
+        self.add(whole)  # zeros, where another process has its part: exact
+        return whole.flatten(0, 1)
+
+    def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the mean over the processes of each of `tensors`, all in one sum."""
+        if self.size == 1:
+            return list(tensors)
+        flat = torch.cat([tensor.flatten() for tensor in tensors]) / self.size
+        self.add(flat)
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+ALONE = Group()
+"""A process that has every batch to itself."""

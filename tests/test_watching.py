@@ -1,0 +1,60 @@
+"""What the cells of a results folder are doing, as somebody sees it who did not start them."""
+
+import os
+import time
+
+from bench import watching
+from bench.run_folder import RunFolder
+from bench.watching import SILENT_SECONDS, Watcher
+
+
+def seen(watcher):
+    return {state.planned.cell.seed: state.status for state in watcher.look()}
+
+
+def test_states_as_they_change(load, tmp_path):
+    loaded = load({"seeds: [0]": "seeds: [0, 1, 2, 3, 4]"})
+    folders = [RunFolder.of(cell, tmp_path) for cell in loaded.cells]
+    of_suite, of_all = Watcher(tmp_path, list(loaded.cells)), Watcher(tmp_path)
+    assert seen(of_suite) == dict.fromkeys(range(5), "waiting")
+    assert seen(of_all) == {}
+
+    for cell, folder in list(zip(loaded.cells, folders, strict=True))[:4]:
+        folder.begin(cell, {})
+        folder.progress(force=True, phase="training", epoch=1, epochs=2, done=0, of=17)
+    folders[1].finish("finished")
+    folders[2].finish("diverged", reason="the loss")
+    long_ago = time.time() - SILENT_SECONDS - 10
+    os.utime(folders[3].path / "progress.json", (long_ago, long_ago))
+    expected = {0: "running", 1: "finished", 2: "diverged", 3: "silent"}
+    assert seen(of_suite) == expected | {4: "waiting"}
+    assert seen(of_all) == expected
+    states = {state.planned.cell.seed: state for state in of_all.look()}
+    assert states[0].progress["epoch"] == 1
+    assert states[2].reason == "the loss"
+    assert states[3].reason == "no sign of life for 2 minutes"
+
+    folders[3].progress(force=True, phase="training")
+    (folders[0].path / "done.json").write_text("{}")
+    folders[1].set_aside()
+    assert seen(of_all) == {0: "failed", 1: "finished", 2: "diverged", 3: "running"}
+    assert 1 not in seen(Watcher(tmp_path))
+
+
+def test_what_is_no_run_is_passed_over(load, tmp_path):
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "b").mkdir()
+    (tmp_path / "runs" / "b" / "cell.json").write_text("{}")
+    (tmp_path / "runs" / "c").touch()
+    assert Watcher(tmp_path).look() == []
+
+
+def test_ended_runs_are_read_once(load, tmp_path, monkeypatch):
+    cell = load().cells[0]
+    folder = RunFolder.of(cell, tmp_path)
+    folder.begin(cell, {})
+    folder.finish("finished")
+    watcher = Watcher(tmp_path)
+    watcher.look()
+    monkeypatch.setattr(watching.RunFolder, "done", lambda _self: 1 / 0)
+    assert seen(watcher) == {0: "finished"}

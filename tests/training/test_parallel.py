@@ -1,0 +1,216 @@
+"""One cell on several devices: what it computes, and how it ends. The devices are processes on the CPU, with gloo."""
+
+import errno
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import registry
+from bench.data.batches import TrainingBatches
+from bench.data.dataset import dataset_of
+from bench.driver import run_suite
+from bench.errors import BenchError
+from bench.execution.executor import Spread
+from bench.execution.parallel import _portable, check_devices
+from bench.execution.worker import Job, execute, work_in_process
+from bench.group import Group
+from bench.models.batch_statistics import shared_statistics
+from bench.seeding import Randomness
+from bench.training.checkpoint import Checkpoints
+from bench.training.trainer import Diverged
+
+HERE = Path(__file__).parent
+PLUGIN = f"seeds: [0]\nplugins: [{HERE / 'parts.py'}]"
+
+pytestmark = pytest.mark.usefixtures("clean_registries")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What `two_processes.py` found: one answer of each process."""
+    folder = tmp_path_factory.mktemp("found")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(
+        [*launcher, str(HERE / "two_processes.py"), str(folder)], check=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture
+def started(load, tmp_path, monkeypatch):
+    """Return the job of a method of `parts.py` on two devices, its folder made; and a path that its processes know."""
+
+    def started(method):
+        monkeypatch.setenv("TEST_MARK", str(tmp_path / "mark"))
+        cell = load({"methods: [pgd_at]": f"methods: [{method}]", "seeds: [0]": PLUGIN}).cells[0]
+        return Job(cell, tmp_path, ("cpu", "cpu"), None, 1), tmp_path / "mark"
+
+    return started
+
+
+# --- what is computed -------------------------------------------------------------------------------------------------
+
+
+def test_batch_statistics_and_their_gradients_are_those_of_the_whole_batch(found):
+    """In double precision: outputs, gradients of images and weights, running statistics, of two steps."""
+    for one in found:
+        assert len(one["statistics"]) == 5
+        assert max(one["statistics"].values()) < 1e-13, one["statistics"]
+
+
+def test_every_method_trains_as_with_one_process(found):
+    """In double precision, where rounding decides no step of an attack: weights, averages, memories, losses."""
+    apart = found[0]["methods"] | found[1]["methods"]
+    assert set(apart) == set(registry.METHODS.names())
+    for name, (weights, totals) in apart.items():
+        assert weights < 1e-11, name
+        assert totals < 1e-5, name  # MART's loss is computed in fp32
+
+
+def test_what_began_on_one_device_goes_on_on_two_and_back(found):
+    plain, with_statistics = found[0]["plain"], found[0]["small_cnn"]
+    assert set(plain) == {"1-2", "2-1"}
+    for weights, numbers, same_work in plain.values():
+        assert weights < 1e-5
+        assert numbers < 1e-5
+        assert same_work
+    for weights, numbers, _ in with_statistics.values():
+        assert weights < 1e-3  # fp32: rounding turns some signs of gradients, and statistics carry that to all images
+        assert numbers < 0.03
+
+
+def test_tracking_is_shared_out_with_the_same_draws(found):
+    for one in found:
+        assert len(one["tracking"]) == 2
+        for equal, count, right in one["tracking"]:
+            assert equal
+            assert count > 2 * 500
+            assert 0 < right < count
+
+
+@pytest.mark.parametrize("augmentation", ["[]", "[{name: crop, padding: 2}, flip, {name: rotate, degrees: 15}]"])
+def test_parts_of_a_batch_are_the_batch(load, augmentation):
+    cell = load({"batch_size: 64": f"batch_size: 64\n  augmentation: {augmentation}"}).cells[0]
+    images = dataset_of(cell.protocol.dataset).splits(None).train
+    kinds = cell.protocol.training.augmentation
+    whole = next(iter(TrainingBatches(images, 64, kinds, Randomness(0))))
+    parts = [next(iter(TrainingBatches(images, 64, kinds, Randomness(0), Group(rank, 4)))) for rank in range(4)]
+    assert {len(part) for part in parts} == {16}
+    for name in ("images", "labels", "index"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+
+
+def test_outside_of_training_nothing_is_shared():
+    layer, images = torch.nn.BatchNorm2d(3), torch.randn(4, 3, 2, 2)
+
+    def never(_tensor):
+        raise AssertionError("asked the others")
+
+    with shared_statistics(Group(1, 2, never)):
+        assert torch.equal(layer.eval()(images), layer(images))
+        with pytest.raises(AssertionError, match="asked"):
+            layer.train()(images)
+
+
+# --- how it ends ------------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_that_lost_a_process_goes_on_and_ends_as_on_one_device(load, tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_MARK", str(tmp_path / "mark"))
+    loaded = load({"methods: [pgd_at]": "methods: [unlucky]", "seeds: [0]": PLUGIN, "small_cnn": "plain"})
+    (state,) = run_suite(loaded, results=tmp_path / "two", spread=Spread(device="cpu", devices=2, threads=1))
+    assert (state.status, state.tries) == ("finished", 1)
+    folder = state.planned.folder
+    (incident,) = folder.incidents()
+    assert "a training process died: killed (signal 9)" in incident
+    assert "resumed after epoch 0" in folder.log.read_text()
+    alone = Job(loaded.cells[0], tmp_path / "one", ("cpu",), None, 1)
+    assert execute(alone) == "finished"
+    ours, theirs = (Checkpoints(one.checkpoints).load("last") for one in (folder, alone.folder))
+    assert set(ours) == set(theirs)
+    for name, value in theirs.items():
+        assert torch.linalg.vector_norm(ours[name] - value) <= 1e-5 * torch.linalg.vector_norm(value), name
+    assert [line["train_pflop"] for line in folder.epochs()] == [line["train_pflop"] for line in alone.folder.epochs()]
+
+
+def test_a_full_disk_ends_all_processes_as_it_ends_one(started):
+    job, _ = started("full")
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(OSError, match="there") as error:
+        execute(job)
+    assert error.value.errno == errno.ENOSPC
+    assert job.folder.status() == "interrupted"
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_killed_worker_leaves_no_process_behind(started):
+    job, mark = started("slow")
+    _told, tell = get_context("spawn").Pipe(duplex=False)
+    worker = get_context("spawn").Process(target=work_in_process, args=(job, tell))
+    worker.start()
+    deadline = time.monotonic() + 60
+    while len(pids := [path.suffix[1:] for path in mark.parent.glob("mark.*")]) < 2:
+        assert time.monotonic() < deadline
+        assert worker.is_alive()
+        time.sleep(0.05)
+    assert all(map(alive, pids))
+    worker.kill()
+    worker.join()
+    deadline = time.monotonic() + 5
+    while any(map(alive, pids)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_what_a_process_raises_can_be_told():
+    class Unheard(Exception):
+        pass
+
+    error = pickle.loads(pickle.dumps(_portable(Diverged(3))))
+    assert (type(error), error.epoch, str(error)) == (Diverged, 3, str(Diverged(3)))
+    error = pickle.loads(pickle.dumps(_portable(Unheard("of"))))
+    assert (type(error), str(error)) == (RuntimeError, "Unheard: of")
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_a_method_must_say_that_it_trains_on_several_devices(started):
+    job, _ = started("heir")
+    check_devices([job.cell], 1)
+    with pytest.raises(BenchError, match=r"method 'heir' cannot train on several devices; remove 'devices' from"):
+        check_devices([job.cell], 2)
+    assert execute(job) == "failed"
+    assert "cannot train on several devices" in job.folder.done()["reason"]
+
+
+def test_a_batch_must_be_divisible(load):
+    (cell,) = load().cells
+    check_devices([cell], 4)
+    with pytest.raises(BenchError, match="a batch of 64 images cannot be cut into 3 equal parts; change 'devices'"):
+        check_devices([cell], 3)
+    with pytest.raises(BenchError, match="a batch of 64 images cannot be cut into 3 equal parts"):
+        TrainingBatches(dataset_of(cell.protocol.dataset).splits(None).train, 64, (), Randomness(0), Group(0, 3))
+
+
+def test_devices_are_no_part_of_an_identity(load):
+    (cell,) = load({"seeds: [0]": "seeds: [0]\nexecution: {devices: 2}"}).cells
+    assert cell.fingerprint == load().cells[0].fingerprint
