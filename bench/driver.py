@@ -15,7 +15,6 @@ from bench.device import check_precision
 from bench.errors import BenchError, DamagedFile
 from bench.execution.executor import Executor, Handle, Place, Spread
 from bench.execution.local import LocalExecutor, share_out
-from bench.execution.parallel import check_devices
 from bench.execution.plan import Planned, Rerun, check_data, plan
 from bench.execution.worker import DISK, Ending
 from bench.run_folder import Busy, RunFolder
@@ -174,8 +173,7 @@ def run_suite(
     place = Place(results, data)
     spread = by_suite(spread, loaded)
     with open_executor(spread, place, cells) as executor:
-        planned = plan(cells, results, rerun, data=data)
-        check_devices([item.cell for item in planned if item.action != "skip"], spread.devices or 1)
+        planned = plan(cells, results, rerun, data=data, devices=spread.devices or 1)
         check_data(planned, data)
         return run_planned(planned, executor, place, store, limits, watch, detach=detach)
 

@@ -102,7 +102,9 @@ def run(
     if dry_run:
         from bench.cli.view import print_plan
 
-        planned = plan(select_cells(loaded.cells, only, only_seeds), results, Rerun(rerun), data=data)
+        devices = loaded.suite.execution.devices or 1
+        chosen = select_cells(loaded.cells, only, only_seeds)
+        planned = plan(chosen, results, Rerun(rerun), data=data, devices=devices)
         print_plan(planned, device, json=json)
         return
 

@@ -14,6 +14,7 @@ from bench.attacks.autoattack import check_classes
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError, DamagedFile
 from bench.execution.estimate import Work, work_of
+from bench.execution.parallel import check_devices
 from bench.execution.verify import damage_of
 from bench.protocol import AutoAttack, Protocol
 from bench.records import fingerprint
@@ -54,14 +55,20 @@ class Planned:
 
 
 def plan(
-    cells: Sequence[Cell], results: Path, rerun: Rerun = Rerun.MISSING, *, data: Path | None = None
+    cells: Sequence[Cell],
+    results: Path,
+    rerun: Rerun = Rerun.MISSING,
+    *,
+    data: Path | None = None,
+    devices: int = 1,
 ) -> list[Planned]:
     """Return what is to be done for each cell, given what the results folder holds.
 
-    Images are looked for below `data` only where no more than they can tell their number.
+    Images are looked for below `data` only where no more than they can tell their number. `devices`: of each cell.
 
     Raises:
-        BenchError: a final attack is not defined for the data, or a method refuses the network or its parameters.
+        BenchError: a final attack is not defined for the data, a method refuses the network or its parameters, or it
+            cannot train on so many devices.
     """
     for protocol in {cell.protocol for cell in cells}:
         check_attacks(protocol)
@@ -81,6 +88,7 @@ def plan(
                 build_without_data(cell, dataset_of(cell.protocol.dataset), torch.device("cpu"))
             except BenchError as error:
                 raise BenchError(f"method '{cell.method.label}': {error}") from error
+    check_devices([item.cell for item in planned if item.action != "skip"], devices)
     return planned
 
 

@@ -88,3 +88,9 @@ def test_what_a_method_refuses_is_refused_before_anything_is_trained(load, tmp_p
     row = f"methods: [{{name: aft, params: {{initial_weights: {tmp_path / 'none.safetensors'}}}}}]"
     with pytest.raises(BenchError, match=r"method 'AFT': weights .*none\.safetensors: no such file"):
         plan(load({"methods: [pgd_at]": row}).cells, tmp_path / "results")
+
+
+def test_a_cell_that_cannot_be_shared_out_is_refused(load, tmp_path):
+    with pytest.raises(BenchError, match="a batch of 64 images cannot be cut into 3 equal parts"):
+        plan(load().cells, tmp_path, devices=3)
+    plan(load().cells, tmp_path, devices=4)
