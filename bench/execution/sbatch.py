@@ -1,0 +1,232 @@
+"""What is asked of Slurm for a cell's job, and Slurm's own commands."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.errors import BenchError, did_you_mean
+from bench.execution.executor import Spread
+
+log = logging.getLogger(__name__)
+
+PROBE_SECONDS = 20  # to wait for a node that is free to look for the results folder
+
+FOREVER = 365 * 24 * 60  # minutes, where there is no limit
+
+OURS = frozenset(
+    {"array", "clusters", "error", "nodes", "ntasks", "ntasks_per_node", "open_mode", "output"}
+    | {"parsable", "quiet", "test_only", "wrap"}
+)
+"""Options of sbatch that say how a cell runs, and are not for the user to set."""
+
+WHERE = ("partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude")
+"""Options of sbatch that choose the nodes, and that srun has too."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A job as it is asked for.
+
+    `devices`: what the worker sees; `threads`: of each of its processes; `options`: of sbatch, with underscores, True
+    for one that has no value; `minutes`: the time in them, as a number.
+    """
+
+    devices: tuple[str, ...]
+    threads: int
+    options: Mapping[str, str | int | bool]
+    minutes: int
+
+    def flags(self, *names: str) -> list[str]:
+        """Return the options, or those of `names` that there are, as words of a command line."""
+        chosen = {name: value for name, value in self.options.items() if not names or name in names}
+        flags = {f"--{name.replace('_', '-')}": value for name, value in chosen.items()}
+        return [name if value is True else f"{name}={value}" for name, value in flags.items()]
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Within, variables of the environment change nothing about the job.
+
+        These are the variables of sbatch for what the options say, which would outrank them, and those of a job in
+        which this process itself may run.
+        """
+        long = {"time": "TIMELIMIT", "mem": "MEM_PER_NODE"}
+        names = {f"SBATCH_{long.get(name, name.upper())}" for name in self.options}
+        if "SLURM_JOB_ID" in os.environ:
+            names |= {name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"}
+        hidden = {name: os.environ.pop(name) for name in names & os.environ.keys()}
+        try:
+            yield
+        finally:
+            os.environ.update(hidden)
+
+
+def request(spread: Spread) -> Request:
+    """Return the job of a cell, after seeing whether Slurm would take it.
+
+    A login node does not know the cluster's GPUs: the device `auto` is a GPU if the options ask for one, else the CPU.
+    A time that is not given is what the partition has for such jobs.
+
+    Raises:
+        BenchError: there is no Slurm here, no such partition, or an option is not possible.
+    """
+    if shutil.which("sbatch") is None:
+        raise BenchError("there is no sbatch on this machine; --executor slurm is for a login node of the cluster")
+    options = _options(spread.slurm)
+    if spread.device not in {"auto", "cpu", "cuda"}:
+        raise BenchError(f"--device '{spread.device:.60}': with Slurm, which numbers GPUs itself, auto, cpu or cuda")
+    if spread.gpus or spread.jobs_per_gpu > 1:
+        raise BenchError("--gpus and --jobs-per-gpu are not for Slurm; ask it for GPUs, such as --slurm gres=gpu:1")
+    each, threads = spread.devices or 1, spread.threads or 1
+    asked = any(name.startswith("gpus") for name in options) or re.search("gpu|shard", str(options.get("gres", "")))
+    if spread.device == "cuda" and not asked:
+        options["gres"] = f"gpu:{each}"
+    on_gpu = spread.device == "cuda" or (spread.device == "auto" and asked)
+    devices = tuple(f"cuda:{number}" if on_gpu else "cpu" for number in range(each))
+    options.setdefault("cpus_per_task", threads * each)
+    options.setdefault("requeue", True)
+    wanted = Request(devices, threads, options, _set_time(options))
+    with wanted.undisturbed():
+        refusal = _refusal(wanted.flags())
+        # If there is no node even for a job that asks for nothing, nodes are down: jobs may wait for them.
+        if refusal and not ("not available" in refusal and "not available" in _refusal(wanted.flags(*WHERE))):
+            raise BenchError(f"Slurm refuses the jobs: {refusal}")
+    return wanted
+
+
+def _refusal(flags: Sequence[str]) -> str:
+    """Return what sbatch says against a job; nothing if it would take it."""
+    said = slurm("sbatch", "--test-only", *flags, "--wrap=true")
+    return last_line(said.stderr) if said.returncode else ""
+
+
+def _options(words: Mapping[str, str]) -> dict[str, str | int | bool]:
+    """Return the user's options with underscores. Raises BenchError for those that are not the user's to set."""
+    options: dict[str, str | int | bool] = {}
+    for word, value in words.items():
+        name = word.strip("-").replace("-", "_")
+        if name in OURS or not re.fullmatch(r"[a-z_]{2,}", name):
+            raise BenchError(f"--slurm {word:.60}: that is not an option which can be set for the jobs of cells")
+        if not value.isprintable():
+            raise BenchError(f"--slurm {word}: its value has characters that cannot be printed")
+        options[name] = True if value == "true" else value
+    return options
+
+
+def _set_time(options: dict[str, str | int | bool]) -> int:
+    """Return a job's time in minutes, adding to `options` what the partition has, if they say nothing.
+
+    submitit would ask for five minutes.
+
+    Raises:
+        BenchError: no such partition, the time cannot be read, or Slurm does not answer.
+    """
+    said = slurm("sinfo", "--noheader", "--format=%P|%L|%l")
+    if said.returncode:
+        raise BenchError(f"Slurm does not answer: {last_line(said.stderr)}")
+    lines = [line.split("|") for line in said.stdout.splitlines()]
+    limits = {name.rstrip("*"): (default, limit) for name, default, limit in lines}
+    names = str(options.get("partition", "")).split(",")
+    for name in filter(None, names):
+        if name not in limits:
+            raise BenchError(f"--slurm partition={name:.60}: no such partition{did_you_mean(name, limits)}")
+    usual = next((name[:-1] for name, *_ in lines if name.endswith("*")), "")
+    default, limit = limits.get(names[0] or usual, ("n/a", "infinite"))
+    text = str(options.setdefault("time", limit if default == "n/a" else default))
+    if text.lower() in {"infinite", "unlimited", "0", "-1"}:
+        options["time"] = "UNLIMITED"
+        return FOREVER
+    return minutes(text)
+
+
+def minutes(text: str) -> int:
+    """Return the minutes, at least 1, of a time as Slurm writes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
+
+    Raises:
+        BenchError: it is none of these.
+    """
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if not found:
+        raise BenchError(f"--slurm time={text:.60}: write minutes, hours:minutes:seconds or days-hours:minutes:seconds")
+    days, hours, mins, _ = (int(part or 0) for part in found.groups())
+    if found[1] is None and found[4] is None:
+        hours, mins = 0, hours
+    return max(1, (24 * days + hours) * 60 + mins)
+
+
+def check_seen(folder: Path, wanted: Request) -> None:
+    """Raise BenchError if a node does not see `folder`, in which a file is laid for the moment.
+
+    Where none is free soon, nothing is known; a job that finds no folder will say so.
+    """
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    probe.touch()
+    look = 'test -e "$0" && echo seen || echo not seen on $(hostname)'
+    try:
+        said = slurm(
+            "srun", f"--immediate={PROBE_SECONDS}", "--quiet", "--ntasks=1", "--time=1", *wanted.flags(*WHERE),
+            "sh", "-c", look, str(probe), patience=3 * PROBE_SECONDS,
+        )  # fmt: skip
+    finally:
+        probe.unlink()
+    answer = said.stdout.strip()
+    if answer.startswith("not seen"):
+        raise BenchError(f"the results folder {folder.parent} is {answer}; name one that all nodes share")
+    if answer != "seen":
+        log.warning("whether nodes see the results folder is not known: %s", last_line(said.stderr))
+
+
+# --- Slurm's commands ------------------------------------------------------------------------------------------------
+
+
+class Queued(NamedTuple):
+    """What `squeue` says of a job that has not ended: its state, and the script that it runs."""
+
+    state: str
+    script: str
+
+
+def slurm(*command: str, patience: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run a command of Slurm, which may fail; how the user wants its output laid out is of no matter."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SINFO_"))}
+    try:
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=patience, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, -1, "", str(error))
+
+
+def queue() -> dict[str, Queued] | None:
+    """Return this user's jobs that have not ended, by their numbers; None if Slurm does not answer."""
+    said = slurm("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%o")
+    if said.returncode:
+        return None
+    lines = [line.split("|", 2) for line in said.stdout.splitlines()]
+    return {task: Queued(state, script) for task, state, script in lines}
+
+
+def state_of(task: str) -> tuple[str, str]:
+    """Return the state that Slurm gives a job, and its exit code; it remembers ended ones for some minutes."""
+    said = slurm("scontrol", "show", "job", "--oneliner", task)
+    found = re.search(r" JobState=(\w+) .* ExitCode=(\S+)", said.stdout)
+    return (found[1], found[2]) if found else ("gone", "unknown")
+
+
+def largest_array() -> int:
+    """Return how many jobs an array may have."""
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", slurm("scontrol", "show", "config").stdout)
+    return max(1, int(found[1])) if found else 1001  # Slurm's default
+
+
+def last_line(text: str) -> str:
+    """Return the last line of what a command of Slurm complained, without its name and its advice."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
+    return re.sub(r"^(sbatch|srun|sinfo): (error: |fatal: )?", "", lines[-1])[:200] if lines else "it does not say why"

@@ -1,0 +1,260 @@
+"""Workers as jobs of Slurm's queue, submitted as arrays through submitit.
+
+A job that is preempted or comes to the end of its time is put back into the queue, and goes on from what its run folder
+holds. What Slurm knows is asked with `squeue`, one question for all jobs: submitit itself asks `sacct`, which clusters
+without accounting do not have. How a worker ended is a record in `results/slurm`; nothing there is unpickled here.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import signal
+import stat
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stderr, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BenchError, DamagedFile
+from bench.execution.executor import Executor, Handle, Place, Spread
+from bench.execution.sbatch import check_seen, largest_array, last_line, queue, request, slurm, state_of
+from bench.execution.worker import Ending, Job, work
+from bench.records import read_record, write_record
+from bench.spec import Cell
+
+try:
+    import submitit
+    from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
+except ImportError:
+    raise BenchError("--executor slurm needs submitit: pip install 'robust-overfitting-bench[slurm]'") from None
+
+log = logging.getLogger(__name__)
+
+QUEUE_SECONDS = 10.0  # between two looks at the queue: whoever manages a cluster dislikes more of them
+
+CANCEL_SECONDS = 90  # to wait until cancelled jobs are gone; Slurm lets them live for its KillWait, usually 30
+
+TIMEOUTS = 100
+"""How often a job that came to the end of its time is put back into the queue."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a job runs. When it is put back into the queue, it is begun again: the run folder holds all there is."""
+
+    job: Job
+    folder: Path
+
+    def __call__(self) -> None:
+        """Run the cell, and leave a record of how that ended."""
+        path = _ending_path(self.folder, submitit.JobEnvironment().job_id)
+        path.unlink(missing_ok=True)  # of an earlier time in the queue
+        number = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
+        signal.signal(number, partial(_leave, signal.getsignal(number)))
+        said = logging.getLogger("submitit")
+        said.handlers.clear()  # from now on it speaks in the run's log: once, and not after the end
+        ending = work(self.job)
+        said.setLevel(logging.WARNING)
+        write_record(path, ending._asdict())
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Return what is to run when the job is begun again."""
+        return DelayedSubmission(self)
+
+
+def _leave(requeue: Any, number: int, frame: object) -> None:
+    """Go back into the queue, as submitit does it; what fails at that is not the cell's fault, and just ends us."""
+    try:
+        requeue(number, frame)
+    except Exception as error:
+        log.exception("the job could not be put back into the queue")
+        raise SystemExit(1) from error
+
+
+def _ending_path(folder: Path, task: str) -> Path:
+    return folder / f"{task}_ending.json"
+
+
+def _array(task: str) -> str:
+    """Return the number of the array that a task is of; that of a job which is of none."""
+    return task.partition("_")[0]
+
+
+class SlurmHandle(Handle):
+    """A job, or one of an array; `task`: its number for Slurm, such as 17 or 17_3."""
+
+    queues = True
+
+    def __init__(self, job: Job, task: str, folder: Path) -> None:
+        super().__init__(job)
+        self.task, self._folder, self._log = task, folder, folder / f"{task}_0_log.err"
+
+    def waits(self) -> None:
+        """Take note that the job is in the queue, where it gives no sign of life; perhaps again."""
+        self.begun, self._silence = False, 0.0
+
+    def kill(self) -> None:
+        slurm("scancel", self.task)
+
+    def _told(self) -> Ending | None:
+        with suppress(OSError, DamagedFile, TypeError):
+            return Ending(**read_record(_ending_path(self._folder, self.task)))
+        state, _ = state_of(self.task)
+        # Slurm keeps no memory of one of an array that never began.
+        if not self._hung and (state == "CANCELLED" or (state == "gone" and not self._log.exists())):
+            return Ending("interrupted", f"its job {self.task} was cancelled")
+        return None
+
+    def _cause(self) -> str:
+        state, code = state_of(self.task)
+        said = f"job {self.task} is {state}, exit code {code}"
+        try:
+            text = self._log.read_text(errors="replace")
+        except OSError:
+            return f"{said}, and left no log; its node may not see {self._folder}"
+        errors = [line for line in text.splitlines() if "error" in line.lower()]
+        return "; ".join([said, *(f"{line:.200}" for line in errors[-1:])])
+
+
+class SlurmExecutor(Executor):
+    """Hands cells to Slurm, which runs as many at a time as it has room for, or `jobs` of each array.
+
+    A cell whose job from an earlier run is still in the queue gets no second one. A run ends what it submitted itself,
+    and nothing else.
+    """
+
+    def __init__(self, spread: Spread, place: Place) -> None:
+        """See whether Slurm would take the jobs; nothing is submitted or written.
+
+        Raises:
+            BenchError: as `request` does.
+        """
+        self._request, self._jobs = request(spread), spread.jobs
+        self._place = Place(place.results.absolute(), place.data and place.data.absolute())
+        self._folder = self._place.results / "slurm"
+        self._running: dict[str, SlurmHandle] = {}
+        self._submitted: set[str] = set()
+        self._answers, self._asked, self._seen = True, 0.0, False
+
+    def room(self) -> int:
+        return 2**31 if self._answers else 0
+
+    def submit(self, cells: Sequence[Cell]) -> list[Handle]:
+        """Hand over `cells` as one array, or as few as the cluster allows.
+
+        Raises:
+            BenchError: Slurm refuses them or does not answer, or its nodes do not see the results folder.
+        """
+        if not cells:
+            return []
+        tasks = self._queued()
+        new, size = [cell for cell in cells if cell.fingerprint not in tasks], largest_array()
+        with self._request.undisturbed():
+            for start in range(0, len(new), size):
+                tasks |= self._submit_array(new[start : start + size])
+        handles = [SlurmHandle(self._job(cell), tasks[cell.fingerprint], self._folder) for cell in cells]
+        self._running |= {handle.task: handle for handle in handles}
+        return [*handles]
+
+    def _job(self, cell: Cell) -> Job:
+        return Job(cell, self._place.results, self._request.devices, self._place.data, self._request.threads)
+
+    def _queued(self) -> dict[str, str]:
+        """Return the jobs of this results folder that wait or run, by the fingerprints of their cells."""
+        listed = queue()
+        if listed is None:
+            raise BenchError("Slurm does not answer; the same command goes on when it does")
+        # By the script: another cluster that shares the folder, or one set up anew, may give the same numbers.
+        ours = {task for task, job in listed.items() if Path(job.script).parent == self._folder}
+        found: dict[str, str] = {}
+        for array in {*map(_array, ours)}:
+            with suppress(OSError, DamagedFile):  # it was killed while it submitted: the cells are submitted once more
+                cells = read_record(self._cells_path(array))
+                found |= {cell: task for task, cell in cells.items() if task in ours}
+        return found
+
+    def _cells_path(self, array: str) -> Path:
+        return self._folder / f"{array}_cells.json"
+
+    def _submit_array(self, cells: Sequence[Cell]) -> dict[str, str]:
+        """Submit `cells`, and return their jobs by their fingerprints."""
+        _make_private(self._folder)
+        if not self._seen:
+            check_seen(self._folder, self._request)
+            self._seen = True
+        methods = {cell.method.name for cell in cells}
+        submitter = submitit.SlurmExecutor(self._folder, max_num_timeout=TIMEOUTS)
+        submitter.update_parameters(
+            job_name="/".join([cells[0].suite, *(methods if len(methods) == 1 else ())]),
+            time=self._request.minutes,
+            wckey=None,
+            array_parallelism=self._jobs or len(cells),
+            setup=[f"export OMP_NUM_THREADS={self._request.threads}"],  # for libraries that read it at start
+            srun_args=self._request.flags("cpus_per_task"),  # which srun does not take over from sbatch since 22.05
+            additional_parameters=self._request.options,
+        )
+        try:
+            with redirect_stderr(io.StringIO()):  # to which submitit prints what it also raises
+                jobs = submitter.submit_array([Task(self._job(cell), self._folder) for cell in cells])
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise BenchError(f"Slurm refuses the jobs: {last_line(str(error))}") from None
+        array = _array(jobs[0].job_id)
+        self._submitted.add(array)
+        tasks = {job.job_id: cell.fingerprint for job, cell in zip(jobs, cells, strict=True)}
+        write_record(self._cells_path(array), tasks)
+        return {cell: task for task, cell in tasks.items()}
+
+    def wait(self, seconds: float) -> list[Handle]:
+        pause = self._asked + QUEUE_SECONDS - time.monotonic()
+        if pause > seconds or not self._running:
+            time.sleep(seconds)
+            return []
+        time.sleep(max(pause, 0))
+        listed, self._asked = queue(), time.monotonic()
+        if self._answers != (listed is not None):
+            self._answers = listed is not None
+            log.warning("Slurm answers again" if self._answers else "Slurm does not answer; its jobs go on")
+        if listed is None:
+            return []
+        for task in self._running.keys() & listed.keys():
+            if listed[task].state not in {"RUNNING", "COMPLETING"}:
+                self._running[task].waits()
+        return [self._running.pop(task) for task in [*self._running] if task not in listed]
+
+    def detach(self) -> None:
+        """Leave what was handed over so far to the queue: `close` does not end it."""
+        self._running.clear()
+
+    def close(self) -> None:
+        arrays = {*map(_array, self._running)} & self._submitted
+        self._running.clear()
+        if not arrays:
+            return
+        slurm("scancel", *sorted(arrays))
+        until = time.monotonic() + CANCEL_SECONDS
+        while (listed := queue()) is None or arrays & {*map(_array, listed)}:
+            if time.monotonic() > until:
+                log.warning("jobs are still in the queue; end them with: scancel %s", " ".join(sorted(arrays)))
+                return
+            time.sleep(1)
+
+
+def _make_private(folder: Path) -> None:
+    """Create a folder that only its owner can write to: submitit keeps pickles there, which the jobs execute.
+
+    Raises:
+        BenchError: it cannot be created, or is somebody else's.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            raise BenchError(f"{folder} must be a folder of your own, since jobs execute what is in it")
+        folder.chmod(0o700)
+    except OSError as error:
+        raise BenchError(f"the folder {folder} cannot be made: {error.strerror}") from error
