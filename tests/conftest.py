@@ -65,6 +65,12 @@ def clean_registries(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(one, "_added", dict(one._added))
 
 
+@pytest.fixture
+def store_url() -> str | None:
+    """The URL of the store, None for the default; the tests of the store give others."""
+    return None
+
+
 class Convolutions(TorchDispatchMode):
     """Counts convolutions: forwards, and backwards by what they compute (input, weight, bias)."""
 

@@ -1,15 +1,16 @@
-"""Opening the database: SQLite made safe for several processes, and a schema that is brought up to date."""
+"""Opening the database: SQLite and PostgreSQL made safe for several processes, a schema that is brought up to date."""
 
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, IntegrityError, OperationalError
 
 from bench.errors import BenchError, NothingMeasured
 from bench.records import canonical_json
@@ -21,11 +22,24 @@ MIGRATIONS = "bench.store:migrations"  # package and folder, so that it is found
 
 BUSY_SECONDS = 30  # how long a writer waits for another one
 
+CONNECT_SECONDS = 10  # how long a server may take to answer, unless the URL says otherwise
+
+LOCK = 0x62656E6368  # "bench": the number of the lock that PostgreSQL's writers take
+
 EXAMPLES = "sqlite:///results/bench.sqlite or postgresql+psycopg://user@host/database"
 
-WRITING = {"begin": "BEGIN IMMEDIATE"}
-"""Execution options of a transaction that writes. SQLite then waits for other writers at once; a transaction that first
-reads and then writes would fail, without waiting, if another process wrote in between."""
+INSTALL = "pip install 'robust-overfitting-bench[postgresql]'"
+
+WRITING = {"writing": True}
+"""Execution options of a transaction that writes. It waits for other writers when it begins, so that there is one at a
+time: what it reads is still so when it writes."""
+
+ENVIRONMENT = ("42501", "3F000", "42P01", "42703", "25006", "XX")
+"""SQLSTATEs, or their beginnings, of what is not for us to mend: no rights, no schema to create tables in, a table or a
+column that is gone, a server that only reads, damaged pages."""
+
+AGAIN = ("40001", "40P01")
+"""SQLSTATEs of a transaction that was in the way of another one: serialization failure, deadlock."""
 
 
 class NoStore(NothingMeasured, FileNotFoundError):
@@ -35,8 +49,8 @@ class NoStore(NothingMeasured, FileNotFoundError):
 def open_database(url: str | URL, *, create: bool) -> Engine:
     """Return an engine whose database has the newest schema.
 
-    An empty database gets the schema, or if not `create`, is an error. An older one is migrated; of an SQLite file a
-    copy is kept beside it.
+    An empty database gets the schema, or if not `create`, is an error. An older one is migrated in one transaction, so
+    that a failure changes nothing; of an SQLite file a copy is kept beside it.
 
     Raises:
         NoStore: there is nothing, and nothing is to be created.
@@ -60,7 +74,9 @@ def open_database(url: str | URL, *, create: bool) -> Engine:
 
 def _bring_up_to_date(engine: Engine, *, create: bool) -> None:
     tables = _tables(engine)
-    version = _version(engine) if "alembic_version" in tables else None
+    content = set(tables) - {"alembic_version"}
+    ours = "alembic_version" in tables and (not content or "protocol" in content)
+    version = _version(engine) if ours else None
     if version is None and tables:
         raise BenchError(f"{name_of(engine)} holds tables that are not of bench; name another database")
     if version is None and not create:
@@ -79,7 +95,8 @@ def _exists(path: Path) -> bool:
 def name_of(engine: Engine) -> str:
     """Return what to call the database in a sentence, without user and password."""
     path, url = sqlite_file(engine), engine.url
-    place = path or "/".join(part for part in (url.host, url.database) if part) or "in memory"
+    nowhere = "in memory" if engine.dialect.name == "sqlite" else "at its default place"
+    place = path or "/".join(part for part in (url.host, url.database) if part) or nowhere
     return f"the {engine.dialect.name} store {place}"
 
 
@@ -96,13 +113,39 @@ def reported(engine: Engine) -> Iterator[None]:
     try:
         yield
     except DatabaseError as error:
-        # The subclasses for wrong statements and broken constraints are bugs of ours and keep their traceback.
-        if not isinstance(error, OperationalError) and type(error) is not DatabaseError:
+        if _is_a_bug(error):
             raise
-        cause = (str(error.orig).strip().splitlines() or ["no reason given"])[0]
-        if engine.url.password:
-            cause = cause.replace(str(engine.url.password), "***")
+        cause = first_line(error)
+        for secret in _secrets(engine.url):
+            cause = cause.replace(secret, "***")
         raise BenchError(f"{name_of(engine)} cannot be used: {cause}") from None
+
+
+def first_line(error: DBAPIError) -> str:
+    """Return what the database said, without the statement and the hints that may follow."""
+    return (str(error.orig).strip().splitlines() or ["no reason given"])[0]
+
+
+def _is_a_bug(error: DatabaseError) -> bool:
+    """Return whether it tells of a wrong statement or a broken constraint: these are ours and keep their traceback."""
+    elsewhere = isinstance(error, OperationalError) or type(error) is DatabaseError
+    connecting = error.statement is None
+    return not (elsewhere or connecting or _sqlstate(error).startswith(ENVIRONMENT))
+
+
+def may_pass(error: DBAPIError) -> bool:
+    """Return whether the same transaction may succeed if tried again: others wrote, or the connection broke."""
+    return isinstance(error, IntegrityError) or error.connection_invalidated or _sqlstate(error) in AGAIN
+
+
+def _sqlstate(error: DBAPIError) -> str:
+    """Return the error's code in the SQL standard, empty where the driver knows none."""
+    return getattr(error.orig, "sqlstate", None) or ""
+
+
+def _secrets(url: URL) -> list[str]:
+    named = [value for name, value in url.normalized_query.items() if "password" in name]
+    return [secret for secret in (str(url.password or ""), *(one for values in named for one in values)) if secret]
 
 
 # --- the connection --------------------------------------------------------------------------------------------------
@@ -111,27 +154,72 @@ def reported(engine: Engine) -> Iterator[None]:
 def _engine(url: str | URL) -> Engine:
     try:
         parsed = make_url(url)
-        is_sqlite = parsed.get_backend_name() == "sqlite"
-        arguments = {"timeout": BUSY_SECONDS} if is_sqlite else {}
-        engine = create_engine(parsed, connect_args=arguments, json_serializer=canonical_json)
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        backend = parsed.get_backend_name()
+        engine = create_engine(parsed, json_serializer=canonical_json, **_settings(parsed))
     except (ArgumentError, ValueError, TypeError):  # their text may quote the password
         raise BenchError(f"the store's URL is not one that SQLAlchemy understands; write {EXAMPLES}") from None
     except ImportError as error:
-        raise BenchError(f"the store's URL needs the Python package '{error.name}', which is not installed") from None
-    if is_sqlite:
+        package = error.name or parsed.get_driver_name()
+        how = f"; {INSTALL}" if package == "psycopg" else ""
+        raise BenchError(f"the store's URL needs the Python package '{package}', which is not installed{how}") from None
+    if backend == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
+    if backend in BEGIN:
+        event.listen(engine, "begin", _begin)
     return engine
+
+
+def _settings(url: URL) -> dict[str, Any]:
+    """Return what `create_engine` is told besides the URL."""
+    backend = url.get_backend_name()
+    if backend == "sqlite":
+        return {"connect_args": {"timeout": BUSY_SECONDS}}
+    if backend == "postgresql":
+        seconds = int(str(url.query.get("connect_timeout", CONNECT_SECONDS)))
+        arguments = {"client_encoding": "utf8", "connect_timeout": seconds}
+        # A run takes days, and networks forget connections that say nothing: each is asked before it is used.
+        return {"connect_args": arguments, "isolation_level": "READ COMMITTED", "pool_pre_ping": True}
+    return {}
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # SQLAlchemy says when a transaction begins, not the driver
-    connection.execute("PRAGMA journal_mode = WAL")
+    _switch_to_wal(connection)
+    connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")
 
 
-def _begin_sqlite(connection: Connection) -> None:
-    connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+def _switch_to_wal(connection: Any) -> None:
+    """Make the file keep a write-ahead log; where another process is at it, SQLite would fail without waiting."""
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+
+
+BEGIN = {
+    "sqlite": ("BEGIN", "BEGIN IMMEDIATE"),
+    "postgresql": (
+        "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
+        f"SET LOCAL lock_timeout = '{BUSY_SECONDS}s'; SET LOCAL synchronous_commit = off;"
+        f"SELECT pg_advisory_xact_lock({LOCK})",
+    ),
+}
+"""How a transaction begins that reads, and one that writes. The first sees one state of the store, however many queries
+it sends; the second is alone. Neither database waits for the disk at a commit: a power cut may take back the latest
+ones, whole, and what they held is in run folders, which have been flushed."""
+
+
+def _begin(connection: Connection) -> None:
+    reading, writing = BEGIN[connection.dialect.name]
+    connection.exec_driver_sql(writing if connection.get_execution_options().get("writing") else reading)
 
 
 # --- the schema ------------------------------------------------------------------------------------------------------
@@ -159,6 +247,8 @@ def _migrate(engine: Engine, version: str | None) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if version is not None and version not in known:
         raise BenchError(f"{name_of(engine)} was made by a newer version of bench (schema {version}); upgrade bench")
+    if engine.dialect.name == "postgresql":
+        _check_encoding(engine)
     if version is not None:
         _back_up(engine, version)
     with engine.execution_options(**WRITING).connect() as connection:
@@ -174,6 +264,13 @@ def _migrate(engine: Engine, version: str | None) -> None:
         finally:
             if sqlite:
                 sqlite.execute("PRAGMA foreign_keys = ON")
+
+
+def _check_encoding(engine: Engine) -> None:
+    with engine.connect() as connection:
+        encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
+    if encoding != "UTF8":
+        raise BenchError(f"{name_of(engine)} has the encoding {encoding}; make a database that has UTF8")
 
 
 def _back_up(engine: Engine, version: str) -> None:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import base64
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.errors import DamagedFile
-from bench.outcome import Outcome
 from bench.records import fingerprint, read_record
 from bench.run_folder import CHECKPOINTS, RunFolder
-from bench.store.schema import CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
+from bench.store.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
 
 
-def read_run(folder: RunFolder) -> tuple[ProtocolRow, RunRow]:
+class Rows(NamedTuple):
+    """What a run folder is in the store: its protocol, its run with checkpoints and outcomes, its epochs.
+
+    The epochs are plain columns of `EpochRow`: there are hundreds of them, and the mapper takes ten times as long.
+    """
+
+    protocol: ProtocolRow
+    run: RunRow
+    curve: list[dict[str, Any]]
+
+
+def read_run(folder: RunFolder) -> Rows:
     """Return the rows that `folder` makes: the same ones whenever they are read.
 
     Raises:
@@ -22,7 +32,7 @@ def read_run(folder: RunFolder) -> tuple[ProtocolRow, RunRow]:
     folder.refuse_links()
     cell = cell_of(folder)
     try:
-        return _protocol(folder, cell), _run(folder, cell)
+        return Rows(_protocol(folder, cell), *_run(folder, cell))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedFile(f"{folder.path} is damaged: its records lack what they should hold ({error!r})") from error
 
@@ -42,14 +52,14 @@ def _protocol(folder: RunFolder, cell: dict[str, Any]) -> ProtocolRow:
     return ProtocolRow(fingerprint=cell["protocol_fingerprint"], content=content)
 
 
-def _run(folder: RunFolder, cell: dict[str, Any]) -> RunRow:
+def _run(folder: RunFolder, cell: dict[str, Any]) -> tuple[RunRow, list[dict[str, Any]]]:
     # How it ended comes first: a run that is going on may end while its files are read.
     method, done, index = cell["cell"]["method"], folder.done(), _index(folder)
     ending, status = done or {}, done["status"] if done else "interrupted"
     # An epoch that was recorded but not committed is trained again when the run goes on.
     committed = folder.committed_epochs(index["finished_epochs"], index.get("curve_sha256"))
-    curve = [_epoch(record) for record in committed]
-    return RunRow(
+    curve = [_epoch(cell["fingerprint"], record) for record in committed]
+    run = RunRow(
         fingerprint=cell["fingerprint"],
         training_fingerprint=cell["training_fingerprint"],
         protocol_fingerprint=cell["protocol_fingerprint"],
@@ -58,7 +68,7 @@ def _run(folder: RunFolder, cell: dict[str, Any]) -> RunRow:
         method=method["name"],
         seed=cell["cell"]["seed"],
         status=status,
-        reason=ending.get("reason"),
+        reason=_printed(ending.get("reason")),
         diverged_in=ending.get("epoch"),
         classes=ending.get("classes"),
         environment=cell["environment"],
@@ -70,9 +80,14 @@ def _run(folder: RunFolder, cell: dict[str, Any]) -> RunRow:
         },
         incidents=folder.incidents() or None,
         done_sha256=digest(done),
-        curve=curve,
-        checkpoints=_checkpoints(folder, index["checkpoints"], finished=status == "finished"),
+        checkpoints=_checkpoints(folder, cell["fingerprint"], index["checkpoints"], finished=status == "finished"),
     )
+    return run, curve
+
+
+def _printed(reason: str | None) -> str | None:
+    """Return the reason without NUL, which PostgreSQL's text cannot hold: it may quote any exception."""
+    return reason and reason.replace("\0", "\ufffd")
 
 
 def digest(done: dict[str, Any] | None) -> str | None:
@@ -88,33 +103,42 @@ def _index(folder: RunFolder) -> dict[str, Any]:
         return {"checkpoints": {}, "finished_epochs": 0}
 
 
-def _epoch(record: dict[str, Any]) -> EpochRow:
-    test = record["test"] or {"clean": None, "robust": None}
-    return EpochRow(
-        **{name: record[name] for name in ("epoch", "lr", "train_seconds", "seconds")},
-        train_loss=record["train"]["loss"],
-        train_robust=record["train"]["robust"],
-        validation_clean=record["validation"]["clean"],
-        validation_robust=record["validation"]["robust"],
-        test_clean=test["clean"],
-        test_robust=test["robust"],
-    )
+def _epoch(run: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns of `EpochRow`."""
+    train, validation, test = record["train"], record["validation"], record["test"] or {"clean": None, "robust": None}
+    return {
+        "run": run,
+        "epoch": record["epoch"],
+        "lr": record["lr"],
+        "train_loss": train["loss"],
+        "train_robust": train["robust"],
+        "validation_clean": validation["clean"],
+        "validation_robust": validation["robust"],
+        "test_clean": test["clean"],
+        "test_robust": test["robust"],
+        "train_seconds": record["train_seconds"],
+        "seconds": record["seconds"],
+    }
 
 
-def _checkpoints(folder: RunFolder, entries: dict[str, Any], *, finished: bool) -> dict[str, CheckpointRow]:
+def _checkpoints(folder: RunFolder, run: str, entries: dict[str, Any], *, finished: bool) -> dict[str, CheckpointRow]:
     """Return the checkpoints with their outcomes.
 
     While a run is unfinished, outcomes may be there before the weights that they judge are; these are left out.
     """
     rows = {
-        name: CheckpointRow(name=name, **{field: entries[name][field] for field in ("epoch", "sha256", "file")})
+        name: CheckpointRow(
+            run=run, name=name, **{field: entries[name][field] for field in ("epoch", "sha256", "file")}
+        )
         for name in CHECKPOINTS
         if name in entries
     }
     for (checkpoint, key), record in folder.read_outcomes().items():
         path = folder.outcome_path(checkpoint, key)
         if checkpoint in rows and record["weights_sha256"] == rows[checkpoint].sha256:
-            rows[checkpoint].outcomes[key] = _outcome(path.name, key, record)
+            row = _outcome(path.name, key, record)
+            row.run, row.checkpoint = run, checkpoint
+            rows[checkpoint].outcomes[key] = row
         elif finished:
             raise DamagedFile(f"{path} judges other weights than those of the run's checkpoint '{checkpoint}'")
     return rows
@@ -124,19 +148,19 @@ def _outcome(file: str, key: str, record: dict[str, Any]) -> OutcomeRow:
     count, bits = record["count"], base64.b64decode(record["correct"])
     if count < 1 or len(bits) != -(-count // 8):
         raise ValueError(f"the verdicts of {file} are not as many as it states")
-    outcome = Outcome.from_record(record)
-    right = int(outcome.correct.sum())
+    padding = -count % 8
+    right = (int.from_bytes(bits, "big") >> padding).bit_count()
     if record["right"] != right:
         raise ValueError(f"the verdicts of {file} are not as often right as it states")
     return OutcomeRow(
         key=key,
-        attack=outcome.attack["name"],
-        title=outcome.title,
-        identity=outcome.attack,
+        attack=record["attack"]["name"],
+        title=record["title"],
+        identity=record["attack"],
         count=count,
         right=right,
         accuracy=right / count,
         correct=bits,
-        seconds=outcome.seconds,
-        detail=outcome.detail,
+        seconds=record["seconds"],
+        detail=record["detail"],
     )

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from sqlalchemy import URL, delete, func, or_, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import URL, delete, exists, func, insert, or_, select, text
+from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.orm import Session, selectinload, undefer
 
-from bench.errors import BenchError, NothingMeasured
+from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.run_folder import RunFolder
-from bench.store.database import WRITING, name_of, open_database, reported
-from bench.store.folder import cell_of, digest, read_run
-from bench.store.schema import CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
+from bench.store.database import WRITING, first_line, may_pass, name_of, open_database, reported
+from bench.store.folder import Rows, cell_of, digest, read_run
+from bench.store.integrity import damage_of
+from bench.store.schema import Base, CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
 
-ORDER = (RunRow.protocol_fingerprint, RunRow.suite, RunRow.method, RunRow.label, RunRow.seed, RunRow.fingerprint)
+ORDER = attrgetter("protocol_fingerprint", "suite", "method", "label", "seed", "fingerprint")
+"""How runs are sorted: here, since databases order text by rules of their own."""
 
 FILE = "bench.sqlite"  # the default store, in the results folder
 
-ATTEMPTS = 3  # to write a run, should another process write it, or the first run of its protocol, at the same moment
+EPOCHS = text("INSERT INTO epoch SELECT * FROM json_populate_recordset(NULL::epoch, CAST(:curve AS json))")
+"""How PostgreSQL takes in a curve, hundreds of rows: with a statement for each, a run takes twice as long."""
+
+ATTEMPTS = 3  # to write a run, should the connection break or another process be in the way
 
 AT_ONCE = 1000  # runs whose curves one query asks for; databases limit the parameters of a query
 
@@ -73,23 +80,8 @@ class Store:
         return f"{name_of(self._engine)}, {count} runs"
 
     def damage(self) -> list[str]:
-        """Return what the database itself finds wrong, a sentence each: damaged pages, rows that refer to none.
-
-        Only SQLite is asked; other databases see to that themselves.
-        """
-        if self._engine.dialect.name != "sqlite":
-            return []
-        name = name_of(self._engine)
-        try:
-            with reported(self._engine), self._engine.connect() as connection:
-                found = [str(line) for (line,) in connection.exec_driver_sql("PRAGMA integrity_check")]
-                orphans = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
-        except BenchError as error:
-            return [f"{error}; delete it and run `bench ingest`"]
-        problems = [] if found == ["ok"] else [f"{name} is damaged: {found[0]}"]
-        for table, parent in sorted({(row[0], row[2]) for row in orphans}):
-            problems.append(f"{name} has a row in '{table}' whose '{parent}' is missing")
-        return [f"{problem}; delete it and run `bench ingest`" for problem in problems]
+        """Return what the database itself finds wrong, a sentence each: see `integrity.damage_of`."""
+        return damage_of(self._engine)
 
     # --- taking in ---------------------------------------------------------------------------------------------------
 
@@ -100,19 +92,42 @@ class Store:
             BenchError: the folder is not that of a run, or the database cannot be written.
             DamagedFile: a file of the folder is not what was written there.
         """
-        for attempt in range(1, ATTEMPTS + 1):
-            protocol, run = read_run(folder)
-            try:
-                with reported(self._engine), Session(self._writing) as session, session.begin():
-                    session.execute(delete(RunRow).where(RunRow.fingerprint == run.fingerprint))
-                    if session.get(ProtocolRow, protocol.fingerprint) is None:
-                        session.add(protocol)
-                        session.flush()
-                    session.add(run)
-                return
-            except IntegrityError:
-                if attempt == ATTEMPTS:
-                    raise
+        with reported(self._engine):
+            failures = 0
+            while True:
+                rows = read_run(folder)
+                try:
+                    if self._replace(folder, rows):
+                        return
+                except DataError as error:
+                    raise DamagedFile(f"{folder.path} holds what the store cannot: {first_line(error)}") from error
+                except DBAPIError as error:
+                    failures += 1
+                    if failures == ATTEMPTS or not may_pass(error):
+                        raise
+
+    def _replace(self, folder: RunFolder, rows: Rows) -> bool:
+        """Write a run in one transaction, or nothing and return False if it has ended since `rows` were read.
+
+        Another process may then have written how it ended, which must not be replaced by what was before. The rows go
+        past the mapper, which would take longer than all the rest.
+        """
+        run, protocol = rows.run, rows.protocol
+        checkpoints = list(run.checkpoints.values())
+        outcomes = [outcome for checkpoint in checkpoints for outcome in checkpoint.outcomes.values()]
+        with self._writing.begin() as connection:
+            if digest(folder.done()) != run.done_sha256:
+                return False
+            connection.execute(delete(RunRow).where(RunRow.fingerprint == run.fingerprint))
+            known = connection.scalar(select(exists().where(ProtocolRow.fingerprint == protocol.fingerprint)))
+            new: list[Sequence[Base]] = [[] if known else [protocol], [run], checkpoints, outcomes]
+            for table in filter(None, new):
+                connection.execute(insert(type(table[0])), [_columns(row) for row in table])
+            if rows.curve and connection.dialect.name == "postgresql":
+                connection.execute(EPOCHS, {"curve": json.dumps(rows.curve)})
+            elif rows.curve:
+                connection.execute(insert(EpochRow), rows.curve)
+        return True
 
     def ingest_if_new(self, folder: RunFolder) -> None:
         """Take in a run folder unless it has been since its run ended; raises as `ingest`."""
@@ -136,9 +151,9 @@ class Store:
             selectinload(RunRow.protocol), outcomes.options(undefer(OutcomeRow.correct)) if bits else outcomes
         )
         if protocol is not None:
-            query = query.where(RunRow.protocol_fingerprint.startswith(protocol, autoescape=True))
+            query = query.where(RunRow.protocol_fingerprint.istartswith(protocol, autoescape=True))
         with reported(self._engine), Session(self._engine) as session:
-            return list(session.scalars(query.order_by(*ORDER)))
+            return sorted(session.scalars(query), key=ORDER)
 
     def curves(self, runs: Collection[str]) -> dict[str, list[Epoch]]:
         """Return the epochs of each of `runs` (fingerprints) that has any, first epoch first."""
@@ -155,7 +170,7 @@ class Store:
     def list_runs(self) -> list[dict[str, Any]]:
         """Return one line of plain data for every run, ordered as `runs`."""
         with reported(self._engine), Session(self._engine) as session:
-            runs = list(session.scalars(select(RunRow).order_by(*ORDER)))
+            runs = sorted(session.scalars(select(RunRow)), key=ORDER)
         return [
             {
                 "name": Path(run.folder).name,
@@ -176,33 +191,31 @@ class Store:
             BenchError: none or several runs begin so.
         """
         matches = or_(
-            RunRow.folder.startswith(f"runs/{name}", autoescape=True),
-            RunRow.fingerprint.startswith(name, autoescape=True),
+            RunRow.folder.istartswith(f"runs/{name}", autoescape=True),
+            RunRow.fingerprint.istartswith(name, autoescape=True),
         )
-        query = select(RunRow).where(matches).order_by(RunRow.folder)
         loaded = (
             selectinload(RunRow.protocol),
             selectinload(RunRow.curve),
             selectinload(RunRow.checkpoints).selectinload(CheckpointRow.outcomes),
         )
         with reported(self._engine), Session(self._engine) as session:
-            found = list(session.scalars(query.options(*loaded).limit(2)))
-        if not found:
-            raise NothingMeasured(f"no run begins with '{name:.100}'; `bench list runs` names them")
-        if len(found) > 1:
-            names = " and ".join(Path(run.folder).name for run in found)
-            raise BenchError(f"'{name:.100}' is the beginning of several runs, such as {names}; write more of it")
-        return _described(found[0])
+            found = sorted(session.scalars(select(RunRow.folder).where(matches)))
+            if not found:
+                raise NothingMeasured(f"no run begins with '{name:.100}'; `bench list runs` names them")
+            if len(found) > 1:
+                names = " and ".join(Path(folder).name for folder in found[:2])
+                raise BenchError(f"'{name:.100}' is the beginning of several runs, such as {names}; write more of it")
+            return _described(session.scalars(select(RunRow).where(matches).options(*loaded)).one())
 
 
 def _described(run: RunRow) -> dict[str, Any]:
     """Return a fully loaded run as plain data."""
-    fields = {column.key: getattr(run, column.key) for column in RunRow.__table__.columns}
     judged = sorted(run.checkpoints.values(), key=lambda row: row.name)
     outcomes = [row.outcomes[key] for row in judged for key in sorted(row.outcomes)]
     return {
         "name": Path(run.folder).name,
-        **fields,
+        **_columns(run),
         "protocol": run.protocol.content,
         "curve": [_columns(row, "run") for row in run.curve],
         "checkpoints": [_columns(row, "run") for row in judged],
@@ -211,5 +224,5 @@ def _described(run: RunRow) -> dict[str, Any]:
     }
 
 
-def _columns(row: EpochRow | CheckpointRow | OutcomeRow, *without: str) -> dict[str, Any]:
+def _columns(row: Base, *without: str) -> dict[str, Any]:
     return {column.key: getattr(row, column.key) for column in row.__table__.columns if column.key not in without}

@@ -1,19 +1,25 @@
-"""Run folders made by hand, as a worker would leave them, and a store; the tests of reporting use them as well."""
+"""Run folders made by hand, as a worker would leave them, and a store; the tests of reporting use them as well.
 
-from collections.abc import Mapping, Sequence
+The tests of the store run on SQLite and on PostgreSQL, unless they are about a file of the former."""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import create_engine, select
 
 from bench.outcome import Outcome, Verdicts
 from bench.protocol import AutoAttack, Clean, Protocol
 from bench.records import write_record
 from bench.run_folder import RunFolder
 from bench.spec import Cell, ResolvedMethod
+from bench.store.schema import Base
 from bench.store.store import Store
+
+from .postgresql import CannotStart, Server, running
 
 IMAGES = 200
 
@@ -116,16 +122,32 @@ def epoch_record(epoch: int, *, test_tracked: bool = True) -> dict[str, Any]:
     }
 
 
-def contents(store: Store) -> dict[str, Any]:
-    """Return everything that a store holds, as plain data."""
-    shown = {run.fingerprint: store.show_run(run.fingerprint) for run in store.runs(bits=True)}
-    bits = {
-        (run.fingerprint, name, key): outcome.correct
-        for run in store.runs(bits=True)
-        for name, checkpoint in run.checkpoints.items()
-        for key, outcome in checkpoint.outcomes.items()
-    }
-    return {"runs": shown, "bits": bits}
+def execute(url: str, statement: str) -> list[tuple[Any, ...]]:
+    """Execute a statement past the package, as whoever tampers with a store would; return its rows."""
+    engine = create_engine(url)
+    try:
+        with engine.begin() as connection:
+            done = connection.exec_driver_sql(statement)
+            return [tuple(row) for row in done] if done.returns_rows else []
+    finally:
+        engine.dispose()
+
+
+def contents(url: str) -> list[str]:
+    """Return every row of a store, whatever database it is, in one order: its whole content."""
+    engine = create_engine(url)
+    try:
+        with engine.connect() as connection:
+            tables = Base.metadata.sorted_tables
+            return sorted(f"{table} {row}" for table in tables for row in connection.execute(select(table)))
+    finally:
+        engine.dispose()
+
+
+def empty(url: str) -> None:
+    """Delete every row of a store."""
+    for table in reversed(Base.metadata.sorted_tables):
+        execute(url, f"DELETE FROM {table}")
 
 
 @pytest.fixture
@@ -142,8 +164,29 @@ def make_run(results: Path, monkeypatch: pytest.MonkeyPatch) -> Maker:
     return Maker(results)
 
 
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A PostgreSQL server of this session's own."""
+    try:
+        with running() as started:
+            yield started
+    except CannotStart as why:
+        pytest.skip(f"no PostgreSQL: {why}")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, results: Path) -> Iterator[str]:
+    """The URL of a database that is empty: on SQLite the default store's, on PostgreSQL one of this test's own."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{results / 'bench.sqlite'}"
+        return
+    server: Server = request.getfixturevalue("server")
+    with server.database() as name:
+        yield server.url(name)
+
+
 @pytest.fixture
-def store(results: Path):
-    """The default store of the results folder."""
-    with Store.of(results) as opened:
+def store(results: Path, store_url: str | None):
+    """An empty store: by default the one of the results folder."""
+    with Store.of(results, store_url) as opened:
         yield opened

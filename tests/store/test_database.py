@@ -1,8 +1,10 @@
 import shutil
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from alembic import command
@@ -10,7 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, inspect
 from sqlalchemy.exc import ProgrammingError
 
 import bench.store
@@ -20,12 +22,19 @@ from bench.store.database import NoStore, open_database, reported
 from bench.store.schema import Base
 from bench.store.store import Store
 
+from .conftest import contents, execute
 
-def execute(path: Path, statement: str) -> list[tuple]:
-    with closing(sqlite3.connect(path)) as connection:
-        rows = connection.execute(statement).fetchall()
-        connection.commit()
-        return rows
+HEAD = database.REVISION
+
+REVISION = "SELECT version_num FROM alembic_version"
+
+
+@pytest.fixture
+def url(store_url):
+    """The URL of an up-to-date store without runs."""
+    with Store(store_url):
+        pass
+    return store_url
 
 
 @pytest.fixture
@@ -39,12 +48,13 @@ def path(results):
 # --- the schema ------------------------------------------------------------------------------------------------------
 
 
-def test_the_migrations_make_the_tables_that_the_models_state(path):
-    engine = open_database(f"sqlite:///{path}", create=False)
+def test_the_migrations_make_the_tables_that_the_models_state(url):
+    engine = open_database(url, create=False)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "render_as_batch": True})
         assert compare_metadata(context, Base.metadata) == []
-    assert execute(path, "SELECT version_num FROM alembic_version") == [(database.REVISION,)]
+    engine.dispose()
+    assert execute(url, REVISION) == [(HEAD,)]
 
 
 def test_the_newest_revision_is_the_one_that_needs_no_migration():
@@ -52,8 +62,6 @@ def test_the_newest_revision_is_the_one_that_needs_no_migration():
     config.set_main_option("script_location", database.MIGRATIONS)
     assert ScriptDirectory.from_config(config).get_current_head() == database.REVISION
 
-
-HEAD = database.REVISION
 
 NEXT = """
 import sqlalchemy as sa
@@ -85,50 +93,64 @@ def newer_bench(tmp_path, monkeypatch):
     return upgrade
 
 
-def test_an_older_store_is_migrated_and_a_copy_kept(make_run, results, newer_bench):
+def test_an_older_store_is_migrated(make_run, store_url, newer_bench):
+    with Store(store_url) as store:
+        store.ingest(make_run())
+    newer_bench()
+    with Store(store_url, create=False) as store:
+        shown = store.show_run("pgd-at")  # a rebuilt table of runs has lost none of what belongs to them
+        assert store.damage() == []
+    assert (len(shown["curve"]), len(shown["checkpoints"]), len(shown["outcomes"])) == (2, 2, 6)
+    assert execute(store_url, REVISION) == [("9001",)]
+    assert execute(store_url, "SELECT remark FROM run") == [(None,)]
+
+
+def test_of_an_older_file_a_copy_is_kept(make_run, results, newer_bench):
     with Store.of(results) as store:
         store.ingest(make_run())
-    path = results / "bench.sqlite"
     newer_bench()
-    with Store.of(results, create=False) as store:
-        shown = store.show_run("pgd-at")  # a rebuilt table of runs has lost none of what belongs to them
-    assert (len(shown["curve"]), len(shown["checkpoints"]), len(shown["outcomes"])) == (2, 2, 6)
-    assert execute(path, "SELECT version_num FROM alembic_version") == [("9001",)]
-    assert execute(path, "SELECT remark FROM run") == [(None,)]
-    copy = results / f"bench.sqlite.schema-{HEAD}"
-    assert execute(copy, "SELECT version_num FROM alembic_version") == [(HEAD,)]
+    with Store.of(results, create=False):
+        pass
+    copy = f"sqlite:///{results}/bench.sqlite.schema-{HEAD}"
+    assert execute(copy, REVISION) == [(HEAD,)]
     assert execute(copy, "SELECT count(*) FROM outcome") == [(6,)]
     with Store.of(results):  # nothing is left to migrate
         pass
     assert len(list(results.glob("*.schema-*"))) == 1
 
 
-def test_a_store_of_the_first_schema_is_brought_up_to_date(results):
-    path = results / "bench.sqlite"
+@pytest.mark.parametrize("first", ["0001", "0002"])
+def test_a_store_of_an_earlier_schema_is_brought_up_to_date(store_url, results, first):
     config = Config()
     config.set_main_option("script_location", database.MIGRATIONS)
-    with create_engine(f"sqlite:///{path}").begin() as connection:
+    engine = create_engine(store_url)
+    with engine.begin() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-    with Store.of(results, create=False) as store:
+        command.upgrade(config, first)
+    engine.dispose()
+    with Store(store_url, create=False) as store:
         assert store.runs() == []
-    assert execute(path, "SELECT version_num FROM alembic_version") == [(HEAD,)]
-    assert execute(path, "SELECT train_pflop FROM run") == []
-    assert len(list(results.glob("*.schema-0001*"))) == 1
+        assert store.damage() == []
+    assert execute(store_url, REVISION) == [(HEAD,)]
+    assert execute(store_url, "SELECT train_pflop, incidents FROM run") == []
+    assert len(list(results.glob(f"*.schema-{first}*"))) == store_url.startswith("sqlite")
 
 
-def test_a_migration_that_fails_changes_nothing(make_run, results, newer_bench):
-    with Store.of(results) as store:
+def test_a_migration_that_fails_changes_nothing(make_run, store_url, results, newer_bench):
+    with Store(store_url) as store:
         store.ingest(make_run())
-    path = results / "bench.sqlite"
+    before = contents(store_url)
     newer_bench('raise RuntimeError("a bug")')
     for _ in range(2):
         with pytest.raises(RuntimeError):
-            Store.of(results)
-    assert execute(path, "SELECT version_num FROM alembic_version") == [(HEAD,)]
-    assert not any("remark" in column for column in execute(path, "PRAGMA table_info(run)"))
-    assert execute(path, "SELECT count(*) FROM outcome") == [(6,)]
-    assert len(list(results.glob(f"*.schema-{HEAD}*"))) == 2  # no copy replaces another
+            Store(store_url)
+    assert execute(store_url, REVISION) == [(HEAD,)]
+    engine = create_engine(store_url)
+    assert "remark" not in {column["name"] for column in inspect(engine).get_columns("run")}
+    engine.dispose()
+    assert contents(store_url) == before
+    copies = list(results.glob(f"*.schema-{HEAD}*"))
+    assert len(copies) == (2 if store_url.startswith("sqlite") else 0)  # no copy replaces another
 
 
 def test_foreign_keys_are_on_after_a_migration(newer_bench, path):
@@ -138,25 +160,30 @@ def test_foreign_keys_are_on_after_a_migration(newer_bench, path):
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
 
 
-def test_a_newer_store_is_refused_and_left_alone(path):
-    execute(path, "UPDATE alembic_version SET version_num = '9999'")
+def test_a_newer_store_is_refused_and_left_alone(url, results):
+    execute(url, "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(BenchError, match=r"made by a newer version of bench \(schema 9999\); upgrade bench"):
-        Store(f"sqlite:///{path}")
-    assert execute(path, "SELECT version_num FROM alembic_version") == [("9999",)]
-    assert len(list(path.parent.iterdir())) == 1
+        Store(url)
+    assert execute(url, REVISION) == [("9999",)]
+    assert list(results.glob("*.schema-*")) == []
 
 
-def test_a_database_of_something_else_is_refused(tmp_path):
-    path = tmp_path / "other.sqlite"
-    execute(path, "CREATE TABLE protocol (song TEXT)")
-    with pytest.raises(BenchError, match="holds tables that are not of bench; name another database"):
-        Store(f"sqlite:///{path}")
-    assert execute(path, "SELECT name FROM sqlite_master") == [("protocol",)]
+@pytest.mark.parametrize("names", [["protocol"], ["alembic_version", "song"]], ids=" ".join)
+def test_a_database_of_something_else_is_refused(store_url, names):
+    for name in names:
+        execute(store_url, f"CREATE TABLE {name} (version_num TEXT)")
+        execute(store_url, f"INSERT INTO {name} VALUES ('a song')")
+    for create in (True, False):
+        with pytest.raises(BenchError, match="holds tables that are not of bench; name another database"):
+            Store(store_url, create=create)
+    engine = create_engine(store_url)
+    assert sorted(inspect(engine).get_table_names()) == names
+    engine.dispose()
 
 
-def test_opening_is_fast_where_nothing_is_migrated(results, path):
+def test_opening_is_fast_where_nothing_is_migrated(url):
     started = time.process_time()
-    with Store.of(results):
+    with Store(url):
         pass
     assert time.process_time() - started < 0.1
 
@@ -184,12 +211,11 @@ def test_no_store_yet(results):
     assert list(results.iterdir()) == []
 
 
-def test_an_empty_database_is_no_store_yet(tmp_path):
-    path = tmp_path / "empty.sqlite"
-    path.touch()
-    with pytest.raises(NoStore, match=r"empty\.sqlite is empty"):
-        Store(f"sqlite:///{path}", create=False)
-    with Store(f"sqlite:///{path}") as store:
+def test_an_empty_database_is_no_store_yet(store_url, results):
+    (results / "bench.sqlite").touch()
+    with pytest.raises(NoStore, match="is empty; `bench run SUITE` fills it"):
+        Store(store_url, create=False)
+    with Store(store_url) as store:
         assert store.runs() == []
 
 
@@ -239,6 +265,21 @@ def test_a_writer_waits_for_another_one(path):
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 30_000
 
 
+def test_several_may_make_the_same_file_at_once(tmp_path):
+    def make(number):
+        for turn in range(30):
+            engine = database._engine(f"sqlite:///{tmp_path}/{turn}.sqlite")
+            together.wait(30)
+            with engine.connect() as connection:
+                found = connection.exec_driver_sql("PRAGMA journal_mode").scalar()
+            engine.dispose()
+            assert found == "wal"
+
+    together = Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(make, range(4))) == [None] * 4
+
+
 def test_a_locked_database_is_one_sentence(make_run, results, path, monkeypatch):
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     folder = make_run()
@@ -263,7 +304,8 @@ def test_the_password_is_kept_out_of_what_the_driver_says():
     assert str(caught.value) == "the postgresql store host/runs cannot be used: no: password=***"
 
 
-def test_a_wrong_statement_keeps_its_traceback(path):
-    engine = open_database(f"sqlite:///{path}", create=False)
+def test_a_wrong_statement_keeps_its_traceback(url):
+    engine = open_database(url, create=False)
     with pytest.raises(ProgrammingError), reported(engine):
         raise ProgrammingError("SELEKT", {}, Exception("syntax"))
+    engine.dispose()

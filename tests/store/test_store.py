@@ -1,14 +1,13 @@
 import base64
 import json
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from sqlalchemy import delete, event, inspect
+from sqlalchemy import Engine, delete, event, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -16,15 +15,11 @@ from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.outcome import unpack
 from bench.records import fingerprint, read_record, write_record
 from bench.run_folder import RunFolder
-from bench.store.schema import EpochRow, OutcomeRow, ProtocolRow, RunRow
+from bench.store.folder import read_run
+from bench.store.schema import EpochRow, ProtocolRow
 from bench.store.store import Store
 
-
-def contents(results: Path) -> list[str]:
-    """Return every row of the default store as SQL, sorted: its whole content."""
-    with closing(sqlite3.connect(results / "bench.sqlite")) as connection:
-        return sorted(line for line in connection.iterdump() if line.startswith("INSERT"))
-
+from .conftest import contents, empty, protocol_of
 
 # --- taking in -------------------------------------------------------------------------------------------------------
 
@@ -73,38 +68,60 @@ def test_a_curve_without_the_test_images(make_run, store):
     assert store.show_run("pgd-at")["curve"][0]["test_robust"] is None
 
 
-def test_taking_in_again_changes_nothing_in_any_order(make_run, results, store):
+def test_taking_in_again_changes_nothing_in_any_order(make_run, store_url, store):
     folders = [make_run(seed=seed) for seed in range(3)]
     for folder in folders:
         store.ingest(folder)
-    before = contents(results)
-    assert len(before) == 1 + 1 + 3 * (1 + 2 + 2 + 6)  # revision, protocol; run, epochs, checkpoints, outcomes
+    before = contents(store_url)
+    assert len(before) == 1 + 3 * (1 + 2 + 2 + 6)  # protocol; run, epochs, checkpoints, outcomes
     for folder in reversed(folders):
         store.ingest(folder)
-    assert contents(results) == before
-    other = results.with_name("elsewhere")
-    other.mkdir()
-    with Store.of(other) as rebuilt:
-        for folder in reversed(folders):
-            rebuilt.ingest(folder)
-    assert contents(other) == before
+    assert contents(store_url) == before
+    empty(store_url)
+    assert contents(store_url) == []
+    for folder in folders[1:] + folders[:1]:
+        store.ingest(folder)
+    assert contents(store_url) == before
 
 
 def test_a_run_that_ends_while_it_is_read_is_no_damage(make_run, store, monkeypatch):
     folder = make_run(status=None)
     path = folder.outcome_path("last", "clean-0")
-    write_record(path, read_record(path) | {"weights_sha256": "of weights that the index did not name yet"})
-    real = RunFolder.done
+    record = read_record(path)
+    write_record(path, record | {"weights_sha256": "of weights that the index did not name yet"})
+    real, asked = RunFolder.done, []
 
     def ends(self):
         found = real(self)
-        if found is None:
+        asked.append(found)
+        if len(asked) == 1:
             folder.finish("finished")
+        elif len(asked) == 2:  # by then the index has long been written
+            write_record(path, record)
         return found
 
     monkeypatch.setattr(RunFolder, "done", ends)
     store.ingest(folder)
-    assert store.runs()[0].status == "interrupted"
+    assert len(asked) > 2
+    assert store.runs()[0].status == "finished"
+
+
+def test_how_a_run_ended_is_not_replaced_by_what_was_before(make_run, store, store_url, monkeypatch):
+    folder, read = make_run(status=None), []
+
+    def read_slowly(folder):
+        read.append(1)
+        rows = read_run(folder)
+        if len(read) == 1:  # another process is faster
+            folder.finish("finished")
+            with Store(store_url) as other:
+                other.ingest(folder)
+        return rows
+
+    monkeypatch.setattr("bench.store.store.read_run", read_slowly)
+    store.ingest(folder)
+    assert store.runs()[0].status == "finished"
+    assert len(read) == 3
 
 
 def test_taking_in_a_changed_run_replaces_all_of_it(make_run, store):
@@ -199,14 +216,14 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_folder_is_refused_and_the_store_stays_as_it_was(make_run, results, store, damage):
+def test_a_damaged_folder_is_refused_and_the_store_stays_as_it_was(make_run, store_url, store, damage):
     folder = make_run()
     store.ingest(folder)
-    before = contents(results)
+    before = contents(store_url)
     damage(folder)
     with pytest.raises(DamagedFile, match=folder.path.name):
         store.ingest(folder)
-    assert contents(results) == before
+    assert contents(store_url) == before
 
 
 def test_a_folder_that_is_none_of_a_run(store, tmp_path):
@@ -215,52 +232,57 @@ def test_a_folder_that_is_none_of_a_run(store, tmp_path):
             take(RunFolder(tmp_path / "nowhere"))
 
 
-def test_all_or_nothing(make_run, results, store):
+@contextmanager
+def before_each(act, part: str):
+    """Within, `act` is called before each statement that `part` is in."""
+
+    def listen(_connection, _cursor, statement, *_):
+        if part in statement:
+            act()
+
+    event.listen(Engine, "before_cursor_execute", listen)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "before_cursor_execute", listen)
+
+
+@pytest.mark.parametrize("table", ["run", "checkpoint", "outcome", "epoch"])
+def test_all_or_nothing(make_run, store_url, store, table):
     folder = make_run()
     store.ingest(folder)
-    before = contents(results)
+    before = contents(store_url)
     folder.finish("failed", reason="something new")
 
-    def break_down(_mapper, _connection, target):
-        if target.checkpoint == "last":
-            raise RuntimeError("power cut")
+    def break_down():
+        raise RuntimeError("power cut")
 
-    event.listen(OutcomeRow, "before_insert", break_down)
-    try:
-        with pytest.raises(RuntimeError):
-            store.ingest(folder)
-    finally:
-        event.remove(OutcomeRow, "before_insert", break_down)
-    assert contents(results) == before
+    with before_each(break_down, f"INSERT INTO {table} "), pytest.raises(RuntimeError):
+        store.ingest(folder)
+    assert contents(store_url) == before
 
 
-def test_a_writer_that_loses_a_race_tries_again(make_run, store, monkeypatch):
+def test_a_writer_that_loses_a_race_tries_again(make_run, store, store_url):
     folder, losses = make_run(), []
 
-    def lose(_mapper, _connection, _target):
-        if len(losses) < 2:
+    def lose(times):
+        if len(losses) < times:
             losses.append(1)
             raise IntegrityError("INSERT", {}, Exception("protocol.fingerprint is taken"))
 
-    event.listen(ProtocolRow, "before_insert", lose)
-    try:
+    with before_each(lambda: lose(2), "INSERT INTO protocol"):
         store.ingest(folder)
-        assert len(store.runs()) == 1
-        with Session(store._writing) as session, session.begin():
-            session.execute(delete(RunRow))
-            session.execute(delete(ProtocolRow))
-        losses[:] = []
-        monkeypatch.setattr("bench.store.store.ATTEMPTS", 2)
-        with pytest.raises(IntegrityError):
-            store.ingest(folder)
-    finally:
-        event.remove(ProtocolRow, "before_insert", lose)
+    assert (len(store.runs()), len(losses)) == (1, 2)
+    empty(store_url)
+    with before_each(lambda: lose(2 + 3), "INSERT INTO protocol"), pytest.raises(IntegrityError):
+        store.ingest(folder)
+    assert contents(store_url) == []
 
 
-def test_foreign_keys_are_enforced(make_run, results):
-    with Store.of(results):
+def test_foreign_keys_are_enforced(make_run, store_url):
+    with Store(store_url):
         pass
-    with Store.of(results) as store:  # not the connection that made it
+    with Store(store_url) as store:  # not the connection that made it
         check_foreign_keys(make_run, store)
 
 
@@ -331,47 +353,54 @@ def test_show_run(make_run, store):
             store.show_run(name)
 
 
-def test_describe(make_run, results, store):
+def test_describe(make_run, store, store_url):
     store.ingest(make_run())
-    assert store.describe() == f"the sqlite store {results / 'bench.sqlite'}, 1 runs"
+    url = make_url(store_url)
+    place = url.database if url.host is None else f"{url.host}/{url.database}"
+    assert store.describe() == f"the {url.get_backend_name()} store {place}, 1 runs"
 
 
 # --- several processes, and imports ----------------------------------------------------------------------------------
 
 
-def take_in(results: Path, folders: list[Path], barrier) -> None:
+def take_in(url: str, folders: list[Path], barrier) -> None:
     barrier.wait(30)
-    with Store.of(results) as store:
+    with Store(url) as store:
         for folder in folders:
             store.ingest(RunFolder(folder))
 
 
-def test_processes_create_and_fill_a_store_together(make_run, results):
-    folders = [make_run(seed=seed).path for seed in range(4)]
+@pytest.mark.parametrize(("processes", "runs"), [(2, 16), (4, 8)])
+def test_processes_create_and_fill_a_store_together(make_run, store_url, processes, runs):
+    """All write all runs, of two protocols, each beginning with another one: no row is lost, none is there twice."""
+    protocols = [protocol_of(), protocol_of(model="preact_resnet18")]
+    folders = [make_run(seed=seed, protocol=protocols[seed % 2]).path for seed in range(runs)]
     context = get_context("fork")
-    barrier = context.Barrier(4)
-    # All write all runs, each beginning with another one.
-    orders = [folders[start:] + folders[:start] for start in range(4)]
-    workers = [context.Process(target=take_in, args=(results, order, barrier)) for order in orders]
+    barrier = context.Barrier(processes)
+    starts = [runs * number // processes for number in range(processes)]
+    orders = [folders[start:] + folders[:start] for start in starts]
+    workers = [context.Process(target=take_in, args=(store_url, order, barrier)) for order in orders]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0] * 4
-    with Store.of(results) as store:
-        assert [run.seed for run in store.runs()] == [0, 1, 2, 3]
-        assert inspect(store._engine).get_table_names()
-    with closing(sqlite3.connect(results / "bench.sqlite")) as connection:
-        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert [worker.exitcode for worker in workers] == [0] * processes
+    together = contents(store_url)
+    with Store(store_url) as store:
+        assert store.damage() == []
+        assert len(store.runs()) == runs
+        empty(store_url)
+        for folder in folders:
+            store.ingest(RunFolder(folder))
+    assert together == contents(store_url)
 
 
-def test_an_up_to_date_store_opens_without_alembic_and_torch(make_run, results):
-    with Store.of(results) as store:
+def test_an_up_to_date_store_opens_without_alembic_and_torch(make_run, store_url):
+    with Store(store_url) as store:
         store.ingest(make_run())
     code = (
-        "import sys; from pathlib import Path; from bench.store.store import Store\n"
-        f"print(len(Store.of(Path({str(results)!r})).runs()), [m for m in ('alembic', 'torch') if m in sys.modules])"
+        "import sys; from bench.store.store import Store\n"
+        f"print(len(Store({store_url!r}).runs()), [m for m in ('alembic', 'torch') if m in sys.modules])"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.split("\n")[0] == "1 []"

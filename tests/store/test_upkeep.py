@@ -1,8 +1,5 @@
 """The store made anew from run folders, and the disk freed of what can be made again."""
 
-import sqlite3
-from contextlib import closing
-
 import pytest
 
 from bench.errors import BenchError, NothingMeasured
@@ -10,35 +7,31 @@ from bench.run_folder import run_folders
 from bench.store.store import Store
 from bench.upkeep import ingest, removable, remove
 
-
-def contents(results):
-    """Return every row of the default store as SQL, sorted: its whole content."""
-    with closing(sqlite3.connect(results / "bench.sqlite")) as connection:
-        return sorted(line for line in connection.iterdump() if line.startswith("INSERT"))
+from .conftest import contents, execute
 
 
-def test_a_lost_store_is_made_again_row_by_row(make_run, results):
+def test_a_lost_store_is_made_again_row_by_row(make_run, results, store_url):
     folders = [make_run(seed=seed, status=status) for seed, status in enumerate(["finished", "failed", None])]
-    with Store.of(results) as store:
+    with Store(store_url) as store:
         for folder in reversed(folders):
             store.ingest(folder)
-    before = contents(results)
-    for left in results.glob("bench.sqlite*"):
-        left.unlink()
+    before = contents(store_url)
+    for table in ("outcome", "checkpoint", "epoch", "run", "protocol", "alembic_version"):
+        execute(store_url, f"DROP TABLE {table}")
     make_run(seed=3).set_aside()
-    assert [item.damage for item in ingest(results, None)] == [None, None, None]
-    assert contents(results) == before
-    assert [item.damage for item in ingest(results, None)] == [None, None, None]
-    assert contents(results) == before
+    assert [item.damage for item in ingest(results, store_url)] == [None, None, None]
+    assert contents(store_url) == before
+    assert [item.damage for item in ingest(results, store_url)] == [None, None, None]
+    assert contents(store_url) == before
 
 
-def test_a_damaged_folder_stops_no_other(make_run, results):
+def test_a_damaged_folder_stops_no_other(make_run, results, store_url):
     bad, good = make_run(seed=0), make_run(seed=1)
     (bad.path / "done.json").write_text("{")
-    taken = ingest(results, None)
+    taken = ingest(results, store_url)
     assert [item.name for item in taken] == [bad.path.name, good.path.name]
     assert "done.json is damaged" in taken[0].damage
-    with Store.of(results) as store:
+    with Store(store_url) as store:
         assert [run.seed for run in store.runs()] == [1]
 
 
