@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -21,7 +22,9 @@ from bench.run_folder import Busy, RunFolder
 from bench.spec import Cell, LoadedSuite, select_cells
 from bench.store.store import Store
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.1  # at most, until a watcher is called again
+
+LOOK_SECONDS = 0.5  # between two looks at the signs of life: file systems of clusters would feel more
 
 TRIES = 3
 """How often a cell is begun at most, by default, whose worker is lost: killed, out of memory, or hung."""
@@ -246,6 +249,7 @@ def _run(
     waiting = [state for state in states if state.status == "waiting"]
     running: dict[Handle, CellState] = {}
     unstored: list[CellState] = []
+    next_look = 0.0
     try:
         while waiting or running:
             now, waiting = waiting[: executor.room()], waiting[executor.room() :]
@@ -259,9 +263,11 @@ def _run(
                     waiting.append(state)
                 elif state.status != "busy" and not _store(state, store.ingest):
                     unstored.append(state)
-            for handle, state in running.items():
-                handle.look(60 * limits.hang_minutes)
-                state.status = "running" if handle.begun else state.status
+            if time.monotonic() >= next_look:
+                next_look = time.monotonic() + LOOK_SECONDS
+                for handle, state in running.items():
+                    handle.look(60 * limits.hang_minutes)
+                    state.status = "running" if handle.begun else state.status
             watch(states)
     finally:
         executor.close()
