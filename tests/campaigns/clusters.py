@@ -4,46 +4,19 @@ import os
 import signal
 import time
 
-import pytest
-
 from bench.driver import run_suite
 from bench.execution.executor import Spread
 from bench.spec import load_suite
 from bench.store.store import Store
-from bench.testing.conformance import curve
 
-ray = pytest.importorskip("ray", reason="Ray is not installed")
-cluster_utils = pytest.importorskip("ray.cluster_utils")
-
-
-from ..execution.test_slurm import cluster as slurm_cluster  # noqa: E402, F401  (a fixture)
+from ..execution.test_ray import ONE_THREAD, result_of
+from ..execution.test_ray import cluster as ray_cluster  # noqa: F401  (a fixture)
+from ..execution.test_slurm import cluster as slurm_cluster  # noqa: F401  (a fixture)
 
 
-@pytest.fixture
-def cluster():
-    """A Ray cluster whose head runs no cells."""
-    made = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    yield made
-    ray.shutdown()
-    made.shutdown()
-
-
-def result_of(states):
-    """Return what the cells came to: curve, weights and verdicts of each."""
-    found = []
-    for state in states:
-        folder = state.planned.folder
-        assert state.status == "finished", state.reason
-        outcomes = {
-            key: (record["weights_sha256"], record["correct"]) for key, record in folder.read_outcomes().items()
-        }
-        found.append((curve(folder.epochs()), outcomes))
-    return found
-
-
-def test_a_killed_worker_and_a_node_that_goes_and_comes(load, tmp_path, cluster):
-    loaded = load({"seeds: [0]": "seeds: [0, 1]\nexecution: {threads: 1}", "epochs: 2": "epochs: 40"})
-    first = cluster.add_node(num_cpus=2)
+def test_a_killed_worker_and_a_node_that_goes_and_comes(load, tmp_path, ray_cluster):  # noqa: F811
+    loaded = load({**ONE_THREAD, "epochs: 2": "epochs: 40"})
+    first = ray_cluster.add_node(num_cpus=2)
     done = []
 
     def act(states):
@@ -52,13 +25,13 @@ def test_a_killed_worker_and_a_node_that_goes_and_comes(load, tmp_path, cluster)
             os.kill(where["pid"], signal.SIGKILL)
             done.append("killed a worker")
         elif len(done) == 1 and states[0].tries == 1 and states[0].progress.get("epoch", 0) >= 5:
-            cluster.remove_node(first, allow_graceful=False)
+            ray_cluster.remove_node(first, allow_graceful=False)
             done.append("removed its node")
         elif len(done) == 2 and all(state.tries for state in states):
-            cluster.add_node(num_cpus=2)
+            ray_cluster.add_node(num_cpus=2)
             done.append("added a node")
 
-    states = run_suite(loaded, results=tmp_path / "there", spread=Spread("ray", address=cluster.address), watch=act)
+    states = run_suite(loaded, results=tmp_path / "there", spread=Spread("ray", address=ray_cluster.address), watch=act)
     assert done == ["killed a worker", "removed its node", "added a node"]
     assert states[0].tries == 2
     assert states[1].tries == 1
