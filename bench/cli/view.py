@@ -26,7 +26,12 @@ REFRESH_SECONDS = 0.5
 SHOWN = 12  # rows of the live table; more cells than that are counted, not listed
 MILESTONES = 5  # lines for the training of one cell, and for judging it, where there is no terminal
 
-RIGHT = ("train", "validation", "test", "s/epoch")  # columns of figures
+HEADINGS = ("cell", "status", "", "where", "left", "train", "val.", "test", "s/epoch", "host")
+"""`left`: of training, or of the evaluation; then the robust accuracies of the last epoch, in percent."""
+
+WIDE = 110  # columns of a terminal that has room for everything
+
+SPARED = ("", "train", "s/epoch", "host")  # where there is no room
 
 FIRST = {"running": 0, "silent": 1}  # what the table begins with
 
@@ -135,29 +140,33 @@ class View:
 
     def _table(self, states: Sequence[CellState], progress: Sequence[dict[str, Any]], limit: int = SHOWN) -> Table:
         shares = [self._share(state, where) for state, where in zip(states, progress, strict=True)]
-        elsewhere = any(where.get("host", HOST) != HOST for where in progress)
         so_far = _duration(time.monotonic() - self._started)
         title = f"{len(states)} cells: {_standing(states)}; {so_far}, {self._left(shares)}"
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        for heading in ("cell", "status", "", "where", "left", "robust: train", *RIGHT[1:], *(["host"] * elsewhere)):
-            table.add_column(heading, justify="right" if heading.removeprefix("robust: ") in RIGHT else "left")
+        elsewhere = any(where.get("host", HOST) != HOST for where in progress)
+        left_out = {*(() if elsewhere else ("host",)), *(() if self._console.width >= WIDE else SPARED)}
+        headings = [heading for heading in HEADINGS if heading not in left_out]
+        for heading in headings:
+            figures = heading in {"left", "train", "val.", "test", "s/epoch"}
+            table.add_column(heading, justify="right" if figures else "left", no_wrap=heading != "where")
         rows = sorted(zip(states, progress, shares, strict=True), key=lambda row: FIRST.get(row[0].status, 2))
-        shown = [row for row in rows if row[0].status != "finished" or limit == SHOWN][:limit]
-        for state, where, share in shown:
+        kept = [row for row in rows if row[0].status != "finished" or limit == SHOWN][:limit]
+        for state, where, share in kept:
             last, left = where.get("last", {}), where.get("left")
-            figures = [_percent((last.get(part) or {}).get("robust")) for part in ("train", "validation", "test")]
-            figures.append(f"{last['seconds']:.3g}" if "seconds" in last else "")
-            table.add_row(
-                str(state.planned.cell),
-                Text(state.status, style=STYLES.get(state.status, "dim")),
-                ProgressBar(total=1.0, completed=share, width=12),
-                _where(where) or state.reason,
-                "" if left is None else f"{_duration(left)} of it",
-                *figures,
-                *([str(where.get("host", ""))] * elsewhere),
-            )
-        if len(rows) > len(shown):
-            table.add_row(f"... and {len(rows) - len(shown)} more")
+            robust = [_percent((last.get(part) or {}).get("robust")) for part in ("train", "validation", "test")]
+            cells: dict[str, Any] = {
+                "cell": str(state.planned.cell),
+                "status": Text(state.status, style=STYLES.get(state.status, "dim")),
+                "": ProgressBar(total=1.0, completed=share, width=12),
+                "where": _where(where) or state.reason,
+                "left": "" if left is None else _duration(left),
+                **dict(zip(("train", "val.", "test"), robust, strict=True)),
+                "s/epoch": f"{last['seconds']:.3g}" if "seconds" in last else "",
+                "host": str(where.get("host", "")),
+            }
+            table.add_row(*(cells[heading] for heading in headings))
+        if len(rows) > len(kept):
+            table.caption = f"... and {len(rows) - len(kept)} more"
         return table
 
     # --- no terminal -----------------------------------------------------------------------------------------------
