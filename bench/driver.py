@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -22,9 +23,13 @@ from bench.run_folder import Busy, RunFolder
 from bench.spec import Cell, LoadedSuite, select_cells
 from bench.store.store import Store
 
+log = logging.getLogger(__name__)
+
 POLL_SECONDS = 0.1  # at most, until a watcher is called again
 
 LOOK_SECONDS = 0.5  # between two looks at the signs of life: file systems of clusters would feel more
+
+RESUBMIT_SECONDS = 60  # after a cluster refused to take more cells
 
 TRIES = 3
 """How often a cell is begun at most, by default, whose worker is lost: killed, out of memory, or hung."""
@@ -84,9 +89,14 @@ def open_executor(spread: Spread, place: Place, cells: Sequence[Cell]) -> Iterat
 
 
 def _executor(spread: Spread, place: Place, cells: Sequence[Cell]) -> Executor:
+    if spread.slurm and spread.executor != "slurm":
+        raise BenchError("--slurm is for jobs of Slurm; add --executor slurm")
+    if spread.address and spread.executor != "ray":
+        raise BenchError("--address is that of a Ray cluster; add --executor ray")
     if spread.executor == "ray":
         from bench.execution.ray import RayExecutor
 
+        check_writable(place.results)
         return RayExecutor(spread, place)
     if spread.executor == "slurm":
         from bench.execution.slurm import SlurmExecutor
@@ -201,15 +211,13 @@ def run_planned(
     states = [CellState(item, item.status if item.action == "skip" else "waiting") for item in planned]
     with open_store(place.results, store) as opened:
         unstored = [state for state in states if not _prepare(state, opened)]
-        try:
-            if detach:
-                executor.submit([state.planned.cell for state in states if state.status == "waiting"])
-                executor.detach()
-            else:
-                unstored += _run(states, executor, limits, opened, watch)
-        finally:
-            for state in unstored:  # the store was locked or full for a while: once more, and now it is an error
-                opened.ingest(state.planned.folder)
+        if detach:
+            executor.submit([state.planned.cell for state in states if state.status == "waiting"])
+            executor.detach()
+        else:
+            unstored += _run(states, executor, limits, opened, watch)
+        for state in unstored:  # the store was locked or full for a while: once more, and now it is an error
+            opened.ingest(state.planned.folder)
     for state in states:
         if state.status == "full":
             raise BenchError(f"{state.reason}; {GO_ON}")
@@ -249,16 +257,21 @@ def _run(
     waiting = [state for state in states if state.status == "waiting"]
     running: dict[Handle, CellState] = {}
     unstored: list[CellState] = []
-    next_look = 0.0
+    next_look = not_before = 0.0
     try:
         while waiting or running:
-            now, waiting = waiting[: executor.room()], waiting[executor.room() :]
-            running |= zip(executor.submit([state.planned.cell for state in now]), now, strict=True)
+            if time.monotonic() >= not_before:
+                now, waiting = waiting[: executor.room()], waiting[executor.room() :]
+                try:
+                    running |= zip(executor.submit([state.planned.cell for state in now]), now, strict=True)
+                except BenchError as error:  # a cluster that takes nothing more is no reason to end what it runs
+                    if not running:
+                        raise
+                    log.warning("%s; tried again in %d s", error, RESUBMIT_SECONDS)
+                    waiting, not_before = now + waiting, time.monotonic() + RESUBMIT_SECONDS
             for handle in executor.wait(POLL_SECONDS):
                 state = running.pop(handle)
                 _settle(state, handle.ending(), limits.tries)
-                if state.status == "full":  # as it will be for the others
-                    waiting.clear()
                 if state.status == "waiting":
                     waiting.append(state)
                 elif state.status != "busy" and not _store(state, store.ingest):
@@ -267,13 +280,18 @@ def _run(
                 next_look = time.monotonic() + LOOK_SECONDS
                 for handle, state in running.items():
                     handle.look(60 * limits.hang_minutes)
-                    state.status = "running" if handle.begun else state.status
+                    state.status = "running" if handle.begun else "waiting"
+            if any(state.status == "full" for state in states):  # as it will be for the others
+                waiting.clear()
+                for handle in [handle for handle in running if handle.queues and not handle.begun]:
+                    handle.kill()
             watch(states)
     finally:
         executor.close()
-        for state in running.values():
-            with suppress(BenchError, OSError):  # what it has so far; the folder keeps it in any case
-                store.ingest(state.planned.folder)
+        with suppress(OSError):  # what they have so far; the folders keep it in any case
+            for state in running.values():
+                if not _store(state, store.ingest):  # nor the others, each after a while
+                    break
     return unstored
 
 

@@ -41,6 +41,9 @@ ASIDE = ".aside-"  # in the name of a folder that was set aside, before a number
 
 PROGRESS_SECONDS = 0.5  # how often the display file is renewed at most
 
+_NUMBERS = {"training": ("epoch", "epochs", "done", "of"), "evaluation": ("share",)}
+"""What the display file counts in each phase."""
+
 INCIDENTS = 100  # that a run keeps, the latest ones
 
 
@@ -319,12 +322,14 @@ class RunFolder:
             return 0
 
     def read_progress(self) -> dict[str, Any]:
-        """Return the latest state, or an empty dict."""
+        """Return the latest state, or an empty dict if there is none that says what it should."""
         try:
             state: dict[str, Any] = json.loads(self._progress.read_bytes())
-        except (OSError, ValueError):
+            numbers = [state[name] for name in _NUMBERS.get(state.get("phase", ""), ())]
+            sound = all(number >= 0 for number in numbers) and isinstance(state.get("last", {}), dict)
+        except (OSError, ValueError, RecursionError, AttributeError, LookupError, TypeError):
             return {}
-        return state
+        return state if sound and 0 not in (state.get("of"), state.get("epochs")) else {}
 
 
 def run_folders(results: Path) -> list[RunFolder]:

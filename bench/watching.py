@@ -37,7 +37,7 @@ class Watcher:
         if not self._of_suite:
             self._find()
         for path, state in self._states.items():
-            if state.status in {"waiting", "running", "silent"}:
+            if state.status != "finished":  # one that failed may be begun again
                 self._renew(path, state)
         states = list(self._states.values())
         return states if self._of_suite else sorted(states, key=lambda state: state.planned.folder.path.name)
@@ -62,7 +62,10 @@ class Watcher:
             return
         if done is not None:
             state.status, state.reason = done["status"], done.get("reason", "")
-        elif beat := folder.last_beat():
+        elif (path / "cell.json").exists():
+            beat = folder.last_beat()
             silence = time.time() - beat / 1e9
             state.status = "running" if silence < SILENT_SECONDS else "silent"
-            state.reason = "" if state.status == "running" else f"no sign of life for {silence / 60:.0f} minutes"
+            state.reason = f"no sign of life for {silence / 60:.0f} minutes" if beat else "no sign of life"
+            if state.status == "running":
+                state.reason = ""

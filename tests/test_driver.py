@@ -5,13 +5,14 @@ import hashlib
 
 import pytest
 
-from bench.driver import Limits, run_suite
+from bench import driver
+from bench.driver import Limits, run_planned, run_suite
 from bench.errors import BenchError
 from bench.execution import executor, local
-from bench.execution.executor import Spread
+from bench.execution.executor import Executor, Place, Spread
 from bench.execution.local import LocalHandle, share_out
-from bench.execution.plan import Rerun
-from bench.execution.worker import Job
+from bench.execution.plan import Rerun, plan
+from bench.execution.worker import Ending, Job
 from bench.run_folder import RunFolder
 from bench.store.store import Store
 from bench.testing.conformance import curve
@@ -206,6 +207,63 @@ def test_silence_is_counted_only_while_the_driver_is_awake(load, tmp_path, monke
         now += 1
         handle.look(5)
     assert process.killed
+
+
+class Cluster(Executor):
+    """Takes one cell at first, refuses once what comes after it, and says that each has finished."""
+
+    def __init__(self):
+        self.handed, self.running, self.refusals = [], [], 0
+
+    def room(self):
+        return 1 if not self.handed else 2**31
+
+    def submit(self, cells):
+        if self.handed and cells and not self.refusals:
+            self.refusals += 1
+            raise BenchError("the cluster takes no more jobs")
+        if not cells:
+            return []
+        self.handed += [cell.seed for cell in cells]
+        handles = [LocalHandle(Job(cell, self.results, ("cpu",), None, 1), None, None) for cell in cells]
+        for handle in handles:
+            handle.ending = lambda: Ending("finished")
+        self.running += handles
+        return handles
+
+    def wait(self, _seconds):
+        if self.refusals or len(self.handed) > 1:
+            ended, self.running = self.running, []
+            return ended
+        return []
+
+    def close(self):
+        assert not self.running, "none is ended for what another one was refused"
+
+
+def test_a_cluster_that_takes_no_more_for_a_while_ends_nothing_that_runs(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "RESUBMIT_SECONDS", 0)
+    monkeypatch.setattr(Store, "ingest", lambda *_: None)
+    cluster = Cluster()
+    cluster.results = tmp_path
+    planned = plan(load({"seeds: [0]": "seeds: [0, 1, 2]"}).cells, tmp_path)
+    states = run_planned(planned, cluster, Place(tmp_path, None), None, Limits(), lambda _states: None)
+    assert [state.status for state in states] == ["finished"] * 3
+    assert (cluster.handed, cluster.refusals) == ([0, 1, 2], 1)
+
+
+@pytest.mark.parametrize(
+    ("spread", "words"),
+    [
+        (Spread(slurm={"partition": "gpu"}), "add --executor slurm"),
+        (Spread(address="auto"), "add --executor ray"),
+    ],
+)
+def test_options_of_another_executor_are_refused(load, tmp_path, spread, words):
+    with pytest.raises(BenchError, match=words):
+        run_suite(load(), results=tmp_path, spread=spread)
+    with pytest.raises(BenchError, match="--detach needs a queue"):
+        run_suite(load(), results=tmp_path, detach=True)
 
 
 def test_all_again_keeps_the_old_folders(load, tmp_path):

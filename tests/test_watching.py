@@ -3,6 +3,8 @@
 import os
 import time
 
+import pytest
+
 from bench import watching
 from bench.run_folder import RunFolder
 from bench.watching import SILENT_SECONDS, Watcher
@@ -58,3 +60,22 @@ def test_ended_runs_are_read_once(load, tmp_path, monkeypatch):
     watcher.look()
     monkeypatch.setattr(watching.RunFolder, "done", lambda _self: 1 / 0)
     assert seen(watcher) == {0: "finished"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[1]", "7", "{", "[" * 100_000, '{"phase": []}', '{"last": 1}'),
+        *('{"phase": "training"}', '{"phase": "evaluation", "share": "x"}'),
+        '{"phase": "training", "epoch": 0, "epochs": 0, "done": 0, "of": 1}',
+    ],
+)
+def test_a_display_file_that_says_nothing_sound_is_passed_over(tmp_path, text):
+    (tmp_path / "progress.json").write_text(text)
+    assert RunFolder(tmp_path).read_progress() == {}
+
+
+def test_a_run_without_its_display_file_is_silent(load, tmp_path):
+    cell = load().cells[0]
+    RunFolder.of(cell, tmp_path).begin(cell, {})
+    assert seen(Watcher(tmp_path)) == seen(Watcher(tmp_path, [cell])) == {0: "silent"}

@@ -105,7 +105,7 @@ def run(
         devices = loaded.suite.execution.devices or 1
         chosen = select_cells(loaded.cells, only, only_seeds)
         planned = plan(chosen, results, Rerun(rerun), data=data, devices=devices)
-        print_plan(planned, device, json=json)
+        print_plan(planned, device if executor is Kind.LOCAL else "auto", json=json)
         return
 
     from bench.cli.view import View

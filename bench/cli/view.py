@@ -23,7 +23,7 @@ from bench.execution.estimate import Machine
 from bench.execution.plan import Planned
 
 REFRESH_SECONDS = 0.5
-SHOWN = 12  # rows of the live table; more cells than that are counted, not listed
+ROWS = 12  # rows of the live table; more cells than that are counted, not listed
 MILESTONES = 5  # lines for the training of one cell, and for judging it, where there is no terminal
 
 HEADINGS = ("cell", "status", "", "where", "left", "train", "val.", "test", "s/epoch", "host")
@@ -87,9 +87,10 @@ class View:
         """Print how `states` stand on stdout, all that have not finished."""
         if self._live:
             self._live.stop()
-        table = self._table(states, [state.progress for state in states], limit=len(states))
+        console = Console()
+        table = self._table(states, [state.progress for state in states], None, console.width)
         table.title = f"{len(states)} cells: {_standing(states)}"
-        Console().print(table)
+        console.print(table)
 
     def finish(self, states: Sequence[CellState]) -> None:
         """Say how every cell ended."""
@@ -138,31 +139,37 @@ class View:
 
     # --- a terminal ------------------------------------------------------------------------------------------------
 
-    def _table(self, states: Sequence[CellState], progress: Sequence[dict[str, Any]], limit: int = SHOWN) -> Table:
+    def _table(
+        self,
+        states: Sequence[CellState],
+        progress: Sequence[dict[str, Any]],
+        limit: int | None = ROWS,
+        width: int | None = None,
+    ) -> Table:
         shares = [self._share(state, where) for state, where in zip(states, progress, strict=True)]
         so_far = _duration(time.monotonic() - self._started)
         title = f"{len(states)} cells: {_standing(states)}; {so_far}, {self._left(shares)}"
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         elsewhere = any(where.get("host", HOST) != HOST for where in progress)
-        left_out = {*(() if elsewhere else ("host",)), *(() if self._console.width >= WIDE else SPARED)}
+        left_out = {*(() if elsewhere else ("host",)), *(() if (width or self._console.width) >= WIDE else SPARED)}
         headings = [heading for heading in HEADINGS if heading not in left_out]
         for heading in headings:
             figures = heading in {"left", "train", "val.", "test", "s/epoch"}
             table.add_column(heading, justify="right" if figures else "left", no_wrap=heading != "where")
         rows = sorted(zip(states, progress, shares, strict=True), key=lambda row: FIRST.get(row[0].status, 2))
-        kept = [row for row in rows if row[0].status != "finished" or limit == SHOWN][:limit]
+        kept = [row for row in rows if row[0].status != "finished" or limit is not None][:limit]
         for state, where, share in kept:
             last, left = where.get("last", {}), where.get("left")
             robust = [_percent((last.get(part) or {}).get("robust")) for part in ("train", "validation", "test")]
             cells: dict[str, Any] = {
-                "cell": str(state.planned.cell),
+                "cell": Text(str(state.planned.cell)),
                 "status": Text(state.status, style=STYLES.get(state.status, "dim")),
                 "": ProgressBar(total=1.0, completed=share, width=12),
-                "where": _where(where) or state.reason,
+                "where": Text(_where(where) or state.reason),
                 "left": "" if left is None else _duration(left),
                 **dict(zip(("train", "val.", "test"), robust, strict=True)),
                 "s/epoch": f"{last['seconds']:.3g}" if "seconds" in last else "",
-                "host": str(where.get("host", "")),
+                "host": Text(str(where.get("host", ""))),
             }
             table.add_row(*(cells[heading] for heading in headings))
         if len(rows) > len(kept):
@@ -195,7 +202,7 @@ class View:
             return int(MILESTONES * float(where["epoch"]) / float(where["epochs"]))
         if where.get("phase") == "evaluation":
             part = int(MILESTONES * float(where["share"]))
-            return MILESTONES + 1 + hash((where["checkpoint"], where["attack"], part)) % 1_000_000
+            return MILESTONES + 1 + hash((str(where.get("checkpoint")), str(where.get("attack")), part)) % 1_000_000
         return 0
 
     def _say(self, text: str) -> None:
@@ -212,7 +219,7 @@ def _where(progress: dict[str, Any]) -> str:
         return f"epoch {progress['epoch']} of {progress['epochs']}"
     if progress.get("phase") == "evaluation":
         stand = _percent(progress.get("robust"))  # of the images, so far: the accuracy is at most that
-        return f"{progress['attack']} on {progress['checkpoint']}{stand and f', {stand} % still stand'}"
+        return f"{progress.get('attack')} on {progress.get('checkpoint')}{stand and f', {stand} % still stand'}"
     return str(progress.get("phase", ""))
 
 
@@ -261,7 +268,7 @@ def print_plan(planned: Sequence[Planned], device: str, *, json: bool) -> None:
         table.add_column(heading, justify="right" if "about" in heading else "left")
     for row in rows:
         figures = ["?" if row[key] is None else f"{float(f'{row[key]:.3g}'):,g}" for key in ("pflop", "hours")]
-        table.add_row(row["cell"], row["status"], row["action"], *figures)
+        table.add_row(Text(row["cell"]), row["status"], row["action"], *figures)
     console = Console(file=sys.stdout)
     console.print(table)
     total, took = (sum(row[key] or 0 for row in rows) for key in ("pflop", "hours"))

@@ -40,13 +40,13 @@ def watch(
         raise NothingMeasured(f"there is no run folder in {results / 'runs'}; `bench run SUITE` makes them")
     if json:
         print_json([_as_json(state) for state in states])
-        return
-    with interruptible(lambda: "what runs goes on"), View() as view:
-        while not once and any(state.status in {"running", "waiting"} for state in states):
-            view.update(states)
-            time.sleep(LOOK_SECONDS)
-            states = watcher.look()
-        view.print(states)
+    else:
+        with interruptible(lambda: "what runs goes on"), View() as view:
+            while not once and any(state.status in {"running", "waiting"} for state in states):
+                view.update(states)
+                time.sleep(LOOK_SECONDS)
+                states = watcher.look()
+            view.print(states)
     if any(state.status in {"diverged", "failed"} for state in states):
         raise typer.Exit(EXIT_SOME_FAILED)
 

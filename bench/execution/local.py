@@ -148,9 +148,12 @@ class LocalExecutor(Executor):
     def submit(self, cells: Sequence[Cell]) -> list[Handle]:
         # For threads of libraries that read their number at start, in workers and in the server that forks them.
         os.environ["OMP_NUM_THREADS"] = str(self._shares.threads)
-        handles = [self._start(cell, self._free.pop(0)) for cell in cells]
-        self._running += handles
-        return [*handles]
+        handles: list[Handle] = []
+        for cell in cells:
+            handle = self._start(cell, self._free.pop(0))
+            self._running.append(handle)  # at once: whatever comes next, `close` is to end it
+            handles.append(handle)
+        return handles
 
     def _start(self, cell: Cell, devices: Devices) -> LocalHandle:
         job = Job(cell, self._place.results, devices, self._place.data, self._shares.threads)

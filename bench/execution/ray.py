@@ -6,9 +6,12 @@ Retries are the driver's, as for workers of this machine, so that they are count
 from __future__ import annotations
 
 import logging
+import signal
 import socket
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,10 @@ except ImportError:
     raise BenchError("--executor ray needs Ray: pip install 'robust-overfitting-bench[ray]'") from None
 
 REACH_SECONDS = 5  # to wait for an answer of the address that is given
+
+GRACE_SECONDS = 10  # to wait for cancelled tasks
+
+GONE = (RayError, ConnectionError)
 
 PROBE_SECONDS = 60  # to wait until every node has looked for the results folder
 
@@ -50,12 +57,12 @@ class RayHandle(Handle):
 
     def _told(self) -> Ending | None:
         result = self._result()
-        if isinstance(result, RayTaskError):
-            return Ending("failed", f"{type(result.cause).__name__}: {result.cause}")
         return result if isinstance(result, Ending) else None
 
     def _cause(self) -> str:
         error = self._result()
+        if isinstance(error, RayTaskError):  # what goes wrong in the cell itself never comes out of `work`
+            return f"its node cannot run cells: {type(error.cause).__name__}: {error.cause}"
         return f"{type(error).__name__} ({str(error).strip().splitlines()[0]:.200})"
 
 
@@ -71,43 +78,71 @@ class RayExecutor(Executor):
         """
         self._jobs, self._place = spread.jobs, Place(place.results.absolute(), place.data and place.data.absolute())
         self._running: dict[ray.ObjectRef[Ending], RayHandle] = {}
+        if spread.gpus or spread.device not in {"auto", "cpu", "cuda"}:
+            raise BenchError("Ray numbers GPUs itself: --device auto, cpu or cuda, and no --gpus")
+        self._mark = self._place.results / f".seen-{uuid.uuid4().hex}"
         _connect(spread.address)
         try:
             each = spread.devices or 1
             self._threads = spread.threads or 1
             self.devices, self.needs = _needs(spread, each, self._threads)
-            _check_sees(self._place)
+            # A process for each task, which `work` takes for the cell's own; what is lost, the driver begins again.
+            self._task = ray.remote(max_calls=1, max_retries=0, **self.needs)(_work_where_seen)
+            self._mark.touch()
+            _check_sees(self._mark)
         except BaseException:
-            ray.shutdown()
+            self.close()
             raise
 
     def room(self) -> int:
         return 2**31 if self._jobs is None else self._jobs - len(self._running)
 
     def submit(self, cells: Sequence[Cell]) -> list[Handle]:
-        # A process for each task, which `work` takes for the cell's own; what is lost, the driver begins again.
-        task = ray.remote(max_calls=1, max_retries=0, **self.needs)(work)
-        handles = []
+        handles: list[Handle] = []
         for cell in cells:
             job = Job(cell, self._place.results, self.devices, self._place.data, self._threads)
-            handles.append(RayHandle(job, task.options(name=str(cell)).remote(job)))
-        self._running |= {handle.task: handle for handle in handles}
-        return [*handles]
+            with _cluster_errors_named():
+                handle = RayHandle(job, self._task.options(name=str(cell)).remote(job, str(self._mark)))
+            self._running[handle.task] = handle
+            handles.append(handle)
+        return handles
 
     def wait(self, seconds: float) -> list[Handle]:
         tasks = [*self._running]
-        ended, _ = ray.wait(tasks, num_returns=1, timeout=seconds) if tasks else ([], [])
-        if ended:  # and those that ended with it
-            ended, _ = ray.wait(tasks, num_returns=len(tasks), timeout=0)
+        if not tasks:
+            time.sleep(seconds)
+            return []
+        with _cluster_errors_named():
+            ended, _ = ray.wait(tasks, num_returns=1, timeout=seconds)
+            if ended:  # and those that ended with it
+                ended, _ = ray.wait(tasks, num_returns=len(tasks), timeout=0)
         return [self._running.pop(task) for task in ended]
 
     def close(self) -> None:
-        for handle in self._running.values():
-            handle.kill()
-        if self._running:
-            ray.wait([*self._running], num_returns=len(self._running), timeout=10)
-            self._running.clear()
+        with suppress(*GONE):
+            for handle in self._running.values():
+                handle.kill()
+            if self._running:
+                ray.wait([*self._running], num_returns=len(self._running), timeout=GRACE_SECONDS)
+        self._running.clear()
+        self._mark.unlink(missing_ok=True)
         ray.shutdown()
+
+
+def _work_where_seen(job: Job, mark: str) -> Ending:
+    """Do the cell's work, unless this node does not see the results folder: it may have joined the cluster late."""
+    if not _sees(mark):
+        return Ending("lost", f"node {socket.gethostname()} does not see the results folder {job.results}")
+    return work(job)
+
+
+@contextmanager
+def _cluster_errors_named() -> Iterator[None]:
+    """Turn it into one sentence that the cluster is gone."""
+    try:
+        yield
+    except GONE as error:
+        raise BenchError(f"the Ray cluster is gone: {str(error).strip().splitlines()[0]:.200}") from None
 
 
 def _connect(address: str | None) -> None:
@@ -118,8 +153,10 @@ def _connect(address: str | None) -> None:
             socket.create_connection((host, int(port)), REACH_SECONDS).close()
         except (OSError, ValueError) as error:
             raise BenchError(f"no Ray cluster answers at --address {address:.100} ({error})") from None
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        signal.signal(signal.SIGTERM, handler)  # which Ray takes for itself
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BenchError(f"no Ray cluster can be reached at --address {address or 'local'}: {reason:.200}") from None
@@ -149,26 +186,16 @@ def _sees(path: str) -> bool:
     return Path(path).exists()
 
 
-def _check_sees(place: Place) -> None:
-    """Raise BenchError unless every node sees the results folder, in which a file is laid for the moment."""
-    place.results.mkdir(parents=True, exist_ok=True)
-    probe = place.results / f".probe-{uuid.uuid4().hex}"
-    probe.touch()
-    try:
-        for node in _nodes():
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            look = ray.remote(num_cpus=0)(_sees).options(scheduling_strategy=there)
-            try:
-                seen = ray.get(look.remote(str(probe)), timeout=PROBE_SECONDS)
-            except RayError as error:
-                raise BenchError(
-                    f"node {node['NodeManagerHostname']} of the Ray cluster cannot run bench: "
-                    f"{str(error).strip().splitlines()[-1]:.200}"
-                ) from None
-            if not seen:
-                raise BenchError(
-                    f"node {node['NodeManagerHostname']} of the Ray cluster does not see the results folder "
-                    f"{place.results}; name one that all nodes share"
-                )
-    finally:
-        probe.unlink()
+def _check_sees(mark: Path) -> None:
+    """Raise BenchError unless every node sees `mark`, a file in the results folder."""
+    for node in _nodes():
+        name = f"node {node['NodeManagerHostname']} of the Ray cluster"
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        look = ray.remote(num_cpus=0)(_sees).options(scheduling_strategy=there)
+        try:
+            seen = ray.get(look.remote(str(mark)), timeout=PROBE_SECONDS)
+        except RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise BenchError(f"{name} cannot run bench: {reason:.200}") from None
+        if not seen:
+            raise BenchError(f"{name} does not see the results folder {mark.parent}; name one that all nodes share")

@@ -209,8 +209,8 @@ def queue() -> dict[str, Queued] | None:
     said = slurm("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%o")
     if said.returncode:
         return None
-    lines = [line.split("|", 2) for line in said.stdout.splitlines()]
-    return {task: Queued(state, script) for task, state, script in lines}
+    lines = [line.split("|", 2) for line in said.stdout.splitlines()]  # the command of another job may have several
+    return {line[0]: Queued(*line[1:]) for line in lines if len(line) == 3}
 
 
 def state_of(task: str) -> tuple[str, str]:

@@ -229,9 +229,10 @@ class SlurmExecutor(Executor):
     def detach(self) -> None:
         """Leave what was handed over so far to the queue: `close` does not end it."""
         self._running.clear()
+        self._submitted.clear()
 
     def close(self) -> None:
-        arrays = {*map(_array, self._running)} & self._submitted
+        arrays, self._submitted = self._submitted, set()
         self._running.clear()
         if not arrays:
             return

@@ -35,7 +35,7 @@ from bench.records import fingerprint, read_record, write_atomically, write_reco
 from bench.run_folder import ASIDE, CHECKPOINTS, Busy, RunFolder
 from bench.spec import Cell, ForeignNetwork
 from bench.training.checkpoint import Checkpoints, sound
-from bench.training.trainer import SHOWN, Diverged, Trainer, build_evaluated
+from bench.training.trainer import LAST_EPOCH, Diverged, Trainer, build_evaluated
 
 log = logging.getLogger(__name__)
 
@@ -335,7 +335,9 @@ class _Evaluation:
     def __init__(self, folder: RunFolder) -> None:
         self._folder, self._began = folder, time.monotonic()
         self._at_first: float | None = None
-        self._last = {key: value for record in folder.epochs()[-1:] for key, value in record.items() if key in SHOWN}
+        self._last = {
+            key: value for record in folder.epochs()[-1:] for key, value in record.items() if key in LAST_EPOCH
+        }
 
     def ticker(self, checkpoint: str, attack: str, before: float, own: float) -> Tick:
         """Return what an attack is to call; it is `own` of all the evaluation's work, and `before` was done before."""

@@ -101,6 +101,8 @@ class Store:
                         return
                 except DataError as error:
                     raise DamagedFile(f"{folder.path} holds what the store cannot: {first_line(error)}") from error
+                except OverflowError as error:  # of Python's driver of SQLite, for more than 64 bits
+                    raise DamagedFile(f"{folder.path} holds what the store cannot: {error}") from error
                 except DBAPIError as error:
                     failures += 1
                     if failures == ATTEMPTS or not may_pass(error):

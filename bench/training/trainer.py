@@ -32,7 +32,7 @@ from bench.training.step import Steps, Totals, sgd
 log = logging.getLogger(__name__)
 
 
-SHOWN = ("train", "validation", "test", "seconds")
+LAST_EPOCH = ("train", "validation", "test", "seconds")
 """What whoever watches is told of the last epoch."""
 
 
@@ -147,11 +147,15 @@ class Trainer:
         if self.group.first:
             epochs, steps, last, left = self.plan.epochs, len(self.batches), {}, None
             if self.history:
-                last = {key: self.history[-1][key] for key in SHOWN}
+                last = {key: self.history[-1][key] for key in LAST_EPOCH}
                 left = (epochs - epoch - done / steps) * last["seconds"]
             self.folder.progress(
                 force=force, phase="training", epoch=epoch, epochs=epochs, done=done, of=steps, left=left, last=last
             )
+
+    def _beat(self, done: int, of: int, robust: float | None = None) -> None:
+        if self.group.first:
+            self.folder.beat()
 
     def _check_equal(self) -> None:
         """Raise RuntimeError unless weights and statistics of all processes have equal bits, as far as sums tell."""
@@ -172,7 +176,9 @@ class Trainer:
         with self.method.autocast():
             for name, attack in attacks.items():
                 random = self.random(f"track/{purpose}")
-                correct = correct_under(model, images, attack, threat, random, group=self.group, recorder=self.recorder)
+                correct = correct_under(
+                    model, images, attack, threat, random, self._beat, group=self.group, recorder=self.recorder
+                )
                 accuracies[name] = correct.double().mean().item()
         return accuracies
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from bench.cli import view
 from bench.cli.view import View
 
-CELL = "FOMO seed 0"
+CELL = "FOMO [ours] [/b] seed 0"
 
 
 class Folder:
