@@ -5,7 +5,7 @@ import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start; torch reads it when imported
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,11 +58,13 @@ def load(tmp_path: Path) -> Callable[..., LoadedSuite]:
     return load
 
 
-@pytest.fixture
-def clean_registries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget afterwards what the test registers."""
-    for one in (registry.METHODS, registry.DATASETS, registry.MODELS):
-        monkeypatch.setattr(one, "_added", dict(one._added))
+@pytest.fixture(autouse=True)
+def clean_registries() -> Iterator[None]:
+    """Forget after each test what it registers."""
+    with pytest.MonkeyPatch.context() as patch:  # of its own, which no test undoes
+        for one in (registry.METHODS, registry.DATASETS, registry.MODELS):
+            patch.setattr(one, "_added", dict(one._added))
+        yield
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ METHODS = {"unlucky": Unlucky}
 
 
 @pytest.fixture
-def unlucky(load, tmp_path, clean_registries):
+def unlucky(load, tmp_path):
     """Run a suite of a method that meets with a misfortune at the beginning of an epoch, and of PGD-AT after it.
 
     Returns the states, the folder of the unlucky one, and the epochs that it began.

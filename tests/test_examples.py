@@ -19,7 +19,7 @@ from bench.testing import conform
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PLUGIN, PACKAGE, SUITE = EXAMPLES / "label_smoothing.py", EXAMPLES / "package", EXAMPLES / "plugin.yaml"
 
-pytestmark = pytest.mark.usefixtures("clean_registries", "forget_plugins")
+pytestmark = pytest.mark.usefixtures("forget_plugins")
 
 
 @pytest.fixture

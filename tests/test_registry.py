@@ -14,8 +14,6 @@ from bench.registry import DATASETS, METHODS, MODELS, Registry, load_plugin
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
 
-pytestmark = pytest.mark.usefixtures("clean_registries")
-
 
 def test_the_parts_of_the_package_are_there():
     assert {"pgd_at", "early_stopping"} <= set(METHODS.names())
@@ -303,7 +301,7 @@ def test_two_packages_may_not_share_a_name(monkeypatch):
     ("text", "said"),
     [("import sys; sys.exit(0)", "does not import: SystemExit"), ("METHODS = {'odd': 3}", "'odd' is not a method")],
 )
-def test_a_plugin_of_something_else(load, tmp_path, text, said, clean_registries):
+def test_a_plugin_of_something_else(load, tmp_path, text, said):
     (tmp_path / "odd.py").write_text(text)
     with pytest.raises(BenchError, match=said):
         load({"methods: [pgd_at]": "methods: [odd]\nplugins: [odd.py]"})

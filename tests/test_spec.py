@@ -232,7 +232,7 @@ def test_a_fingerprint_is_the_digest_of_what_cell_json_says(load):
         {"batch_size: 64": "batch_size: 64\n  augmentation: []"},
     ],
 )
-def test_what_changes_no_fingerprint(load, tmp_path, changes, clean_registries):
+def test_what_changes_no_fingerprint(load, tmp_path, changes):
     before = load().cells[0]
     (tmp_path / "plugin.py").write_text("MODELS = {'another': 1}")
     after = [cell for cell in load(changes).cells if (cell.method.name, cell.seed) == ("pgd_at", 0)]
@@ -405,7 +405,7 @@ METHODS = {"mine": Mine, "needy": Needy}
 
 
 @pytest.fixture
-def mine(tmp_path, clean_registries):
+def mine(tmp_path):
     """The line that gives a suite the method `mine`."""
     (tmp_path / "mine.py").write_text(PLUGIN)
     return "plugins: [mine.py]\n"

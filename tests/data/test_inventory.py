@@ -12,8 +12,6 @@ from bench.data.sources import ArraySource
 from bench.errors import BenchError, NotFound
 from bench.protocol import DatasetSettings
 
-pytestmark = pytest.mark.usefixtures("clean_registries")
-
 
 def nothing(*_):
     """Takes progress and messages."""

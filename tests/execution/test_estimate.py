@@ -48,7 +48,7 @@ def test_a_subset_is_less_work(load):
     assert found.final / whole.final == pytest.approx(1 / 2)
 
 
-def test_images_are_counted_where_nothing_states_their_number(load, tmp_path, clean_registries):
+def test_images_are_counted_where_nothing_states_their_number(load, tmp_path):
     def found(root, _settings):
         if root is None:
             raise missing(unknown, [], root)
@@ -89,7 +89,7 @@ def test_a_real_measurement_is_of_the_right_order(load):
     assert 1e-6 < hours < 0.1
 
 
-def test_a_batch_that_cannot_be_filled_is_refused_where_the_files_tell(load, tmp_path, clean_registries):
+def test_a_batch_that_cannot_be_filled_is_refused_where_the_files_tell(load, tmp_path):
     DATASETS.add("unknown", replace(digits, name="unknown", train_images=None))
     loaded = load({"name: digits": "name: unknown", "batch_size: 64": "batch_size: 5000"})
     from bench.data.batches import TrainingBatches

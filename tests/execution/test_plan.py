@@ -42,7 +42,7 @@ def test_planning_writes_nothing(load, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_images_are_looked_for_before_anything_starts(load, tmp_path, clean_registries):
+def test_images_are_looked_for_before_anything_starts(load, tmp_path):
     def find(root, _settings):
         raise missing(there, [root / "there"], root)
 
@@ -54,7 +54,7 @@ def test_images_are_looked_for_before_anything_starts(load, tmp_path, clean_regi
     check_data([replace(item, action="skip") for item in planned], tmp_path)  # what has ended needs no images
 
 
-def test_images_that_are_asked_for_and_are_not_there_fail_before_anything_starts(load, tmp_path, clean_registries):
+def test_images_that_are_asked_for_and_are_not_there_fail_before_anything_starts(load, tmp_path):
     def find(root, settings):
         found = digits.find(root, settings)
         return replace(

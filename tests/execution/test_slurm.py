@@ -172,7 +172,7 @@ METHODS = {"preempted": Preempted, "killed": Killed}
 """
 
 
-def test_cells_end_as_on_this_machine_whatever_befalls_their_jobs(cluster, load, tmp_path, clean_registries):
+def test_cells_end_as_on_this_machine_whatever_befalls_their_jobs(cluster, load, tmp_path):
     (tmp_path / "plugin.py").write_text(MISFORTUNES)
     loaded = load({"methods: [pgd_at]": "methods: [preempted, killed]\nplugins: [plugin.py]"})
     seen, results = [], tmp_path / "a folder"
@@ -229,7 +229,7 @@ def test_what_is_detached_goes_on_and_is_taken_in_later(executor, load, tmp_path
     assert arrays(results) == [f"{job}_cells.json"], "nothing was submitted a second time"
 
 
-def test_closing_ends_what_was_submitted_and_nothing_else(executor, load, tmp_path, clean_registries):
+def test_closing_ends_what_was_submitted_and_nothing_else(executor, load, tmp_path):
     (tmp_path / "plugin.py").write_text(MISFORTUNES.replace("os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(600)"))
     cells = load({"methods: [pgd_at]": "methods: [killed]\nplugins: [plugin.py]", "seeds: [0]": "seeds: [0, 1]"}).cells
     one, other = executor(**{"cpus-per-task": "2"}), executor()

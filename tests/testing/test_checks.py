@@ -14,8 +14,6 @@ from bench.testing import CHECKS, NotConforming, conform
 from bench.testing.conformance import phases, same, small_cell, trainer_of
 from methods.fomo import FOMO
 
-pytestmark = pytest.mark.usefixtures("clean_registries")
-
 
 class Base(Method):
     info = MethodInfo(name="broken", title="Broken", description="Breaks one point", paper="none", year=2024)

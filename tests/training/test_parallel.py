@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,9 +30,7 @@ from bench.training.checkpoint import Checkpoints
 from bench.training.trainer import Diverged
 
 HERE = Path(__file__).parent
-PLUGIN = f"seeds: [0]\nplugins: [{HERE / 'parts.py'}]"
-
-pytestmark = pytest.mark.usefixtures("clean_registries")
+PLUGIN = "seeds: [0]\nplugins: [parts.py]"
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +45,17 @@ def found(tmp_path_factory):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.fixture(autouse=True)
+def parts(tmp_path):
+    """The plug-in beside the suite, where its processes leave marks."""
+    shutil.copy(HERE / "parts.py", tmp_path)
+
+
 @pytest.fixture
-def started(load, tmp_path, monkeypatch):
+def started(load, tmp_path):
     """Return the job of a method of `parts.py` on two devices, its folder made; and a path that its processes know."""
 
     def started(method):
-        monkeypatch.setenv("TEST_MARK", str(tmp_path / "mark"))
         cell = load({"methods: [pgd_at]": f"methods: [{method}]", "seeds: [0]": PLUGIN}).cells[0]
         return Job(cell, tmp_path, ("cpu", "cpu"), None, 1), tmp_path / "mark"
 
@@ -125,8 +129,7 @@ def test_outside_of_training_nothing_is_shared():
 # --- how it ends ------------------------------------------------------------------------------------------------------
 
 
-def test_a_cell_that_lost_a_process_goes_on_and_ends_as_on_one_device(load, tmp_path, monkeypatch):
-    monkeypatch.setenv("TEST_MARK", str(tmp_path / "mark"))
+def test_a_cell_that_lost_a_process_goes_on_and_ends_as_on_one_device(load, tmp_path):
     loaded = load({"methods: [pgd_at]": "methods: [unlucky]", "seeds: [0]": PLUGIN, "small_cnn": "plain"})
     (state,) = run_suite(loaded, results=tmp_path / "two", spread=Spread(device="cpu", devices=2, threads=1))
     assert (state.status, state.tries) == ("finished", 1)
