@@ -258,9 +258,10 @@ def _run(
     running: dict[Handle, CellState] = {}
     unstored: list[CellState] = []
     next_look = not_before = 0.0
+    full = False
     try:
-        while waiting or running:
-            if time.monotonic() >= not_before:
+        while (waiting and not full) or running:
+            if time.monotonic() >= not_before and not full:
                 now, waiting = waiting[: executor.room()], waiting[executor.room() :]
                 try:
                     running |= zip(executor.submit([state.planned.cell for state in now]), now, strict=True)
@@ -281,8 +282,8 @@ def _run(
                 for handle, state in running.items():
                     handle.look(60 * limits.hang_minutes)
                     state.status = "running" if handle.begun else "waiting"
-            if any(state.status == "full" for state in states):  # as it will be for the others
-                waiting.clear()
+            if not full and any(state.status == "full" for state in states):
+                full = True  # as it will be for those that have not begun
                 for handle in [handle for handle in running if handle.queues and not handle.begun]:
                     handle.kill()
             watch(states)
