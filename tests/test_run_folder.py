@@ -137,7 +137,7 @@ def test_outcomes_are_found_by_checkpoint_and_attack(folder):
 
 def test_a_folder_is_held_by_one_process(folder):
     with folder.hold():
-        folder.progress(phase="training")
+        folder.progress(phase="starting")
         who = rf"^another bench run is working on it \(process {os.getpid()} on .+\)$"
         with pytest.raises(Busy, match=who), RunFolder(folder.path).hold():
             pass
@@ -242,14 +242,14 @@ def test_signs_of_life(folder, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(run_folder.time, "monotonic", lambda: now)
     assert folder.last_beat() == 0
-    folder.progress(phase="evaluation")
+    folder.progress(phase="loading")
     os.utime(folder.path / "progress.json", (0, 0))
     folder.beat()
     assert folder.last_beat() == 0, "it costs nothing to be alive all the time"
     now += run_folder.PROGRESS_SECONDS
     folder.beat()
     assert folder.last_beat() > 0
-    assert folder.read_progress()["phase"] == "evaluation"
+    assert folder.read_progress()["phase"] == "loading"
 
 
 def test_a_full_disk_does_not_silence_a_run(folder, monkeypatch):
