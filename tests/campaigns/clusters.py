@@ -11,7 +11,7 @@ from bench.store.store import Store
 
 from ..execution.test_ray import ONE_THREAD, result_of
 from ..execution.test_ray import cluster as ray_cluster  # noqa: F401  (a fixture)
-from ..execution.test_slurm import cluster as slurm_cluster  # noqa: F401  (a fixture)
+from .slurm import cluster as slurm_cluster  # noqa: F401  (a fixture)
 
 
 def test_a_killed_worker_and_a_node_that_goes_and_comes(load, tmp_path, ray_cluster):  # noqa: F811
