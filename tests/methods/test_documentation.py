@@ -20,7 +20,7 @@ def cells(line):
 def test_a_page_states_the_parameters_of_its_method(name):
     known, page = catalogue.method(name), (DOCS / "methods" / f"{name}.md").read_text(encoding="utf-8")
     assert page.startswith(f"# {known['title']} (`{name}`)\n")
-    for heading in ("**Paper.** ", "## What is uncertain", "## Parameters", "## Run it"):
+    for heading in ("**Paper.** ", "## Uncertainties", "## Parameters", "## Usage"):
         assert heading in page
     assert known["paper"].split(",")[0].split(" et al")[0] in page
     assert str(known["year"]) in page
