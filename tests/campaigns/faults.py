@@ -2,7 +2,7 @@
 
 A small suite is disturbed again and again, continued by the same command, and must come to what it comes to
 undisturbed: weights, curves, outcomes, store and leaderboard. `tox -e faults` runs this; an ordinary pytest does not
-collect it. `docs/reliability.md` has the figures.
+collect it. `docs/fault-tolerance.md` has the figures.
 """
 
 import random
