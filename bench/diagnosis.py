@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench.device import cores
-from bench.environment import cpu_name, versions
+from bench.utils.device import cores
+from bench.utils.environment import cpu_name, versions
 from bench.errors import BenchError, printable
 from bench.registry import DATASETS, METHODS, MODELS, Registry
 from bench.run_folder import run_folders

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.device import check_precision
+from bench.utils.device import check_precision
 from bench.errors import BenchError, DamagedFile
 from bench.execution.executor import Executor, Handle, Place, Spread
 from bench.execution.local import LocalExecutor, share_out

@@ -29,7 +29,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from bench.errors import BenchError, DamagedFile
-from bench.records import read_record, write_atomically, write_record
+from bench.utils.files import read_record, write_atomically, write_record
 from bench.spec import Cell
 
 CHECKPOINTS = ("best", "best_on_test", "last")

@@ -14,7 +14,7 @@ from bench.evaluation import attack_identity, balanced_subset, correct_under, ev
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
 from bench.protocol import CW, FGSM, PGD, AutoAttack, Clean, Threat
-from bench.seeding import generator
+from bench.utils.rng import generator
 
 THREAT = Threat(norm="linf", eps=0.1)
 

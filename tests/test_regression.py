@@ -14,7 +14,7 @@ from scipy.stats import t as student
 
 from bench.errors import BenchError, DamagedFile, NotComparable, NothingMeasured
 from bench.outcome import pack
-from bench.records import fingerprint, write_record
+from bench.utils.files import fingerprint, write_record
 from bench.regression import baseline as module
 from bench.regression import formats
 from bench.regression.baseline import Snapshot, read_baseline, snapshot, write_baseline

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.attacks.apgd import apgd, cross_entropy, targeted_dlr
-from bench.device import out_of_memory
+from bench.utils.device import out_of_memory
 from bench.errors import BenchError, DamagedFile
 from bench.outcome import Verdicts, pack, unpack
 from bench.protocol import STANDARD, AutoAttack, Threat

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.group import ALONE, Group
+from bench.utils.distributed import ALONE, Group
 from bench.protocol import Threat
 
 Objective = Callable[[Tensor], Tensor]

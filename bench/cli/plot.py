@@ -79,7 +79,7 @@ def _known(text: str, known: tuple[str, ...], what: str) -> list[str]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    from bench.records import write_atomically
+    from bench.utils.files import write_atomically
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

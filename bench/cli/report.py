@@ -136,7 +136,7 @@ def _with_papers(boards: Sequence[Leaderboard], store: Store, protocol: str | No
 def write_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all. Raises BenchError if it cannot be written."""
     from bench.errors import BenchError
-    from bench.records import write_atomically
+    from bench.utils.files import write_atomically
 
     try:
         write_atomically(path, text.encode())

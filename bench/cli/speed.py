@@ -62,8 +62,8 @@ def speed(
     Exit 1 if the fast path does not compute what the plain one does.
     """
     from bench import registry
-    from bench.device import check_precision, resolve_device
-    from bench.environment import describe
+    from bench.utils.device import check_precision, resolve_device
+    from bench.utils.environment import describe
     from bench.errors import BenchError
     from bench.execution.executor import Spread
     from bench.execution.local import share_out

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from bench.data.dataset import Images
 from bench.errors import BenchError
-from bench.group import ALONE, Group
+from bench.utils.distributed import ALONE, Group
 from bench.protocol import Augmentation, Crop, Flip, Rotate
-from bench.seeding import Randomness
+from bench.utils.rng import Randomness
 
 
 @dataclass(frozen=True)

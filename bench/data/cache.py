@@ -27,7 +27,7 @@ from bench.data.dataset import ABSENT, Found, Part
 from bench.data.sources import Pixels, Source, Tick
 from bench.errors import BenchError, DamagedFile, NotFound
 from bench.protocol import DatasetSettings
-from bench.records import file_sha256, fingerprint, read_record
+from bench.utils.files import file_sha256, fingerprint, read_record
 
 log = logging.getLogger(__name__)
 

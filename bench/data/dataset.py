@@ -16,7 +16,7 @@ from bench.data.sources import ArraySource, Averaged, Source
 from bench.data.stream import ImageStream
 from bench.errors import BenchError, NotFound
 from bench.protocol import Augmentation, DatasetSettings, Subset
-from bench.seeding import generator
+from bench.utils.rng import generator
 from bench.settings import ranges
 
 LARGE_PIXELS = 128 * 128

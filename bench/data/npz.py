@@ -14,7 +14,7 @@ from bench.data.dataset import Found, Part, missing, own_dataset
 from bench.data.sources import ArraySource
 from bench.errors import BenchError
 from bench.protocol import DatasetSettings, Files
-from bench.records import file_sha256
+from bench.utils.files import file_sha256
 
 NAMES = {
     "train": (("train_images", "train_labels"), ("x_train", "y_train")),

@@ -19,7 +19,7 @@ from bench.data.cache import VERSION, ImageFiles, Prepared, folder_of, present
 from bench.data.dataset import Dataset, Part
 from bench.data.sources import Pixels, Tick
 from bench.errors import BenchError, DamagedFile, NotFound
-from bench.records import file_sha256, sync_folder, write_record
+from bench.utils.files import file_sha256, sync_folder, write_record
 
 log = logging.getLogger(__name__)
 

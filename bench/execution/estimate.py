@@ -13,7 +13,7 @@ import torch
 from bench import registry
 from bench.attacks.pgd import cross_entropy, frozen, pgd
 from bench.data.dataset import dataset_of
-from bench.environment import cpu_name
+from bench.utils.environment import cpu_name
 from bench.errors import NotFound
 from bench.evaluation import evaluated_images, forward_passes
 from bench.models.architecture import build_network, size_of

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import torch
 
-from bench.device import cores, resolve_device
+from bench.utils.device import cores, resolve_device
 from bench.errors import BenchError
 from bench.execution.executor import Executor, Handle, Place, Spread
 from bench.execution.parallel import exit_cause

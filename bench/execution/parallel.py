@@ -28,9 +28,9 @@ from torch import Tensor
 
 from bench import registry
 from bench.data.dataset import dataset_of
-from bench.device import out_of_memory, peak_memory, use_device
+from bench.utils.device import out_of_memory, peak_memory, use_device
 from bench.errors import BenchError
-from bench.group import Group
+from bench.utils.distributed import Group
 from bench.run_folder import RunFolder
 from bench.spec import Cell
 from bench.training.trainer import Trainer

@@ -17,7 +17,7 @@ from bench.execution.estimate import Work, work_of
 from bench.execution.parallel import check_devices
 from bench.execution.verify import damage_of
 from bench.protocol import AutoAttack, Protocol
-from bench.records import fingerprint
+from bench.utils.files import fingerprint
 from bench.run_folder import RunFolder, Status
 from bench.spec import Cell
 from bench.training.checkpoint import sound

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from bench.group import Group
+from bench.utils.distributed import Group
 
 
 def shared_statistics(group: Group) -> AbstractContextManager[object]:

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bench.environment import git_revision
+from bench.utils.environment import git_revision
 from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.outcome import Verdicts, unpack
-from bench.records import canonical_json, fingerprint, read_record, write_record
+from bench.utils.files import canonical_json, fingerprint, read_record, write_record
 from bench.reporting.rows import collapsed, measured, ranking
 from bench.spec import LoadedSuite
 from bench.store.schema import OutcomeRow, RunRow

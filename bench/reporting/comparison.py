@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from bench.errors import BenchError, NotComparable, NothingMeasured, did_you_mean
-from bench.records import canonical_json
+from bench.utils.files import canonical_json
 from bench.reporting.rows import (
     Measured,
     Selection,

@@ -13,7 +13,7 @@ import numpy as np
 from bench.outcome import Verdicts, unpack
 from bench.parameters import weakest
 from bench.protocol import STANDARD
-from bench.records import canonical_json
+from bench.utils.files import canonical_json
 from bench.reporting.doubts import Doubt, doubts_of
 from bench.reporting.statistics import (
     CONFIDENCE,

@@ -14,12 +14,12 @@ from bench import registry
 from bench.attacks.autoattack import Cascade
 from bench.attacks.pgd import cross_entropy, pgd
 from bench.data.batches import to_float
-from bench.device import keep_memory
+from bench.utils.device import keep_memory
 from bench.errors import NotFound
 from bench.evaluation import EVALUATION_SEED, balanced_subset, exact_arithmetic
 from bench.models.architecture import Architecture, build_network
 from bench.protocol import AutoAttack, Threat
-from bench.seeding import generator
+from bench.utils.rng import generator
 from bench.speed.process import Arena, Work
 
 Order = tuple[float, Tensor, Tensor]

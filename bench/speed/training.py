@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from bench.attacks.pgd import cross_entropy, frozen, pgd, random_start
 from bench.data.batches import Batch, TrainingBatches, to_float
 from bench.data.dataset import ImageSet
-from bench.device import keep_memory
+from bench.utils.device import keep_memory
 from bench.evaluation import exact_arithmetic
 from bench.method import Method
-from bench.recorder import recorder_of
-from bench.seeding import Randomness, generator
+from bench.utils.cuda_graphs import recorder_of
+from bench.utils.rng import Randomness, generator
 from bench.speed import reference
 from bench.speed.process import Arena, Work
 from bench.training.step import Steps, Totals, sgd, train_step

@@ -13,7 +13,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, IntegrityError, OperationalError
 
 from bench.errors import BenchError, NothingMeasured
-from bench.records import canonical_json
+from bench.utils.files import canonical_json
 
 REVISION = "0003"
 """The newest migration. A store that states it needs no other look, and Alembic is not even imported."""

@@ -6,7 +6,7 @@ import base64
 from typing import Any, NamedTuple
 
 from bench.errors import DamagedFile
-from bench.records import fingerprint, read_record
+from bench.utils.files import fingerprint, read_record
 from bench.run_folder import CHECKPOINTS, RunFolder
 from bench.store.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
 

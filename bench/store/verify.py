@@ -9,7 +9,7 @@ from typing import Any
 from bench.errors import DamagedFile
 from bench.execution.verify import damage_of
 from bench.outcome import unpack
-from bench.records import fingerprint
+from bench.utils.files import fingerprint
 from bench.run_folder import run_folders
 from bench.store.schema import RunRow
 from bench.store.store import Store

@@ -19,7 +19,7 @@ from bench.evaluation import correct_under
 from bench.method import Method
 from bench.protocol import Clean
 from bench.run_folder import RunFolder
-from bench.seeding import generator
+from bench.utils.rng import generator
 from bench.spec import Cell, Suite, resolve_method
 from bench.training.step import Totals, train_step
 from bench.training.trainer import Trainer, build_evaluated

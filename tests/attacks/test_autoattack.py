@@ -15,7 +15,7 @@ from bench.errors import BenchError, DamagedFile
 from bench.evaluation import balanced_subset
 from bench.protocol import STANDARD, Threat
 from bench.protocol import AutoAttack as AutoAttackSettings
-from bench.seeding import generator
+from bench.utils.rng import generator
 
 IMAGES, BATCH = 24, 10  # three batches, the last one smaller
 

@@ -12,7 +12,7 @@ from bench.attacks.pgd import cross_entropy  # noqa: F401  (what a worker has lo
 from bench.evaluation import attack_identity
 from bench.execution.worker import Ending, Job, attack_key
 from bench.outcome import Outcome
-from bench.records import write_record
+from bench.utils.files import write_record
 from bench.training.checkpoint import Checkpoints
 
 EPOCHS, IMAGES = 200, 10_000

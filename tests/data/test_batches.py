@@ -11,7 +11,7 @@ from bench.data.sources import ArraySource
 from bench.data.stream import ImageStream
 from bench.errors import BenchError
 from bench.protocol import Crop, Flip, Rotate
-from bench.seeding import Randomness
+from bench.utils.rng import Randomness
 
 RANDOM_PIXELS = torch.randint(0, 256, (50, 3, 8, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

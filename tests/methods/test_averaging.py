@@ -1,7 +1,7 @@
 import torch
 
 from bench.data.batches import TrainingBatches
-from bench.seeding import Randomness
+from bench.utils.rng import Randomness
 
 
 def values(network):

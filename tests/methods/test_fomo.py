@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import methods.fomo
-from bench.seeding import generator
+from bench.utils.rng import generator
 from bench.training.step import Totals, train_step
 from methods.fomo import forget, later_layers
 

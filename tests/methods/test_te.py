@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from bench.attacks.pgd import frozen
 from bench.data.batches import Batch
-from bench.seeding import generator
+from bench.utils.rng import generator
 
 
 def test_the_ramp_of_the_weight(start):

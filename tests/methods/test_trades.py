@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.attacks.pgd import frozen
-from bench.seeding import generator
+from bench.utils.rng import generator
 
 
 def divergence(clean, adversarial):

@@ -13,7 +13,7 @@ from bench.models.architecture import build_network
 from bench.models.foreign import load_foreign, located, parse_normalisation, state_sha256
 from bench.models.small_cnn import SmallCNN, small_cnn
 from bench.protocol import DatasetSettings, Protocol
-from bench.records import file_sha256
+from bench.utils.files import file_sha256
 from bench.spec import ForeignNetwork
 
 PROTOCOL = Protocol.model_validate(

@@ -13,7 +13,7 @@ from bench.errors import BenchError
 from bench.models.foreign import load_foreign
 from bench.models.zoo import import_robustbench
 from bench.protocol import Protocol
-from bench.records import file_sha256
+from bench.utils.files import file_sha256
 from bench.spec import ForeignNetwork
 
 NAME = "Wong2020Fast"  # a PreActResNet-18

@@ -11,7 +11,7 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from bench.outcome import pack
-from bench.records import canonical_json
+from bench.utils.files import canonical_json
 from bench.registry import METHODS
 from bench.reporting.formats import html
 from bench.reporting.formats.html import ASSETS, render_html

@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, select
 
 from bench.outcome import Outcome, Verdicts
 from bench.protocol import AutoAttack, Clean, Protocol
-from bench.records import write_record
+from bench.utils.files import write_record
 from bench.run_folder import RunFolder
 from bench.spec import Cell, ResolvedMethod
 from bench.store.schema import Base

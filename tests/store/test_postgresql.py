@@ -11,7 +11,7 @@ from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 
 from bench.errors import BenchError, DamagedFile
-from bench.records import read_record, write_record
+from bench.utils.files import read_record, write_record
 from bench.store import database
 from bench.store.database import NoStore
 from bench.store.store import Store

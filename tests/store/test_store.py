@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.outcome import unpack
-from bench.records import fingerprint, read_record, write_record
+from bench.utils.files import fingerprint, read_record, write_record
 from bench.run_folder import RunFolder
 from bench.store.folder import read_run
 from bench.store.schema import EpochRow, ProtocolRow

@@ -23,9 +23,9 @@ from bench.errors import BenchError
 from bench.execution.executor import Spread
 from bench.execution.parallel import _portable, check_devices
 from bench.execution.worker import Job, execute, work_in_process
-from bench.group import Group
+from bench.utils.distributed import Group
 from bench.models.batch_statistics import shared_statistics
-from bench.seeding import Randomness
+from bench.utils.rng import Randomness
 from bench.training.checkpoint import Checkpoints
 from bench.training.trainer import Diverged
 

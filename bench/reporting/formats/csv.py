@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bench.records import canonical_json
+from bench.utils.files import canonical_json
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.published import Beside
 from bench.reporting.rows import Row

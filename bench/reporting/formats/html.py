@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from bench.protocol import TrainingAttack
-from bench.records import canonical_json
+from bench.utils.files import canonical_json
 from bench.reporting.description import Description, describe
 from bench.reporting.figures import Figures, figures
 from bench.reporting.leaderboard import Leaderboard

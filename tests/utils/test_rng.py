@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.seeding import Randomness, derive_seed, generator
+from bench.utils.rng import Randomness, derive_seed, generator
 
 
 def draw(random: torch.Generator) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench.device import cores
+from bench.utils.device import cores
 
 PACKAGES = ("robust-overfitting-bench", "torch", "torchvision", "numpy", "pyautoattack", "robustbench", "timm")
 

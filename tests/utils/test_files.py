@@ -3,9 +3,9 @@ import math
 
 import pytest
 
-from bench import records
+from bench.utils import files
 from bench.errors import BenchError, DamagedFile
-from bench.records import canonical_json, file_sha256, fingerprint, read_record, write_atomically, write_record
+from bench.utils.files import canonical_json, file_sha256, fingerprint, read_record, write_atomically, write_record
 
 
 def test_canonical_json_is_one_text_for_equal_values():
@@ -33,7 +33,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     def full_disk(_descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records.os, "fsync", full_disk)
+    monkeypatch.setattr(files.os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
@@ -43,7 +43,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 @pytest.mark.parametrize(("durable", "flushes"), [(True, 2), (False, 0)])
 def test_a_durable_write_flushes_the_file_and_its_folder(tmp_path, monkeypatch, durable, flushes):
     flushed = []
-    monkeypatch.setattr(records.os, "fsync", flushed.append)
+    monkeypatch.setattr(files.os, "fsync", flushed.append)
     write_atomically(tmp_path / "file", b"data", durable=durable)
     assert len(flushed) == flushes
     assert (tmp_path / "file").read_bytes() == b"data"
