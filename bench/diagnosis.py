@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench.utils.device import cores
-from bench.utils.environment import cpu_name, versions
 from bench.errors import BenchError, printable
 from bench.registry import DATASETS, METHODS, MODELS, Registry
 from bench.run_folder import run_folders
 from bench.store.database import NoStore
 from bench.store.store import Store
 from bench.store.verify import verify
+from bench.utils.device import cores
+from bench.utils.environment import cpu_name, versions
 
 
 @dataclass(frozen=True)

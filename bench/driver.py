@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from bench.utils.device import check_precision
 from bench.errors import BenchError, DamagedFile
 from bench.execution.executor import Executor, Handle, Place, Spread
 from bench.execution.local import LocalExecutor, share_out
@@ -22,6 +21,7 @@ from bench.execution.worker import DISK, Ending
 from bench.run_folder import Busy, RunFolder
 from bench.spec import Cell, LoadedSuite, select_cells
 from bench.store.store import Store
+from bench.utils.device import check_precision
 
 log = logging.getLogger(__name__)
 

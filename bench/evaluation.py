@@ -15,10 +15,10 @@ from bench.attacks.autoattack import PASSES, Cascade, CascadeState, Tick
 from bench.attacks.pgd import cross_entropy, frozen, margin, mode, pgd, random_start
 from bench.data.batches import to_float
 from bench.data.dataset import Images
-from bench.utils.distributed import ALONE, Group
 from bench.outcome import Outcome
 from bench.protocol import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, Threat
 from bench.utils.cuda_graphs import Recorder, replayed
+from bench.utils.distributed import ALONE, Group
 from bench.utils.rng import generator
 
 log = logging.getLogger(__name__)

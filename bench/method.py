@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from bench.attacks.pgd import Objective, cross_entropy, mode, pgd, project, random_start
 from bench.data.batches import Batch, TrainingBatches
-from bench.utils.distributed import Group
 from bench.parameters import MethodInfo, MethodParams
 from bench.protocol import Protocol
 from bench.schedule import Schedule
+from bench.utils.distributed import Group
 from bench.utils.rng import Randomness
 
 ParamsT = TypeVar("ParamsT", bound=MethodParams)

@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from bench.parameters import Setting
-from bench.utils.files import fingerprint
 from bench.settings import Indices, Number, Settings, parse_indices, ranges
+from bench.utils.files import fingerprint
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$", max_length=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]

@@ -29,8 +29,8 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from bench.errors import BenchError, DamagedFile
-from bench.utils.files import read_record, write_atomically, write_record
 from bench.spec import Cell
+from bench.utils.files import read_record, write_atomically, write_record
 
 CHECKPOINTS = ("best", "best_on_test", "last")
 """The checkpoints that are evaluated; `resume` is the fourth, there only while training is unfinished."""

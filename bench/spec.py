@@ -15,9 +15,9 @@ from bench import registry
 from bench.errors import BenchError, did_you_mean
 from bench.parameters import MethodInfo, MethodParams, Source, weakest
 from bench.protocol import Crop, Name, Protocol, Seed, named
-from bench.utils.files import fingerprint
 from bench.settings import Settings, shown
 from bench.suite_file import Location, SuiteFile, read_suite_file
+from bench.utils.files import fingerprint
 
 
 class MethodEntry(Settings):

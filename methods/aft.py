@@ -20,8 +20,8 @@ from bench.errors import BenchError
 from bench.method import Method
 from bench.models.weights import load_weights
 from bench.parameters import MethodInfo, MethodParams, Origin, sourced
-from bench.utils.files import file_sha256
 from bench.schedule import Schedule
+from bench.utils.files import file_sha256
 
 
 class Params(MethodParams):

@@ -37,6 +37,19 @@ seeds: [0]
 """
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--slow`."""
+    parser.addoption("--slow", action="store_true", help="run the slow tests too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the slow tests without `--slow`."""
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow; run it with --slow"))
+
+
 @pytest.fixture(scope="session")
 def tiny_suite() -> str:
     """The text of a suite of one cell."""

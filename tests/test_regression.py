@@ -14,7 +14,6 @@ from scipy.stats import t as student
 
 from bench.errors import BenchError, DamagedFile, NotComparable, NothingMeasured
 from bench.outcome import pack
-from bench.utils.files import fingerprint, write_record
 from bench.regression import baseline as module
 from bench.regression import formats
 from bench.regression.baseline import Snapshot, read_baseline, snapshot, write_baseline
@@ -23,6 +22,7 @@ from bench.regression.gate import LEVEL, check
 from bench.reporting.statistics import holm
 from bench.spec import load_suite
 from bench.store.store import Store
+from bench.utils.files import fingerprint, write_record
 
 IMAGES = 100
 PROTOCOL = {"dataset": {"name": "digits"}, "training": {"epochs": 10, "attack": {"steps": 10}}}

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.utils.distributed import ALONE, Group
 from bench.protocol import Threat
+from bench.utils.distributed import ALONE, Group
 
 Objective = Callable[[Tensor], Tensor]
 """From logits [n, classes] to the scalar that the attack raises: a sum over the batch, so images do not interact."""

@@ -66,12 +66,15 @@ def run(
         bool, typer.Option("--detach", help="Leave the cells to Slurm's queue; look with `bench watch`.")
     ] = False,
     rerun: Annotated[str, typer.Option("--rerun", help="missing, failed or all.")] = "missing",
-    tries: Annotated[
-        int, typer.Option("--tries", min=1, help="Of a cell whose worker is lost: killed, out of memory, hung.")
+    max_attempts: Annotated[
+        int, typer.Option("--max-attempts", min=1, help="Maximum attempts per cell if its worker dies.")
     ] = 3,
-    hang: Annotated[
-        float, typer.Option("--hang", min=1, help="Minutes without a sign of life that make a worker hung.")
+    tries: Annotated[Optional[int], typer.Option("--tries", min=1, hidden=True)] = None,  # noqa: UP045  former spelling
+    heartbeat_timeout: Annotated[
+        float,
+        typer.Option("--heartbeat-timeout", min=1, help="Minutes without a heartbeat after which a worker is killed."),
     ] = 30,
+    hang: Annotated[Optional[float], typer.Option("--hang", min=1, hidden=True)] = None,  # noqa: UP045  former spelling
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
     json: Json = False,
 ) -> None:
@@ -120,7 +123,7 @@ def run(
             methods=only,
             seeds=only_seeds,
             rerun=Rerun(rerun),
-            limits=Limits(tries, hang),
+            limits=Limits(tries or max_attempts, hang or heartbeat_timeout),
             watch=view.update,
             detach=detach,
         )

@@ -62,14 +62,14 @@ def speed(
     Exit 1 if the fast path does not compute what the plain one does.
     """
     from bench import registry
-    from bench.utils.device import check_precision, resolve_device
-    from bench.utils.environment import describe
     from bench.errors import BenchError
     from bench.execution.executor import Spread
     from bench.execution.local import share_out
     from bench.spec import load_suite
     from bench.speed.measure import measure_autoattack, measure_changes, measure_peak, measure_training
     from bench.speed.process import Arena
+    from bench.utils.device import check_precision, resolve_device
+    from bench.utils.environment import describe
 
     if eps is not None and not 0 < eps <= 1:
         raise BenchError(f"--eps {eps:g}: a radius above 0 and up to 1, such as {8 / 255:.4f}")

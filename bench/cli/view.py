@@ -17,10 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.cli.options import print_json
-from bench.utils.device import resolve_device
 from bench.driver import CellState
 from bench.execution.estimate import Machine
 from bench.execution.plan import Planned
+from bench.utils.device import resolve_device
 
 REFRESH_SECONDS = 0.5
 ROWS = 12  # rows of the live table; more cells than that are counted, not listed

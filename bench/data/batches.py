@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bench.data.dataset import Images
 from bench.errors import BenchError
-from bench.utils.distributed import ALONE, Group
 from bench.protocol import Augmentation, Crop, Flip, Rotate
+from bench.utils.distributed import ALONE, Group
 from bench.utils.rng import Randomness
 
 

@@ -16,8 +16,8 @@ from bench.data.sources import ArraySource, Averaged, Source
 from bench.data.stream import ImageStream
 from bench.errors import BenchError, NotFound
 from bench.protocol import Augmentation, DatasetSettings, Subset
-from bench.utils.rng import generator
 from bench.settings import ranges
+from bench.utils.rng import generator
 
 LARGE_PIXELS = 128 * 128
 """Images of more pixels than this are streamed from files instead of living on the device."""

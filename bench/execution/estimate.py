@@ -13,11 +13,11 @@ import torch
 from bench import registry
 from bench.attacks.pgd import cross_entropy, frozen, pgd
 from bench.data.dataset import dataset_of
-from bench.utils.environment import cpu_name
 from bench.errors import NotFound
 from bench.evaluation import evaluated_images, forward_passes
 from bench.models.architecture import build_network, size_of
 from bench.protocol import Protocol
+from bench.utils.environment import cpu_name
 
 Precision = Literal["fp32", "bf16"]
 

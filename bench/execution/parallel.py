@@ -28,12 +28,12 @@ from torch import Tensor
 
 from bench import registry
 from bench.data.dataset import dataset_of
-from bench.utils.device import out_of_memory, peak_memory, use_device
 from bench.errors import BenchError
-from bench.utils.distributed import Group
 from bench.run_folder import RunFolder
 from bench.spec import Cell
 from bench.training.trainer import Trainer
+from bench.utils.device import out_of_memory, peak_memory, use_device
+from bench.utils.distributed import Group
 
 log = logging.getLogger(__name__)
 

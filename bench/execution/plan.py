@@ -17,11 +17,11 @@ from bench.execution.estimate import Work, work_of
 from bench.execution.parallel import check_devices
 from bench.execution.verify import damage_of
 from bench.protocol import AutoAttack, Protocol
-from bench.utils.files import fingerprint
 from bench.run_folder import RunFolder, Status
 from bench.spec import Cell
 from bench.training.checkpoint import sound
 from bench.training.trainer import build_without_data
+from bench.utils.files import fingerprint
 
 Action = Literal["skip", "run", "reopen", "anew"]
 """skip: it has ended; run: start or continue it; reopen: continue though it failed; anew: set the old folder aside,

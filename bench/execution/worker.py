@@ -23,19 +23,19 @@ from torch import nn
 from bench import registry
 from bench.attacks.autoattack import CascadeState, Tick
 from bench.data.dataset import Dataset, Images, dataset_of
-from bench.utils.device import check_precision, out_of_memory, peak_memory, use_device
-from bench.utils.environment import describe
 from bench.errors import BenchError, DamagedFile
 from bench.evaluation import attack_identity, evaluate, evaluated_images, forward_passes
 from bench.execution.parallel import ProcessDied, train_together
 from bench.models.architecture import Network
 from bench.models.foreign import load_foreign
 from bench.protocol import FinalAttack
-from bench.utils.files import fingerprint, read_record, write_atomically, write_record
 from bench.run_folder import ASIDE, CHECKPOINTS, Busy, RunFolder
 from bench.spec import Cell, ForeignNetwork
 from bench.training.checkpoint import Checkpoints, sound
 from bench.training.trainer import LAST_EPOCH, Diverged, Trainer, build_evaluated
+from bench.utils.device import check_precision, out_of_memory, peak_memory, use_device
+from bench.utils.environment import describe
+from bench.utils.files import fingerprint, read_record, write_atomically, write_record
 
 log = logging.getLogger(__name__)
 

@@ -12,14 +12,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bench.utils.environment import git_revision
 from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.outcome import Verdicts, unpack
-from bench.utils.files import canonical_json, fingerprint, read_record, write_record
 from bench.reporting.rows import collapsed, measured, ranking
 from bench.spec import LoadedSuite
 from bench.store.schema import OutcomeRow, RunRow
 from bench.store.store import Epoch, Store
+from bench.utils.environment import git_revision
+from bench.utils.files import canonical_json, fingerprint, read_record, write_record
 
 FORMAT = 1
 """Version of the file's layout; raised when older files can no longer be read."""

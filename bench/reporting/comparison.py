@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from bench.errors import BenchError, NotComparable, NothingMeasured, did_you_mean
-from bench.utils.files import canonical_json
 from bench.reporting.rows import (
     Measured,
     Selection,
@@ -28,6 +27,7 @@ from bench.reporting.statistics import Difference, compare, compare_gaps
 from bench.spec import EVALUATED
 from bench.store.schema import RunRow
 from bench.store.store import Store
+from bench.utils.files import canonical_json
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import numpy as np
 from bench.outcome import Verdicts, unpack
 from bench.parameters import weakest
 from bench.protocol import STANDARD
-from bench.utils.files import canonical_json
 from bench.reporting.doubts import Doubt, doubts_of
 from bench.reporting.statistics import (
     CONFIDENCE,
@@ -28,6 +27,7 @@ from bench.reporting.statistics import (
 )
 from bench.spec import EVALUATED
 from bench.store.schema import OutcomeRow, RunRow
+from bench.utils.files import canonical_json
 
 Selection = Literal["validation", "test"]
 """Which images chose the best checkpoint. With `test` the choice saw what it is judged on: an oracle."""

@@ -14,13 +14,13 @@ from bench import registry
 from bench.attacks.autoattack import Cascade
 from bench.attacks.pgd import cross_entropy, pgd
 from bench.data.batches import to_float
-from bench.utils.device import keep_memory
 from bench.errors import NotFound
 from bench.evaluation import EVALUATION_SEED, balanced_subset, exact_arithmetic
 from bench.models.architecture import Architecture, build_network
 from bench.protocol import AutoAttack, Threat
-from bench.utils.rng import generator
 from bench.speed.process import Arena, Work
+from bench.utils.device import keep_memory
+from bench.utils.rng import generator
 
 Order = tuple[float, Tensor, Tensor]
 """Radius, images and labels of one batch, on the CPU."""

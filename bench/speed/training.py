@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from bench.attacks.pgd import cross_entropy, frozen, pgd, random_start
 from bench.data.batches import Batch, TrainingBatches, to_float
 from bench.data.dataset import ImageSet
-from bench.utils.device import keep_memory
 from bench.evaluation import exact_arithmetic
 from bench.method import Method
-from bench.utils.cuda_graphs import recorder_of
-from bench.utils.rng import Randomness, generator
 from bench.speed import reference
 from bench.speed.process import Arena, Work
 from bench.training.step import Steps, Totals, sgd, train_step
 from bench.training.trainer import build_method
+from bench.utils.cuda_graphs import recorder_of
+from bench.utils.device import keep_memory
+from bench.utils.rng import Randomness, generator
 
 EPOCH = 64
 """Batches that the images to train on fill: enough that none is in a cache when it comes again."""

@@ -6,9 +6,9 @@ import base64
 from typing import Any, NamedTuple
 
 from bench.errors import DamagedFile
-from bench.utils.files import fingerprint, read_record
 from bench.run_folder import CHECKPOINTS, RunFolder
 from bench.store.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
+from bench.utils.files import fingerprint, read_record
 
 
 class Rows(NamedTuple):

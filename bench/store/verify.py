@@ -9,10 +9,10 @@ from typing import Any
 from bench.errors import DamagedFile
 from bench.execution.verify import damage_of
 from bench.outcome import unpack
-from bench.utils.files import fingerprint
 from bench.run_folder import run_folders
 from bench.store.schema import RunRow
 from bench.store.store import Store
+from bench.utils.files import fingerprint
 
 MEND_RUN = "`bench run SUITE --rerun failed` mends it"
 MEND_STORE = "`bench ingest` takes it in again"

@@ -19,10 +19,10 @@ from bench.evaluation import correct_under
 from bench.method import Method
 from bench.protocol import Clean
 from bench.run_folder import RunFolder
-from bench.utils.rng import generator
 from bench.spec import Cell, Suite, resolve_method
 from bench.training.step import Totals, train_step
 from bench.training.trainer import Trainer, build_evaluated
+from bench.utils.rng import generator
 
 EPOCHS = 6  # both rate drops, at 3 and at 4 or 5, lie inside
 TRAINED = 160  # images that the small trainings see: five batches an epoch are enough to enter every phase

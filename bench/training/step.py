@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from bench.attacks.pgd import frozen
 from bench.data.batches import Batch
-from bench.utils.distributed import ALONE, Group
 from bench.method import Method
 from bench.protocol import Optimizer
 from bench.utils.cuda_graphs import Recorder, replayed
+from bench.utils.distributed import ALONE, Group
 from bench.utils.rng import HostDecision
 
 log = logging.getLogger(__name__)

@@ -15,19 +15,19 @@ from bench import registry
 from bench.data.batches import TrainingBatches
 from bench.data.dataset import Dataset, Images, ImageSet, Splits
 from bench.evaluation import correct_under
-from bench.utils.distributed import ALONE, Group
 from bench.method import Context, Method
 from bench.models.architecture import build_network
 from bench.models.batch_statistics import shared_statistics
 from bench.protocol import PGD, Clean
-from bench.utils.cuda_graphs import recorder_of
 from bench.run_folder import RunFolder
 from bench.schedule import protocol_schedule
-from bench.utils.rng import Randomness, derive_seed
 from bench.spec import Cell
 from bench.training.checkpoint import Entry, sound
 from bench.training.flops import CountedFlops
 from bench.training.step import Steps, Totals, sgd
+from bench.utils.cuda_graphs import recorder_of
+from bench.utils.distributed import ALONE, Group
+from bench.utils.rng import Randomness, derive_seed
 
 log = logging.getLogger(__name__)
 

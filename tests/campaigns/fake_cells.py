@@ -12,8 +12,8 @@ from bench.attacks.pgd import cross_entropy  # noqa: F401  (what a worker has lo
 from bench.evaluation import attack_identity
 from bench.execution.worker import Ending, Job, attack_key
 from bench.outcome import Outcome
-from bench.utils.files import write_record
 from bench.training.checkpoint import Checkpoints
+from bench.utils.files import write_record
 
 EPOCHS, IMAGES = 200, 10_000
 BEATS = 2  # signs of life a second, as a real worker gives

@@ -23,9 +23,9 @@ from bench.execution.executor import Place, Spread
 from bench.execution.sbatch import minutes, queue, request
 from bench.execution.slurm import SlurmExecutor, SlurmHandle
 from bench.execution.worker import Ending, Job
-from bench.utils.files import write_record
 from bench.run_folder import RunFolder
 from bench.testing.conformance import curve
+from bench.utils.files import write_record
 
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
 

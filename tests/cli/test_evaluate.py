@@ -23,11 +23,11 @@ from bench.models.foreign import load_foreign
 from bench.models.small_cnn import SmallCNN
 from bench.models.zoo import import_robustbench
 from bench.outcome import Outcome
-from bench.utils.files import file_sha256
 from bench.run_folder import RunFolder
-from bench.utils.rng import generator
 from bench.spec import ForeignNetwork, load_suite
 from bench.training.checkpoint import Checkpoints
+from bench.utils.files import file_sha256
+from bench.utils.rng import generator
 
 NAME = "ours"
 

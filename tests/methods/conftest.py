@@ -13,9 +13,9 @@ from bench.data.batches import Batch, TrainingBatches
 from bench.data.dataset import dataset_of
 from bench.data.digits import digits
 from bench.method import Method
-from bench.utils.rng import Randomness
 from bench.spec import Cell, Suite, resolve_method
 from bench.training.trainer import build_method
+from bench.utils.rng import Randomness
 
 CPU = torch.device("cpu")
 ATTACK = {"name": "pgd", "steps": 3, "step_size": 0.05}

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 import methods.fomo
-from bench.utils.rng import generator
 from bench.training.step import Totals, train_step
+from bench.utils.rng import generator
 from methods.fomo import forget, later_layers
 
 LATER = {

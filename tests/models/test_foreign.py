@@ -13,8 +13,8 @@ from bench.models.architecture import build_network
 from bench.models.foreign import load_foreign, located, parse_normalisation, state_sha256
 from bench.models.small_cnn import SmallCNN, small_cnn
 from bench.protocol import DatasetSettings, Protocol
-from bench.utils.files import file_sha256
 from bench.spec import ForeignNetwork
+from bench.utils.files import file_sha256
 
 PROTOCOL = Protocol.model_validate(
     {"dataset": "digits", "model": "small_cnn", "threat": {"norm": "linf", "eps": 0.1}, "training": {"epochs": 1}}

@@ -13,8 +13,8 @@ from bench.errors import BenchError
 from bench.models.foreign import load_foreign
 from bench.models.zoo import import_robustbench
 from bench.protocol import Protocol
-from bench.utils.files import file_sha256
 from bench.spec import ForeignNetwork
+from bench.utils.files import file_sha256
 
 NAME = "Wong2020Fast"  # a PreActResNet-18
 

@@ -11,13 +11,13 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from bench.outcome import pack
-from bench.utils.files import canonical_json
 from bench.registry import METHODS
 from bench.reporting.formats import html
 from bench.reporting.formats.html import ASSETS, render_html
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.table import tables
 from bench.store.schema import CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
+from bench.utils.files import canonical_json
 
 from .conftest import protocol_of
 from .html_report import ARABIC, ENVIRONMENT, HOSTILE, boards, resolved, text, tree

@@ -29,6 +29,8 @@ from bench.reporting.figures import (
 from bench.reporting.inline_svg import simplified
 from bench.reporting.plots import FORMATS, NAMES, THEME, draw, render, svg
 
+pytestmark = pytest.mark.slow
+
 SVG = "{http://www.w3.org/2000/svg}"
 ODD = ("$x_1^$", "a_b & <script>alert('1')</script>", "الطريقة", "方法一", "%s {0} \\alpha #", "line\nbreak\x00", "")
 

@@ -14,6 +14,8 @@ from scipy.special import ndtri
 
 from bench.reporting.statistics import compare, pairwise, rank_intervals
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "statistics.md"
 TRIALS = 2000
 PARTS = np.sqrt(np.float32([0.80, 0.05, 0.15]))  # of the variance: image, image and method, image and seed

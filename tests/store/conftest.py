@@ -13,11 +13,11 @@ from sqlalchemy import create_engine, select
 
 from bench.outcome import Outcome, Verdicts
 from bench.protocol import AutoAttack, Clean, Protocol
-from bench.utils.files import write_record
 from bench.run_folder import RunFolder
 from bench.spec import Cell, ResolvedMethod
 from bench.store.schema import Base
 from bench.store.store import Store
+from bench.utils.files import write_record
 
 from .postgresql import CannotStart, Server, running
 

@@ -11,10 +11,10 @@ from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 
 from bench.errors import BenchError, DamagedFile
-from bench.utils.files import read_record, write_record
 from bench.store import database
 from bench.store.database import NoStore
 from bench.store.store import Store
+from bench.utils.files import read_record, write_record
 
 from ..cli.conftest import bench, suite
 from .conftest import contents, empty

@@ -13,11 +13,11 @@ from sqlalchemy.orm import Session
 
 from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.outcome import unpack
-from bench.utils.files import fingerprint, read_record, write_record
 from bench.run_folder import RunFolder
 from bench.store.folder import read_run
 from bench.store.schema import EpochRow, ProtocolRow
 from bench.store.store import Store
+from bench.utils.files import fingerprint, read_record, write_record
 
 from .conftest import contents, empty, protocol_of
 

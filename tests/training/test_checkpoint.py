@@ -11,8 +11,8 @@ from torch import nn
 
 from bench.errors import DamagedFile
 from bench.models.small_cnn import SmallCNN
-from bench.utils.files import write_record
 from bench.training.checkpoint import Checkpoints, Entry, _unpack
+from bench.utils.files import write_record
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ from bench.errors import BenchError
 from bench.execution.executor import Spread
 from bench.execution.parallel import _portable, check_devices
 from bench.execution.worker import Job, execute, work_in_process
-from bench.utils.distributed import Group
 from bench.models.batch_statistics import shared_statistics
-from bench.utils.rng import Randomness
 from bench.training.checkpoint import Checkpoints
 from bench.training.trainer import Diverged
+from bench.utils.distributed import Group
+from bench.utils.rng import Randomness
 
 HERE = Path(__file__).parent
 PLUGIN = "seeds: [0]\nplugins: [parts.py]"

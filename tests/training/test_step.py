@@ -14,10 +14,10 @@ from bench.data.digits import digits
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
 from bench.protocol import Optimizer
-from bench.utils.cuda_graphs import recorder_of
-from bench.utils.rng import Randomness, derive_seed
 from bench.training.step import WARM_UP, Steps, Totals, compute_gradients, sgd, train_step
 from bench.training.trainer import build_method
+from bench.utils.cuda_graphs import recorder_of
+from bench.utils.rng import Randomness, derive_seed
 
 CPU = torch.device("cpu")
 

@@ -18,14 +18,14 @@ from bench import registry
 from bench.data.batches import Batch, TrainingBatches
 from bench.data.dataset import Splits, dataset_of
 from bench.evaluation import correct_under
-from bench.utils.distributed import ALONE, Group
 from bench.models.batch_statistics import shared_statistics
 from bench.protocol import PGD, Threat
 from bench.run_folder import RunFolder
-from bench.utils.rng import Randomness, generator
 from bench.testing.conformance import curve, small_cell
 from bench.training.step import Totals, train_step
 from bench.training.trainer import Trainer, build_method
+from bench.utils.distributed import ALONE, Group
+from bench.utils.rng import Randomness, generator
 
 CPU = torch.device("cpu")
 METHODS = sorted(registry.METHODS.names())

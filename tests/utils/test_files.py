@@ -3,8 +3,8 @@ import math
 
 import pytest
 
-from bench.utils import files
 from bench.errors import BenchError, DamagedFile
+from bench.utils import files
 from bench.utils.files import canonical_json, file_sha256, fingerprint, read_record, write_atomically, write_record
 
 

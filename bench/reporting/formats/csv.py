@@ -7,11 +7,11 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bench.utils.files import canonical_json
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.published import Beside
 from bench.reporting.rows import Row
 from bench.reporting.statistics import Estimate
+from bench.utils.files import canonical_json
 
 _SIDES = ("best", "last", "gap")
 COLUMNS = (

@@ -22,7 +22,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from bench.protocol import TrainingAttack
-from bench.utils.files import canonical_json
 from bench.reporting.description import Description, describe
 from bench.reporting.figures import Figures, figures
 from bench.reporting.leaderboard import Leaderboard
@@ -32,6 +31,7 @@ from bench.reporting.rows import Row, device_of, row_key
 from bench.reporting.table import Column, Table, published_table, table
 from bench.store.schema import RunRow
 from bench.store.store import Store
+from bench.utils.files import canonical_json
 
 ASSETS = Path(__file__).parent / "assets"
 
