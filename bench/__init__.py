@@ -17,7 +17,7 @@ from typing import Any
 
 _PUBLIC = {
     "BenchError": "bench.errors",
-    "ForeignNetwork": "bench.spec",
+    "ExternalModel": "bench.spec",
     "Method": "bench.method",
     "MethodInfo": "bench.parameters",
     "MethodParams": "bench.parameters",

@@ -18,7 +18,7 @@ from bench.data.dataset import Images
 from bench.outcome import Outcome
 from bench.protocol import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, Threat
 from bench.utils.cuda_graphs import Recorder, replayed
-from bench.utils.distributed import ALONE, Group
+from bench.utils.distributed import SINGLE_PROCESS, Group
 from bench.utils.rng import generator
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def correct_under(
     threat: Threat,
     random: torch.Generator,
     tick: Tick = _silent,
-    group: Group = ALONE,
+    group: Group = SINGLE_PROCESS,
     recorder: Recorder | None = None,
 ) -> Tensor:
     """Return, for each image, whether the network in eval mode stays right under `attack`: bool, [n], on the device.

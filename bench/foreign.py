@@ -11,14 +11,14 @@ from bench.errors import BenchError
 from bench.execution.executor import Place, Spread
 from bench.execution.plan import check_attacks, check_data, plan_evaluation
 from bench.models.foreign import load_foreign, located
-from bench.spec import EVALUATED, Cell, ForeignNetwork, LoadedSuite, ResolvedMethod
+from bench.spec import EVALUATED, Cell, ExternalModel, LoadedSuite, ResolvedMethod
 
 MAX_LABEL = 80  # characters, as in a suite
 
 
 def evaluate_network(
     loaded: LoadedSuite,
-    network: ForeignNetwork,
+    network: ExternalModel,
     name: str,
     *,
     results: Path = Path("results"),

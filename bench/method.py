@@ -24,7 +24,7 @@ from bench.parameters import MethodInfo, MethodParams
 from bench.protocol import Protocol
 from bench.schedule import Schedule
 from bench.utils.distributed import Group
-from bench.utils.rng import Randomness
+from bench.utils.rng import RngStreams
 
 ParamsT = TypeVar("ParamsT", bound=MethodParams)
 
@@ -43,7 +43,7 @@ class Context:
     protocol: Protocol
     classes: int
     batches: TrainingBatches
-    random: Randomness
+    random: RngStreams
     device: torch.device
 
     @property
@@ -56,7 +56,7 @@ class Method(Generic[ParamsT]):
     """Plain PGD adversarial training, and the hooks by which a recipe departs from it.
 
     A subclass states `info` and `Params`. The trainer sets `model` (what `build` returned), `optimizer` and the
-    effective `plan` (what `schedule` returned) before it calls `begin_training`.
+    effective `lr_schedule` (what `schedule` returned) before it calls `begin_training`.
     """
 
     info: ClassVar[MethodInfo]
@@ -74,7 +74,7 @@ class Method(Generic[ParamsT]):
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    plan: Schedule
+    lr_schedule: Schedule
 
     def __init__(self, params: ParamsT, context: Context) -> None:
         self.params, self.context = params, context
@@ -143,7 +143,7 @@ class Method(Generic[ParamsT]):
                 threat=threat, steps=settings.steps, step_size=settings.step_size, start=start,
             )  # fmt: skip
 
-    def near(self, images: Tensor, deviation: float) -> Tensor:
+    def gaussian_start(self, images: Tensor, deviation: float) -> Tensor:
         """Return `images` plus Gaussian noise, kept inside the threat model: the start of TRADES and its relatives."""
         random = self.context.random("attack")
         noise = self.context.group.drawn_like(images, lambda noise: noise.normal_(std=deviation, generator=random))

@@ -50,7 +50,7 @@ EVALUATED = "evaluated"
 """The method of networks that were trained elsewhere and only evaluated here; its parameters say which network."""
 
 
-class ForeignNetwork(Settings):
+class ExternalModel(Settings):
     """A network trained elsewhere: where it is, and what must be known to build it."""
 
     source: str
@@ -73,7 +73,7 @@ class Cell(Settings):
     """Name of the suite it came from; not part of its identity."""
     plugins: tuple[str, ...] = ()
     """Absolute paths of the plug-in files that the method may need; not part of its identity."""
-    network: ForeignNetwork | None = None
+    network: ExternalModel | None = None
     """Where to find the network of a cell that is only evaluated; its identity is in the method's parameters."""
 
     def identity(self) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class SWA(Method[SWAParams]):
 
     def end_epoch(self, epoch: int) -> None:
         """Take the epoch into the average, and give the average statistics of its own from clean training images."""
-        if epoch >= round(self.params.start * self.plan.epochs):
+        if epoch >= round(self.params.start * self.lr_schedule.epochs):
             self.averaged += 1
             move_towards(self.average, self.model, 1 / self.averaged, buffers="copy")
             with self.autocast():

@@ -38,7 +38,7 @@ class AWP(Method[Params]):
         self.moved: list[Tensor] = [parameter for parameter in self.model.parameters() if parameter.dim() > 1]
         with self.autocast(), running_statistics_kept(self.model):
             loss, _ = self.loss(batch, adversarial)
-        gradients = self.context.group.mean(torch.autograd.grad(loss, self.moved))
+        gradients = self.context.group.all_reduce_mean(torch.autograd.grad(loss, self.moved))
         self.perturbation = [
             weight_step(weight.detach(), gradient, self.params.gamma)
             for weight, gradient in zip(self.moved, gradients, strict=True)

@@ -53,7 +53,7 @@ class DOM(Method[Any]):
     Params: ClassVar[type[MethodParams]] = Params
 
     def begin_epoch(self, epoch: int) -> None:
-        self.active = epoch >= self.plan.first_drop
+        self.active = epoch >= self.lr_schedule.first_drop
 
     def natural_loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of each clean image with the current weights, in train mode: [n]."""

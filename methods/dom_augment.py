@@ -27,9 +27,9 @@ class DOMAugment(DOM):
         from torchvision import transforms  # not every torchvision fits every torch: only who needs it imports it
 
         augment = getattr(transforms, self.operation)()
-        random, group = self.context.random.on_host(f"{self.info.name}/augmentation"), self.context.group
+        random, group = self.context.random.cpu(f"{self.info.name}/augmentation"), self.context.group
         # AugMix draws for every image, so that the parts of a batch must be together.
-        pixels = group.gathered(images.mul(255).round().to(torch.uint8))
+        pixels = group.all_gather(images.mul(255).round().to(torch.uint8))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=random)))
             changed: Tensor = group.cut(augment(pixels))

@@ -38,6 +38,6 @@ class EarlyStopping(Method[Params]):
     def should_stop(self, history: Sequence[EpochRecord]) -> bool:
         """Stop `patience` after the later of the first rate drop and the best epoch."""
         best = max(history, key=lambda record: record["validation"]["robust"])  # the first of equals
-        waited_from = max(best["epoch"], self.plan.first_drop - 1)
-        patience = max(1, round(self.params.patience * self.plan.epochs))
+        waited_from = max(best["epoch"], self.lr_schedule.first_drop - 1)
+        patience = max(1, round(self.params.patience * self.lr_schedule.epochs))
         return bool(history[-1]["epoch"] - waited_from >= patience)

@@ -74,13 +74,13 @@ class FOMO(Method[Params]):
     @property
     def relearning(self) -> bool:
         """Whether a forgetting has taken place: from then on the stable model guides the working one."""
-        return self.epoch >= self.plan.first_drop
+        return self.epoch >= self.lr_schedule.first_drop
 
     def begin_epoch(self, epoch: int) -> None:
         """Forget at the first rate drop, and then whenever the time for relearning is over."""
         self.epoch = epoch
-        every = max(1, round(self.params.relearning * self.plan.epochs))
-        if self.relearning and (epoch - self.plan.first_drop) % every == 0:
+        every = max(1, round(self.params.relearning * self.lr_schedule.epochs))
+        if self.relearning and (epoch - self.lr_schedule.first_drop) % every == 0:
             forget(self.model, self.params, self.context.random.seed("fomo/forgetting"))
 
     def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,7 @@ class FOMO(Method[Params]):
 
     def after_step(self) -> None:
         """Consolidate: average with the stated probability, batch statistics copied."""
-        draw = torch.rand((), generator=self.context.random.on_host("fomo/consolidation")).item()
+        draw = torch.rand((), generator=self.context.random.cpu("fomo/consolidation")).item()
         if draw < self.params.consolidation:
             decay = min(1 - 1 / (self.consolidations + 1), self.params.decay)
             move_towards(self.stable, self.model, 1 - decay, buffers="copy")

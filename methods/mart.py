@@ -38,7 +38,7 @@ class MART(Method[Params]):
     data_parallel = True
 
     def perturb(self, batch: Batch) -> Tensor:
-        start = self.near(batch.images, self.params.start)
+        start = self.gaussian_start(batch.images, self.params.start)
         return self.attack(batch, cross_entropy(batch.labels), start=start, batch_norm="eval")
 
     def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,7 +48,7 @@ class TE(Method[Params]):
         self.ensemble = torch.zeros(count, classes, device=self.context.device)
 
     def begin_epoch(self, epoch: int) -> None:
-        epochs = self.plan.epochs
+        epochs = self.lr_schedule.epochs
         first, ramp = round(self.params.start * epochs), max(1, round(self.params.ramp * epochs))
         self.active = epoch >= first
         self.weight = self.params.weight * math.exp(-5 * max(0.0, 1 - (epoch - first) / ramp) ** 2)
@@ -61,7 +61,7 @@ class TE(Method[Params]):
             kept = self.params.momentum
             mixed = kept * self.ensemble[batch.index] + (1 - kept) * predicted
             group = self.context.group
-            self.ensemble[group.gathered(batch.index)] = group.gathered(mixed)
+            self.ensemble[group.all_gather(batch.index)] = group.all_gather(mixed)
             self.target = mixed / mixed.sum(1, keepdim=True)
         natural = cross_entropy(batch.labels)
         return self.attack(batch, lambda logits: natural(logits) + self.distance(logits).sum(), batch_norm="eval")

@@ -42,7 +42,7 @@ class TRADES(Method[Params]):
         return self.attack(
             batch,
             lambda logits: F.kl_div(F.log_softmax(logits, 1), clean, reduction="sum", log_target=True),
-            start=self.near(batch.images, self.params.start),
+            start=self.gaussian_start(batch.images, self.params.start),
             batch_norm="eval",
         )
 

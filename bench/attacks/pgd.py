@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.protocol import Threat
-from bench.utils.distributed import ALONE, Group
+from bench.utils.distributed import SINGLE_PROCESS, Group
 
 Objective = Callable[[Tensor], Tensor]
 """From logits [n, classes] to the scalar that the attack raises: a sum over the batch, so images do not interact."""
@@ -67,7 +67,7 @@ def project(perturbation: Tensor, threat: Threat) -> Tensor:
     return perturbation * (threat.eps / _l2(perturbation)).clamp(max=1)
 
 
-def random_start(images: Tensor, threat: Threat, random: torch.Generator, group: Group = ALONE) -> Tensor:
+def random_start(images: Tensor, threat: Threat, random: torch.Generator, group: Group = SINGLE_PROCESS) -> Tensor:
     """Return `images` plus a random point of the ball, clipped to [0, 1].
 
     Linf: uniform in the cube. L2: a uniform direction with a uniform radius, as in the released code of Rice et al.

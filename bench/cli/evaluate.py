@@ -81,10 +81,10 @@ def evaluate(
     from bench.errors import BenchError
     from bench.execution.executor import Spread
     from bench.foreign import evaluate_network
-    from bench.spec import ForeignNetwork, load_suite
+    from bench.spec import ExternalModel, load_suite
 
     try:
-        where = ForeignNetwork(source=network, model=model, normalisation=normalisation, model_dir=str(model_dir))
+        where = ExternalModel(source=network, model=model, normalisation=normalisation, model_dir=str(model_dir))
     except ValidationError:
         raise BenchError(f"--model '{model:.60}' is not a name") from None
     loaded = load_suite(suite)

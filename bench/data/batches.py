@@ -12,8 +12,8 @@ from torch import Tensor
 from bench.data.dataset import Images
 from bench.errors import BenchError
 from bench.protocol import Augmentation, Crop, Flip, Rotate
-from bench.utils.distributed import ALONE, Group
-from bench.utils.rng import Randomness
+from bench.utils.distributed import SINGLE_PROCESS, Group
+from bench.utils.rng import RngStreams
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ def to_float(pixels: Tensor) -> Tensor:
     return pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
-def augment(pixels: Tensor, steps: Sequence[Augmentation], random: torch.Generator, group: Group = ALONE) -> Tensor:
+def augment(
+    pixels: Tensor, steps: Sequence[Augmentation], random: torch.Generator, group: Group = SINGLE_PROCESS
+) -> Tensor:
     """Return the images augmented, all at once.
 
     Every step only says which pixel of the step before each pixel shows, so the steps are composed first and the
@@ -135,8 +137,8 @@ class TrainingBatches:
         images: Images,
         batch_size: int,
         augmentation: Sequence[Augmentation],
-        random: Randomness,
-        group: Group = ALONE,
+        random: RngStreams,
+        group: Group = SINGLE_PROCESS,
     ) -> None:
         """Raises: BenchError, if the images do not fill one batch, or it cannot be shared out equally."""
         if 0 < len(images) < batch_size:

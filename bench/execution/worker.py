@@ -30,7 +30,7 @@ from bench.models.architecture import Network
 from bench.models.foreign import load_foreign
 from bench.protocol import FinalAttack
 from bench.run_folder import ASIDE, CHECKPOINTS, Busy, RunFolder
-from bench.spec import Cell, ForeignNetwork
+from bench.spec import Cell, ExternalModel
 from bench.training.checkpoint import Checkpoints, sound
 from bench.training.trainer import LAST_EPOCH, Diverged, Trainer, build_evaluated
 from bench.utils.device import check_precision, out_of_memory, peak_memory, use_device
@@ -256,7 +256,7 @@ def attack_key(attack: FinalAttack, cell: Cell) -> str:
     return f"{attack.name}-{fingerprint(attack_identity(attack, cell.protocol.threat))[:8]}"
 
 
-def take_in(cell: Cell, where: ForeignNetwork, dataset: Dataset, folder: RunFolder) -> nn.Module:
+def take_in(cell: Cell, where: ExternalModel, dataset: Dataset, folder: RunFolder) -> nn.Module:
     """Return the network of a cell that is only evaluated, its weights kept as the run's one checkpoint, `last`.
 
     Raises:

@@ -74,7 +74,7 @@ class _Normalise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, int]:
         over = [0, *range(2, images.dim())]
         own = torch.stack(torch.var_mean(_precise(images), over, correction=0))
-        variances, means = group.gathered(own[None]).unbind(1)  # [processes, channels]
+        variances, means = group.all_gather(own[None]).unbind(1)  # [processes, channels]
         mean = means.mean(0)
         variance = (variances + (means - mean).square()).mean(0)  # all parts are equally large
         ctx.save_for_backward(images, weight, mean, (variance + eps).rsqrt())

@@ -22,7 +22,7 @@ from bench.models.architecture import Network, build_network
 from bench.models.weights import load_weights
 from bench.models.zoo import load_from_zoo, zoo_files
 from bench.protocol import Protocol, Threat
-from bench.spec import ForeignNetwork
+from bench.spec import ExternalModel
 
 FORMATS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
@@ -45,7 +45,7 @@ class Foreign:
     params: dict[str, Any]
 
 
-def located(where: ForeignNetwork) -> ForeignNetwork:
+def located(where: ExternalModel) -> ExternalModel:
     """Return the same with absolute paths, for processes that work in other folders."""
     source = where.source
     if not _ZOO.fullmatch(source):
@@ -53,7 +53,7 @@ def located(where: ForeignNetwork) -> ForeignNetwork:
     return where.model_copy(update={"source": source, "model_dir": str(Path(where.model_dir).absolute())})
 
 
-def load_foreign(where: ForeignNetwork, dataset: Dataset, protocol: Protocol) -> Foreign:
+def load_foreign(where: ExternalModel, dataset: Dataset, protocol: Protocol) -> Foreign:
     """Load a network trained elsewhere and try it on images of the dataset's shape.
 
     Args:
@@ -84,7 +84,7 @@ def load_foreign(where: ForeignNetwork, dataset: Dataset, protocol: Protocol) ->
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-def _from_weights(where: ForeignNetwork, model: str, dataset: Dataset) -> Foreign:
+def _from_weights(where: ExternalModel, model: str, dataset: Dataset) -> Foreign:
     path = Path(where.source)
     if not path.is_file():
         raise BenchError(f"weights {path}: no such file{_hint(where.source)}")

@@ -23,7 +23,7 @@ from bench.training.step import Steps, Totals, sgd, train_step
 from bench.training.trainer import build_method
 from bench.utils.cuda_graphs import recorder_of
 from bench.utils.device import keep_memory
-from bench.utils.rng import Randomness, generator
+from bench.utils.rng import RngStreams, generator
 
 EPOCH = 64
 """Batches that the images to train on fill: enough that none is in a cache when it comes again."""
@@ -39,7 +39,7 @@ def _images(arena: Arena) -> ImageSet:
 
 def _method(arena: Arena, images: ImageSet) -> tuple[Method[Any], TrainingBatches]:
     device, training = torch.device(arena.device), arena.cell.protocol.training
-    random = Randomness(0, device)
+    random = RngStreams(0, device)
     batches = TrainingBatches(images.to(device), training.batch_size, training.augmentation, random)
     method = build_method(arena.cell, arena.dataset, batches, random, device)
     method.model.train()
@@ -163,7 +163,7 @@ def difference(arena: Arena) -> Work:
             method.model.double()
             plain.double()
             optimizer, totals = sgd(plain, training.optimizer), Totals(device)
-            starts = Randomness(0, device)("attack")
+            starts = RngStreams(0, device)("attack")
             for batch, _ in zip(batches, range(steps), strict=False):
                 images = batch.images.double()
                 start = random_start(images, protocol.threat, starts) - images

@@ -112,7 +112,7 @@ def phases(trainer: Trainer, batches: int = BATCHES) -> Iterator[tuple[int, Meth
 
     After each the network has been trained on it, so that later phases meet weights that have learned something.
     """
-    for epoch in range(trainer.plan.epochs):
+    for epoch in range(trainer.lr_schedule.epochs):
         trainer.random.start_epoch(epoch)
         trainer.method.begin_epoch(epoch)
         trainer.method.model.train()

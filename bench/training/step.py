@@ -23,8 +23,8 @@ from bench.data.batches import Batch
 from bench.method import Method
 from bench.protocol import Optimizer
 from bench.utils.cuda_graphs import Recorder, replayed
-from bench.utils.distributed import ALONE, Group
-from bench.utils.rng import HostDecision
+from bench.utils.distributed import SINGLE_PROCESS, Group
+from bench.utils.rng import HostRandomness
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def sgd(model: nn.Module, settings: Optimizer) -> torch.optim.SGD:
 class Totals:
     """Sums over the steps of an epoch, kept on the device until they are read."""
 
-    def __init__(self, device: torch.device, group: Group = ALONE) -> None:
+    def __init__(self, device: torch.device, group: Group = SINGLE_PROCESS) -> None:
         self._group = group
         self._sums = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
         self._images = 0
@@ -100,7 +100,7 @@ def average_gradients(method: Method[Any]) -> None:
     """Give every parameter the mean of its gradients over the processes that share the batch."""
     if method.context.group.size > 1:
         own = [parameter.grad for parameter in method.model.parameters() if parameter.grad is not None]
-        for gradient, mean in zip(own, method.context.group.mean(own), strict=True):
+        for gradient, mean in zip(own, method.context.group.all_reduce_mean(own), strict=True):
             gradient.copy_(mean)
 
 
@@ -142,6 +142,6 @@ class Steps:
                     inputs,
                     random.on_device(),
                 )
-        except (HostDecision, RuntimeError) as error:
+        except (HostRandomness, RuntimeError) as error:
             log.warning("steps are not recorded: %s", error)
             self._method.optimizer.zero_grad(set_to_none=True)

@@ -26,8 +26,8 @@ from bench.training.checkpoint import Entry, sound
 from bench.training.flops import CountedFlops
 from bench.training.step import Steps, Totals, sgd
 from bench.utils.cuda_graphs import recorder_of
-from bench.utils.distributed import ALONE, Group
-from bench.utils.rng import Randomness, derive_seed
+from bench.utils.distributed import SINGLE_PROCESS, Group
+from bench.utils.rng import RngStreams, derive_seed
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Trainer:
         splits: Splits,
         folder: RunFolder,
         device: torch.device,
-        group: Group = ALONE,
+        group: Group = SINGLE_PROCESS,
     ) -> None:
         """Raises DamagedFile where the epoch before is damaged as well, and BenchError as `build_method` does."""
         self.cell, self.folder, self.device, self.group = cell, folder, device, group
@@ -69,7 +69,7 @@ class Trainer:
         self.validation, self.test = splits.validation, splits.test
         # Not with several processes: one that cannot record a step would leave the others waiting for it in theirs.
         self.recorder = recorder_of(device) if group.size == 1 else None
-        self.random = Randomness(cell.seed, device)
+        self.random = RngStreams(cell.seed, device)
         self.batches = TrainingBatches(
             splits.train, self.training.batch_size, self.training.augmentation, self.random, group
         )
@@ -79,7 +79,7 @@ class Trainer:
             folder.note(f"{damage}; training went back to the end of epoch {self.checkpoints.finished_epochs - 1}")
         fresh = not self.checkpoints.entries
         self.method = build_method(cell, dataset, self.batches, self.random, device, initialise=fresh)
-        self.plan = self.method.plan
+        self.lr_schedule = self.method.lr_schedule
         self.optimizer = self.method.optimizer
         self.history: list[dict[str, Any]] = []
 
@@ -93,7 +93,7 @@ class Trainer:
             self.checkpoints.sweep()
             return
         self._resume()
-        for epoch in range(len(self.history), self.plan.epochs):
+        for epoch in range(len(self.history), self.lr_schedule.epochs):
             if self.history and self.method.should_stop(self.history):
                 log.info("stopped by the method after epoch %d", epoch - 1)
                 break
@@ -117,7 +117,7 @@ class Trainer:
             # For layers that draw from global state, such as dropout: each process its own numbers.
             torch.manual_seed(self.random.seed("global" if self.group.first else f"global/{self.group.rank}"))
             for step, batch in enumerate(self.batches):
-                rate = self.plan.rate(epoch + (step + 1) / steps)
+                rate = self.lr_schedule.rate(epoch + (step + 1) / steps)
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
                 with counted if step == 0 else nullcontext():
@@ -145,7 +145,7 @@ class Trainer:
 
     def _progress(self, epoch: int, done: int, *, force: bool = False) -> None:
         if self.group.first:
-            epochs, steps, last, left = self.plan.epochs, len(self.batches), {}, None
+            epochs, steps, last, left = self.lr_schedule.epochs, len(self.batches), {}, None
             if self.history:
                 last = {key: self.history[-1][key] for key in LAST_EPOCH}
                 left = (epochs - epoch - done / steps) * last["seconds"]
@@ -162,7 +162,7 @@ class Trainer:
         if self.group.size > 1:
             values = self.method.model.state_dict().values()
             sums = [value.flatten().view(torch.uint8).sum(dtype=torch.int64) for value in values]
-            every = self.group.gathered(torch.stack(sums)[None])
+            every = self.group.all_gather(torch.stack(sums)[None])
             if not torch.equal(every, every[:1].expand_as(every)):
                 raise RuntimeError(
                     "the network is not the same on all devices: part of it depends on a part of the batch"
@@ -249,7 +249,7 @@ def build_method(
     cell: Cell,
     dataset: Dataset,
     batches: TrainingBatches,
-    random: Randomness,
+    random: RngStreams,
     device: torch.device,
     *,
     initialise: bool = True,
@@ -273,7 +273,7 @@ def build_method(
             method.initialise(built)
     method.model = built.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     method.optimizer = sgd(method.model, protocol.training.optimizer)
-    method.plan = method.schedule(protocol_schedule(protocol.training))
+    method.lr_schedule = method.schedule(protocol_schedule(protocol.training))
     random.start_epoch(0)
     method.begin_training()
     return method
@@ -281,7 +281,7 @@ def build_method(
 
 def build_without_data(cell: Cell, dataset: Dataset, device: torch.device, *, initialise: bool = True) -> Method[Any]:
     """Return the method of `cell` as `build_method` does, with no images to train on; raises as it does."""
-    random = Randomness(cell.seed, device)
+    random = RngStreams(cell.seed, device)
     nothing = ImageSet(torch.empty(0, *dataset.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
     return build_method(cell, dataset, TrainingBatches(nothing, 1, (), random), random, device, initialise=initialise)
 

@@ -48,7 +48,7 @@ class Group:
         shape = (self.size * len(part), *part.shape[1:])
         return self.cut(draw(torch.empty_strided(shape, part.stride(), dtype=part.dtype, device=part.device)))
 
-    def gathered(self, part: Tensor) -> Tensor:
+    def all_gather(self, part: Tensor) -> Tensor:
         """Return the parts of all processes, [n, ...] each, one after the other: [size · n, ...]. No gradient flows."""
         if self.size == 1:
             return part
@@ -57,7 +57,7 @@ class Group:
         self.add(whole)  # zeros, where another process has its part: exact
         return whole.flatten(0, 1)
 
-    def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def all_reduce_mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the mean over the processes of each of `tensors`, all in one sum."""
         if self.size == 1:
             return list(tensors)
@@ -67,5 +67,5 @@ class Group:
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-ALONE = Group()
+SINGLE_PROCESS = Group()
 """A process that has every batch to itself."""

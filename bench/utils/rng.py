@@ -24,11 +24,11 @@ def generator(seed: int, purpose: str, epoch: int = 0, device: torch.device | st
     return torch.Generator(device).manual_seed(derive_seed(seed, purpose, epoch))
 
 
-class HostDecision(Exception):
+class HostRandomness(Exception):
     """A method drew a number on the host where its steps were to be recorded, once for many steps."""
 
 
-class Randomness:
+class RngStreams:
     """The generators of one run: one for each purpose, renewed at the start of every epoch.
 
     Since an epoch's draws depend on nothing but (seed, purpose, epoch), a run that resumes at an epoch draws exactly
@@ -54,19 +54,19 @@ class Randomness:
         """Return this epoch's generator for `purpose` on the run's device; asking again continues its stream."""
         return self._on(self._device, purpose)
 
-    def on_host(self, purpose: str) -> torch.Generator:
+    def cpu(self, purpose: str) -> torch.Generator:
         """Return a generator on the CPU, for decisions that the host takes; waiting for the device would cost more.
 
         Raises:
-            HostDecision: within `no_host_decisions`.
+            HostRandomness: within `no_host_decisions`.
         """
         if not self._host_decides:
-            raise HostDecision(f"'{purpose}' is decided on the host")
+            raise HostRandomness(f"'{purpose}' is decided on the host")
         return self._on("cpu", purpose)
 
     @contextmanager
     def no_host_decisions(self) -> Iterator[None]:
-        """Within, `on_host` raises `HostDecision`."""
+        """Within, `cpu` raises `HostRandomness`."""
         self._host_decides = False
         try:
             yield

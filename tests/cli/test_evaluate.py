@@ -24,7 +24,7 @@ from bench.models.small_cnn import SmallCNN
 from bench.models.zoo import import_robustbench
 from bench.outcome import Outcome
 from bench.run_folder import RunFolder
-from bench.spec import ForeignNetwork, load_suite
+from bench.spec import ExternalModel, load_suite
 from bench.training.checkpoint import Checkpoints
 from bench.utils.files import file_sha256
 from bench.utils.rng import generator
@@ -82,7 +82,7 @@ def test_the_verdicts_are_those_of_the_network(evaluate, suite, weights, tmp_pat
     protocol = load_suite(str(path)).suite.protocol
     dataset = dataset_of(protocol.dataset)
     test = dataset.splits(None).test
-    where = ForeignNetwork(source=str(weights), normalisation="0.3/0.4")
+    where = ExternalModel(source=str(weights), normalisation="0.3/0.4")
     network = load_foreign(where, dataset, protocol).network.to(memory_format=torch.channels_last)
     found = folder_of(tmp_path / "results").read_outcomes()
     for attack, shown in zip(protocol.evaluation.final, told["outcomes"], strict=True):
@@ -233,7 +233,7 @@ def outcomes(folder):
 
 def test_interrupted_within_autoattack_and_continued(suite, trained, tmp_path):
     path = suite(AUTOATTACK)
-    loaded, where = load_suite(str(path)), ForeignNetwork(source=str(trained), normalisation="none")
+    loaded, where = load_suite(str(path)), ExternalModel(source=str(trained), normalisation="none")
     assert evaluate_network(loaded, where, NAME, results=tmp_path / "whole").status == "finished"
     words = ["evaluate", trained, "--suite", path, "--name", NAME, "--normalisation", "none"]
     command = [sys.executable, "-m", "bench", *map(str, words), "--results", str(tmp_path / "results")]

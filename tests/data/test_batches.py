@@ -11,7 +11,7 @@ from bench.data.sources import ArraySource
 from bench.data.stream import ImageStream
 from bench.errors import BenchError
 from bench.protocol import Crop, Flip, Rotate
-from bench.utils.rng import Randomness
+from bench.utils.rng import RngStreams
 
 RANDOM_PIXELS = torch.randint(0, 256, (50, 3, 8, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -152,7 +152,7 @@ def test_to_float_divides_by_255_and_is_channels_last():
 
 
 def batches(steps=(), size=8, seed=0):
-    random = Randomness(seed)
+    random = RngStreams(seed)
     images = ImageSet(RANDOM_PIXELS, torch.arange(50) % 10)
     return TrainingBatches(images, size, steps, random), random
 
@@ -212,7 +212,7 @@ def test_augmentation_does_not_change_the_order_and_is_new_in_every_batch():
     one, other = epoch_of(plain, random, 0), epoch_of(augmented, other_random, 0)
     assert [batch.index.tolist() for batch in one] == [batch.index.tolist() for batch in other]
     again = [
-        to_float(augment(RANDOM_PIXELS[batch.index], (REFLECT,), Randomness(0)("augmentation"))) for batch in other
+        to_float(augment(RANDOM_PIXELS[batch.index], (REFLECT,), RngStreams(0)("augmentation"))) for batch in other
     ]
     assert torch.equal(again[0], other[0].images)
     assert not torch.equal(again[1], other[1].images)  # the second batch draws on
@@ -227,6 +227,6 @@ def test_streamed_images_make_the_same_batches():
     made, random = batches((REFLECT, FLIP))
     streamed = TrainingBatches(
         ImageStream(ArraySource(RANDOM_PIXELS.numpy()), torch.arange(50), torch.arange(50) % 10, workers=2),
-        8, (REFLECT, FLIP), other := Randomness(0),
+        8, (REFLECT, FLIP), other := RngStreams(0),
     )  # fmt: skip
     assert same(epoch_of(streamed, other, 2), epoch_of(made, random, 2))

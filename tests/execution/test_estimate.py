@@ -94,8 +94,8 @@ def test_a_batch_that_cannot_be_filled_is_refused_where_the_files_tell(load, tmp
     loaded = load({"name: digits": "name: unknown", "batch_size: 64": "batch_size: 5000"})
     from bench.data.batches import TrainingBatches
     from bench.data.dataset import dataset_of
-    from bench.utils.rng import Randomness
+    from bench.utils.rng import RngStreams
 
     splits = dataset_of(loaded.suite.dataset).splits(None)
     with pytest.raises(BenchError, match="only 1097 images are left to train on"):
-        TrainingBatches(splits.train, loaded.suite.training.batch_size, (), Randomness(0))
+        TrainingBatches(splits.train, loaded.suite.training.batch_size, (), RngStreams(0))

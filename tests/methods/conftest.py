@@ -15,7 +15,7 @@ from bench.data.digits import digits
 from bench.method import Method
 from bench.spec import Cell, Suite, resolve_method
 from bench.training.trainer import build_method
-from bench.utils.rng import Randomness
+from bench.utils.rng import RngStreams
 
 CPU = torch.device("cpu")
 ATTACK = {"name": "pgd", "steps": 3, "step_size": 0.05}
@@ -47,7 +47,7 @@ def start() -> Callable[..., Method[Any]]:
         )
         cell = Cell(protocol=suite.protocol, method=resolve_method(suite, suite.methods[0]), seed=0, suite="reference")
         images = dataset_of(cell.protocol.dataset).splits(None).train.take(torch.arange(64))
-        random = Randomness(0)
+        random = RngStreams(0)
         method = build_method(cell, digits, TrainingBatches(images, 16, (), random), random, CPU)
         method.model.to(dtype).train()
         random.start_epoch(epoch)

@@ -15,7 +15,7 @@ SOON = 1e-9  # after the beginning of an epoch
 
 
 def test_the_rate_at_its_corner_points(start):
-    plan = start("aft", epochs=200).plan
+    plan = start("aft", epochs=200).lr_schedule
     assert (plan.epochs, plan.first_drop) == (110, 100)
     corners = {
         # natural training: the protocol's rate and drops, in half the time
@@ -28,10 +28,10 @@ def test_the_rate_at_its_corner_points(start):
 
 
 def test_the_lengths_follow_the_parameters(start):
-    plan = start("aft", epochs=200, pretraining=0.1, finetuning=0.2, peak=0.2, rise=0.25, floor=0.5).plan
+    plan = start("aft", epochs=200, pretraining=0.1, finetuning=0.2, peak=0.2, rise=0.25, floor=0.5).lr_schedule
     assert (plan.epochs, plan.first_drop) == (60, 20)
     assert [plan.rate(t) for t in (25, 30, 45, 60)] == pytest.approx([0.1, 0.2, 0.2 * 0.5**0.5, 0.1])
-    assert start("aft", epochs=2).plan.epochs == 2  # one epoch each at least
+    assert start("aft", epochs=2).lr_schedule.epochs == 2  # one epoch each at least
 
 
 def test_slow_start_and_fast_decay():
@@ -67,9 +67,9 @@ def weights(tmp_path):
 def test_given_weights_replace_natural_training(start, first_batch, weights):
     network, path = weights
     method = start("aft", epochs=200, initial_weights=str(path))
-    assert (method.plan.epochs, method.plan.first_drop) == (10, 0)
-    assert method.plan.rate(SOON) == pytest.approx(0, abs=1e-9)
-    assert method.plan.rate(4) == pytest.approx(0.05)
+    assert (method.lr_schedule.epochs, method.lr_schedule.first_drop) == (10, 0)
+    assert method.lr_schedule.rate(SOON) == pytest.approx(0, abs=1e-9)
+    assert method.lr_schedule.rate(4) == pytest.approx(0.05)
     batch = first_batch(method)
     assert method.perturb(batch) is not batch.images
     for name, value in method.model.state_dict().items():

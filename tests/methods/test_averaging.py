@@ -1,7 +1,7 @@
 import torch
 
 from bench.data.batches import TrainingBatches
-from bench.utils.rng import Randomness
+from bench.utils.rng import RngStreams
 
 
 def values(network):
@@ -68,7 +68,7 @@ def test_swa_has_statistics_of_its_own(start, trained):
         method.context.random.start_epoch(epoch)
         trained(method.model)
         method.end_epoch(epoch)
-    random = Randomness(0)
+    random = RngStreams(0)
     random.start_epoch(8)
     inputs = {name: [] for name in ("bn1", "bn2", "bn3")}
     handles = [

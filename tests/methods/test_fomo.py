@@ -94,7 +94,7 @@ def test_it_forgets_at_the_first_drop_and_then_regularly(start, monkeypatch, epo
 
 def test_without_a_rate_drop_it_never_forgets(start, monkeypatch):
     method = start("fomo")
-    object.__setattr__(method.plan, "first_drop", 6)  # what a constant rate gives
+    object.__setattr__(method.lr_schedule, "first_drop", 6)  # what a constant rate gives
     monkeypatch.setattr(methods.fomo, "forget", lambda *_: pytest.fail("forgot"))
     for epoch in range(6):
         method.begin_epoch(epoch)

@@ -69,10 +69,10 @@ def test_the_published_values(start):
 def test_the_start_stays_inside_the_threat_model(start, first_batch, name):
     method = start(name, start=5.0)
     batch = first_batch(method)
-    begun = method.near(batch.images, method.params.start)
+    begun = method.gaussian_start(batch.images, method.params.start)
     assert (begun - batch.images).abs().max() <= 0.1 + 1e-6
     assert begun.min() >= 0
     assert begun.max() <= 1
-    close = method.near(batch.images.fill_(0.5), 0.001) - 0.5
+    close = method.gaussian_start(batch.images.fill_(0.5), 0.001) - 0.5
     assert close.std().item() == pytest.approx(0.001, rel=0.1)
     assert close.mean().abs().item() < 4 * 0.001 / math.sqrt(close.numel())

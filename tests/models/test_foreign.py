@@ -13,7 +13,7 @@ from bench.models.architecture import build_network
 from bench.models.foreign import load_foreign, located, parse_normalisation, state_sha256
 from bench.models.small_cnn import SmallCNN, small_cnn
 from bench.protocol import DatasetSettings, Protocol
-from bench.spec import ForeignNetwork
+from bench.spec import ExternalModel
 from bench.utils.files import file_sha256
 
 PROTOCOL = Protocol.model_validate(
@@ -24,7 +24,7 @@ COLOURS = dataset_of(DatasetSettings(name="cifar10"))
 
 
 def load(source, **options):
-    return load_foreign(ForeignNetwork(source=str(source), **options), DIGITS, PROTOCOL)
+    return load_foreign(ExternalModel(source=str(source), **options), DIGITS, PROTOCOL)
 
 
 def refused(source, **options):
@@ -248,7 +248,7 @@ def test_the_digest_of_a_state_tells_names_types_shapes_and_values():
 
 def test_paths_are_made_absolute_but_not_the_name_of_a_zoo(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert located(ForeignNetwork(source="w.pt")).source == str(tmp_path / "w.pt")
-    assert located(ForeignNetwork(source="net.py:build")).source == f"{tmp_path / 'net.py'}:build"
-    zoo = located(ForeignNetwork(source="robustbench:Linf/Wong2020Fast"))
+    assert located(ExternalModel(source="w.pt")).source == str(tmp_path / "w.pt")
+    assert located(ExternalModel(source="net.py:build")).source == f"{tmp_path / 'net.py'}:build"
+    zoo = located(ExternalModel(source="robustbench:Linf/Wong2020Fast"))
     assert (zoo.source, zoo.model_dir) == ("robustbench:Linf/Wong2020Fast", str(tmp_path / "models"))

@@ -13,7 +13,7 @@ from bench.errors import BenchError
 from bench.models.foreign import load_foreign
 from bench.models.zoo import import_robustbench
 from bench.protocol import Protocol
-from bench.spec import ForeignNetwork
+from bench.spec import ExternalModel
 from bench.utils.files import file_sha256
 
 NAME = "Wong2020Fast"  # a PreActResNet-18
@@ -31,7 +31,7 @@ def protocol(**changes):
 
 def load(folder, source=f"robustbench:Linf/{NAME}", **changes):
     chosen = protocol(**changes)
-    where = ForeignNetwork(source=source, model_dir=str(folder))
+    where = ExternalModel(source=source, model_dir=str(folder))
     return load_foreign(where, dataset_of(chosen.dataset), chosen)
 
 

@@ -21,7 +21,7 @@ class Base(Method):
     @property
     def late(self):
         """Whether the second half of training has begun: a breakage that only later epochs show."""
-        return self.epoch >= self.plan.first_drop
+        return self.epoch >= self.lr_schedule.first_drop
 
     def begin_epoch(self, epoch):
         self.epoch = epoch
@@ -189,7 +189,7 @@ class ForgetsAtTheDrop(Base):
 
     def begin_epoch(self, epoch):
         super().begin_epoch(epoch)
-        if epoch == self.plan.first_drop:
+        if epoch == self.lr_schedule.first_drop:
             self.seen = self.model.body.linear.bias[0].item()
 
     def loss(self, batch, adversarial):

@@ -27,7 +27,7 @@ from bench.models.batch_statistics import shared_statistics
 from bench.training.checkpoint import Checkpoints
 from bench.training.trainer import Diverged
 from bench.utils.distributed import Group
-from bench.utils.rng import Randomness
+from bench.utils.rng import RngStreams
 
 HERE = Path(__file__).parent
 PLUGIN = "seeds: [0]\nplugins: [parts.py]"
@@ -107,8 +107,8 @@ def test_parts_of_a_batch_are_the_batch(load, augmentation):
     cell = load({"batch_size: 64": f"batch_size: 64\n  augmentation: {augmentation}"}).cells[0]
     images = dataset_of(cell.protocol.dataset).splits(None).train
     kinds = cell.protocol.training.augmentation
-    whole = next(iter(TrainingBatches(images, 64, kinds, Randomness(0))))
-    parts = [next(iter(TrainingBatches(images, 64, kinds, Randomness(0), Group(rank, 4)))) for rank in range(4)]
+    whole = next(iter(TrainingBatches(images, 64, kinds, RngStreams(0))))
+    parts = [next(iter(TrainingBatches(images, 64, kinds, RngStreams(0), Group(rank, 4)))) for rank in range(4)]
     assert {len(part) for part in parts} == {16}
     for name in ("images", "labels", "index"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
@@ -211,7 +211,7 @@ def test_a_batch_must_be_divisible(load):
     with pytest.raises(BenchError, match="a batch of 64 images cannot be cut into 3 equal parts; change 'devices'"):
         check_devices([cell], 3)
     with pytest.raises(BenchError, match="a batch of 64 images cannot be cut into 3 equal parts"):
-        TrainingBatches(dataset_of(cell.protocol.dataset).splits(None).train, 64, (), Randomness(0), Group(0, 3))
+        TrainingBatches(dataset_of(cell.protocol.dataset).splits(None).train, 64, (), RngStreams(0), Group(0, 3))
 
 
 def test_devices_are_no_part_of_an_identity(load):

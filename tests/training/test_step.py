@@ -17,7 +17,7 @@ from bench.protocol import Optimizer
 from bench.training.step import WARM_UP, Steps, Totals, compute_gradients, sgd, train_step
 from bench.training.trainer import build_method
 from bench.utils.cuda_graphs import recorder_of
-from bench.utils.rng import Randomness, derive_seed
+from bench.utils.rng import RngStreams, derive_seed
 
 CPU = torch.device("cpu")
 
@@ -31,7 +31,7 @@ def start(load):
 
     def start(attack=ATTACK):
         cell = load({"{name: pgd, steps: 2, step_size: 0.1}\neval": f"{attack}\neval"}).cells[0]
-        random = Randomness(cell.seed)
+        random = RngStreams(cell.seed)
         batches = TrainingBatches(dataset_of(cell.protocol.dataset).splits(None).train, 64, (), random)
         method = build_method(cell, digits, batches, random, CPU)
         method.model.train()
@@ -79,7 +79,7 @@ def test_five_steps_equal_pgd_at_written_by_hand(start, dtype, tolerance):
     batches = [Batch(batch.images.to(dtype), batch.labels, batch.index) for batch in islice(made, 5)]
     network = build_network(small_cnn, digits, derive_seed(0, "weights")).train()
     network.to(dtype=dtype, memory_format=torch.channels_last)
-    expected = by_hand(network, batches, Randomness(0)("attack"), method.context.protocol.threat)
+    expected = by_hand(network, batches, RngStreams(0)("attack"), method.context.protocol.threat)
     totals = steps(method, batches, 5)
     for part in (torch.nn.Module.parameters, torch.nn.Module.buffers):
         ours, theirs = (
@@ -227,7 +227,7 @@ def test_recorded_steps_are_the_same_steps(load, name):
 
     def trained(recorded):
         cell = load({"methods: [pgd_at]": f"methods: [{name}]"}).cells[0]
-        random = Randomness(cell.seed)
+        random = RngStreams(cell.seed)
         images = dataset_of(cell.protocol.dataset).splits(None).train.take(torch.arange(7 * 64))
         batches = TrainingBatches(images, 64, (), random)
         method = build_method(cell, digits, batches, random, CPU)
@@ -260,7 +260,7 @@ def refused(_compute, _generators):
 @pytest.mark.parametrize("name", ["dom_augmix", "pgd_at"])
 def test_steps_that_cannot_be_recorded_stay_as_they_are(load, caplog, name):
     cell = load({"methods: [pgd_at]": f"methods: [{name}]"}).cells[0]
-    random = Randomness(0)
+    random = RngStreams(0)
     batches = TrainingBatches(dataset_of(cell.protocol.dataset).splits(None).train, 64, (), random)
     method = build_method(cell, digits, batches, random, CPU)
     method.begin_epoch(1)
@@ -278,7 +278,7 @@ def test_a_number_drawn_on_the_host_is_not_recorded(start, caplog, monkeypatch):
     transform = method.transform
 
     def deciding(batch):
-        method.context.random.on_host("mine")
+        method.context.random.cpu("mine")
         return transform(batch)
 
     monkeypatch.setattr(method, "transform", deciding)
@@ -286,7 +286,7 @@ def test_a_number_drawn_on_the_host_is_not_recorded(start, caplog, monkeypatch):
     for batch in islice(batches, 6):
         train(batch)
     assert "steps are not recorded: 'mine' is decided on the host" in caplog.text
-    method.context.random.on_host("mine")
+    method.context.random.cpu("mine")
 
 
 def test_a_cpu_records_nothing():
@@ -321,7 +321,7 @@ class Reads(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["pgd_at", "dom_re", "fomo", "sat", "trades", "mart", "awp", "te", "ema", "swa"])
 def test_no_step_waits_for_the_device(load, name):
     cell = load({"methods: [pgd_at]": f"methods: [{name}]"}).cells[0]
-    random = Randomness(0)
+    random = RngStreams(0)
     batches = TrainingBatches(dataset_of(cell.protocol.dataset).splits(None).train, 64, (), random)
     method = build_method(cell, digits, batches, random, CPU)
     method.begin_epoch(1)

@@ -24,8 +24,8 @@ from bench.run_folder import RunFolder
 from bench.testing.conformance import curve, small_cell
 from bench.training.step import Totals, train_step
 from bench.training.trainer import Trainer, build_method
-from bench.utils.distributed import ALONE, Group
-from bench.utils.rng import Randomness, generator
+from bench.utils.distributed import SINGLE_PROCESS, Group
+from bench.utils.rng import RngStreams, generator
 
 CPU = torch.device("cpu")
 METHODS = sorted(registry.METHODS.names())
@@ -58,11 +58,11 @@ def trained(name, group, norm):
     cell = small_cell(name, norm)
     dataset, training = dataset_of(cell.protocol.dataset), cell.protocol.training
     images = dataset.splits(None).train.take(torch.arange(32))
-    random = Randomness(0)
+    random = RngStreams(0)
     batches = InDefaultPrecision(images, 32, training.augmentation, random, group)
     method = build_method(cell, dataset, batches, random, CPU)
     totals_of_epochs = []
-    for epoch in range(method.plan.epochs):
+    for epoch in range(method.lr_schedule.epochs):
         random.start_epoch(epoch)
         method.begin_epoch(epoch)
         method.model.train()
@@ -92,10 +92,10 @@ def methods(group):
         norms = {name: "l2" if name == "pgd_at" else "linf" for name in METHODS}
         together = {name: trained(name, group, norm) for name, norm in norms.items()}
         for name, (state, _) in together.items():
-            first, second = group.gathered(torch.cat([value.double().flatten() for value in state.values()])[None])
+            first, second = group.all_gather(torch.cat([value.double().flatten() for value in state.values()])[None])
             assert torch.equal(first, second), name
         for name in METHODS[group.rank :: group.size]:
-            (ours, our_totals), (theirs, their_totals) = together[name], trained(name, ALONE, norms[name])
+            (ours, our_totals), (theirs, their_totals) = together[name], trained(name, SINGLE_PROCESS, norms[name])
             found[name] = apart(ours, theirs), float((our_totals - their_totals).abs().max())
     return found
 
@@ -115,7 +115,7 @@ def statistics(group):
             random = torch.Generator().manual_seed(0)
             images, weights = (torch.randn(shape, generator=random) * 3 + 10 for _ in range(2))
             results = []
-            for one in (ALONE, group):
+            for one in (SINGLE_PROCESS, group):
                 layer = make()
                 with torch.no_grad():
                     for value in layer.parameters():
@@ -126,7 +126,7 @@ def statistics(group):
                         x = one.cut(images).clone().requires_grad_()
                         y = layer(x)
                         (torch.sin(y) * one.cut(weights)).sum().backward()
-                        found_here += [one.gathered(y.detach()), one.gathered(x.grad)]
+                        found_here += [one.all_gather(y.detach()), one.all_gather(x.grad)]
                 gradients = torch.cat([value.grad for value in layer.parameters()] or [torch.zeros(1)])
                 one.add(gradients)
                 results.append([*found_here, gradients, *(value.double() for value in layer.buffers())])
@@ -141,13 +141,14 @@ def tracking(group):
     cell = small_cell("pgd_at")
     images = dataset_of(cell.protocol.dataset).splits(None)
     network = build_method(
-        cell, dataset_of(cell.protocol.dataset), TrainingBatches(images.train, 1, (), Randomness(0)), Randomness(0), CPU
+        cell, dataset_of(cell.protocol.dataset), TrainingBatches(images.train, 1, (), RngStreams(0)), RngStreams(0), CPU
     ).model
     found = []
     for norm, eps in (("linf", 0.05), ("l2", 0.3)):
         threat, attack = Threat(norm=norm, eps=eps), PGD(steps=1, step_size=eps / 2, restarts=2)
         ours, theirs = (
-            correct_under(network, images.train, attack, threat, generator(0, "t"), group=one) for one in (group, ALONE)
+            correct_under(network, images.train, attack, threat, generator(0, "t"), group=one)
+            for one in (group, SINGLE_PROCESS)
         )
         found.append((torch.equal(ours, theirs), len(ours), int(theirs.sum())))
     return found
@@ -163,7 +164,7 @@ def trainer(cell, folder, group):
     run = RunFolder.of(cell, folder)
     if group.first:
         run.begin(cell, {})
-    group.gathered(torch.zeros(1))  # wait for that
+    group.all_gather(torch.zeros(1))  # wait for that
     dataset = dataset_of(cell.protocol.dataset)
     splits = dataset.splits(None)
     few = torch.arange(50)
@@ -177,7 +178,7 @@ def resuming(group, folder, model, changes):
     Largest relative difference of a tensor, largest difference of a number of the curve, and whether the work is equal.
     """
     cell, found = cell_of(model), {}
-    undisturbed = trainer(cell, folder / f"undisturbed-{group.rank}", ALONE)
+    undisturbed = trainer(cell, folder / f"undisturbed-{group.rank}", SINGLE_PROCESS)
     undisturbed.run()
     for begin, go_on in changes:
         place = folder / f"{begin}-{go_on}"
@@ -185,10 +186,10 @@ def resuming(group, folder, model, changes):
             if size == 2:
                 trainer(cell, place, group).run(epochs)
             elif group.first:
-                trainer(cell, place, ALONE).run(epochs)
-            group.gathered(torch.zeros(1))
+                trainer(cell, place, SINGLE_PROCESS).run(epochs)
+            group.all_gather(torch.zeros(1))
         if group.first:
-            ended = trainer(cell, place, ALONE)
+            ended = trainer(cell, place, SINGLE_PROCESS)
             assert ended.checkpoints.finished
             weights = apart(ended.checkpoints.load("last"), undisturbed.checkpoints.load("last"))
             ours, theirs = (curve(one.folder.epochs()) for one in (ended, undisturbed))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.utils.rng import Randomness, derive_seed, generator
+from bench.utils.rng import RngStreams, derive_seed, generator
 
 
 def draw(random: torch.Generator) -> list[int]:
@@ -36,7 +36,7 @@ def test_generators_repeat_their_draws():
 
 
 def test_an_epoch_continues_its_streams_and_the_next_renews_them():
-    random = Randomness(3)
+    random = RngStreams(3)
     random.start_epoch(5)
     first, second = draw(random("attack")), draw(random("attack"))
     assert (first, second) != (first, first)
@@ -49,24 +49,24 @@ def test_an_epoch_continues_its_streams_and_the_next_renews_them():
 
 
 def test_seeds_for_code_that_has_no_generators():
-    random = Randomness(3)
+    random = RngStreams(3)
     random.start_epoch(5)
     assert random.seed("transforms") == random.seed("transforms") == derive_seed(3, "transforms", 5)
 
 
 def test_generators_on_the_host_are_their_own_where_the_device_is_another():
-    random = Randomness(3, "cpu")
+    random = RngStreams(3, "cpu")
     random.start_epoch(5)
     expected = generator(3, "forget", 5)
-    assert draw(random.on_host("forget")) == draw(expected)
-    assert draw(random.on_host("forget")) == draw(expected)
-    elsewhere = Randomness(3, "meta")  # a device without generators: the host's must not need it
+    assert draw(random.cpu("forget")) == draw(expected)
+    assert draw(random.cpu("forget")) == draw(expected)
+    elsewhere = RngStreams(3, "meta")  # a device without generators: the host's must not need it
     elsewhere.start_epoch(5)
-    assert draw(elsewhere.on_host("forget")) == draw(generator(3, "forget", 5))
+    assert draw(elsewhere.cpu("forget")) == draw(generator(3, "forget", 5))
 
 
 def test_one_purpose_does_not_move_another():
-    alone, together = Randomness(0), Randomness(0)
+    alone, together = RngStreams(0), RngStreams(0)
     draw(together("order"))
     assert draw(alone("attack")) == draw(together("attack"))
 
@@ -76,7 +76,7 @@ def test_global_state_is_neither_read_nor_changed(seed):
     expected = draw(generator(0, "attack"))
     torch.manual_seed(seed)
     before = torch.get_rng_state()
-    random = Randomness(0)
+    random = RngStreams(0)
     random.start_epoch(0)
     assert draw(random("attack")) == expected
     assert torch.equal(torch.get_rng_state(), before)
