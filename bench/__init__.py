@@ -17,16 +17,16 @@ from typing import Any
 
 _PUBLIC = {
     "BenchError": "bench.errors",
-    "ExternalModel": "bench.spec",
+    "ExternalModel": "bench.config.suite",
     "Method": "bench.method",
-    "MethodInfo": "bench.parameters",
-    "MethodParams": "bench.parameters",
+    "MethodInfo": "bench.config.hyperparameters",
+    "MethodParams": "bench.config.hyperparameters",
     "Store": "bench.store.store",
     "evaluate_network": "bench.foreign",
     "leaderboards": "bench.reporting.leaderboard",
-    "load_suite": "bench.spec",
+    "load_suite": "bench.config.suite",
     "run_suite": "bench.driver",
-    "sourced": "bench.parameters",
+    "sourced": "bench.config.hyperparameters",
 }
 
 __all__ = sorted(_PUBLIC)

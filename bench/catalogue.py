@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.models.architecture import Architecture, Family, size_of
 from bench.registry import DATASETS, METHODS, MODELS
-from bench.spec import load_suite, shipped_suites
+from bench.config.suite import load_suite, shipped_suites
 from bench.store.store import Store
 
 

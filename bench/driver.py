@@ -19,7 +19,7 @@ from bench.execution.local import LocalExecutor, share_out
 from bench.execution.plan import Planned, Rerun, check_data, plan
 from bench.execution.worker import DISK, Ending
 from bench.run_folder import Busy, RunFolder
-from bench.spec import Cell, LoadedSuite, select_cells
+from bench.config.suite import Cell, LoadedSuite, select_cells
 from bench.store.store import Store
 from bench.utils.device import check_precision
 

@@ -16,7 +16,7 @@ from bench.attacks.pgd import cross_entropy, frozen, margin, mode, pgd, random_s
 from bench.data.batches import to_float
 from bench.data.dataset import Images
 from bench.outcome import Outcome
-from bench.protocol import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, Threat
+from bench.config.protocol import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, Threat
 from bench.utils.cuda_graphs import Recorder, replayed
 from bench.utils.distributed import SINGLE_PROCESS, Group
 from bench.utils.rng import generator

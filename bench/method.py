@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from bench.attacks.pgd import Objective, cross_entropy, mode, pgd, project, random_start
 from bench.data.batches import Batch, TrainingBatches
-from bench.parameters import MethodInfo, MethodParams
-from bench.protocol import Protocol
+from bench.config.hyperparameters import MethodInfo, MethodParams
+from bench.config.protocol import Protocol
 from bench.schedule import Schedule
 from bench.utils.distributed import Group
 from bench.utils.rng import RngStreams

@@ -29,7 +29,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from bench.errors import BenchError, DamagedFile
-from bench.spec import Cell
+from bench.config.suite import Cell
 from bench.utils.files import read_record, write_atomically, write_record
 
 CHECKPOINTS = ("best", "best_on_test", "last")

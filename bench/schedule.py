@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.protocol import Constant, Cyclic, Training
+from bench.config.protocol import Constant, Cyclic, Training
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from bench.driver import CellState
 from bench.errors import BenchError, DamagedFile
 from bench.execution.plan import Planned
 from bench.run_folder import ASIDE, RunFolder
-from bench.spec import Cell
+from bench.config.suite import Cell
 
 SILENT_SECONDS = 120
 """After which a cell that gives no sign of life is called silent; it gives one with every batch and forward pass, and

@@ -16,7 +16,7 @@ from torch import nn
 
 from bench.method import Method
 from bench.models.averaging import frozen_copy, move_towards, recompute_statistics
-from bench.parameters import MethodInfo, MethodParams, sourced
+from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
 
 
 class EMAParams(MethodParams):

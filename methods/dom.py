@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.data.batches import Batch
 from bench.method import Method
-from bench.parameters import MethodInfo, MethodParams, Origin, sourced
+from bench.config.hyperparameters import MethodInfo, MethodParams, Origin, sourced
 
 PAPER = "Lin, Yu, Han, Liu, ICLR 2024"
 

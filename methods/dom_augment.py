@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.data.batches import Batch
-from bench.parameters import MethodInfo, sourced
+from bench.config.hyperparameters import MethodInfo, sourced
 from methods.dom import DOM, PAPER, Params, by_setting
 
 

@@ -9,7 +9,7 @@ construction.
 from collections.abc import Sequence
 
 from bench.method import EpochRecord, Method
-from bench.parameters import MethodInfo, MethodParams, sourced
+from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
 
 
 class Params(MethodParams):

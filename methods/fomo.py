@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bench.data.batches import Batch
 from bench.method import Method
 from bench.models.averaging import frozen_copy, move_towards
-from bench.parameters import MethodInfo, MethodParams, sourced
+from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
 
 
 class Params(MethodParams):

@@ -9,7 +9,7 @@ statistics mix adversarial and clean batches; here they see the batches of the a
 """
 
 from bench.method import Method
-from bench.parameters import MethodInfo, MethodParams
+from bench.config.hyperparameters import MethodInfo, MethodParams
 
 
 class PGDAT(Method[MethodParams]):

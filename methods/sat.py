@@ -12,7 +12,7 @@ from torch import nn
 
 from bench.method import Method
 from bench.models.activations import ACTIVATIONS, replace_relu
-from bench.parameters import MethodInfo, MethodParams, sourced
+from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
 
 
 class Params(MethodParams):

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import registry
-from bench.spec import LoadedSuite, load_suite
+from bench.config.suite import LoadedSuite, load_suite
 
 torch.set_num_threads(1)
 

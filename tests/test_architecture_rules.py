@@ -76,7 +76,7 @@ IMPORTS = {module: of_bench(path) for module, path in MODULES.items()}
 
 
 def test_the_reader_of_imports_sees_them():
-    assert {"bench.registry", "bench.errors", "bench.protocol.Seed"} <= imported(MODULES["spec"])
+    assert {"bench.registry", "bench.errors", "bench.config.protocol.Seed"} <= imported(MODULES["spec"])
     assert "registry" in IMPORTS["spec"]
     assert "data.dataset" in IMPORTS["data.digits"]
     assert len(MODULES) > 30

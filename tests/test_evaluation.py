@@ -13,7 +13,7 @@ from bench.data.digits import digits, load
 from bench.evaluation import attack_identity, balanced_subset, correct_under, evaluate, forward_passes
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
-from bench.protocol import CW, FGSM, PGD, AutoAttack, Clean, Threat
+from bench.config.protocol import CW, FGSM, PGD, AutoAttack, Clean, Threat
 from bench.utils.rng import generator
 
 THREAT = Threat(norm="linf", eps=0.1)

@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 from pydantic import Field, ValidationError
 
-from bench.parameters import SOURCES, MethodParams, Origin, sourced, weakest
+from bench.config.hyperparameters import SOURCES, MethodParams, Origin, sourced, weakest
 
 
 class Params(MethodParams):

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from bench.protocol import PGD, AutoAttack, Clean, Evaluation, Piecewise, Protocol, Threat, Training, TrainingAttack
+from bench.config.protocol import PGD, AutoAttack, Clean, Evaluation, Piecewise, Protocol, Threat, Training, TrainingAttack
 
 MINIMAL = {
     "dataset": "digits",

@@ -75,7 +75,7 @@ def test_a_name_belongs_to_one_object(elsewhere):
 
 
 PLUGIN = """
-from bench.parameters import MethodInfo
+from bench.config.hyperparameters import MethodInfo
 from methods.pgd_at import PGDAT
 
 class Mine(PGDAT):

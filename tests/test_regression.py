@@ -20,7 +20,7 @@ from bench.regression.baseline import Snapshot, read_baseline, snapshot, write_b
 from bench.regression.evidence import least_spread, students_t
 from bench.regression.gate import LEVEL, check
 from bench.reporting.statistics import holm
-from bench.spec import load_suite
+from bench.config.suite import load_suite
 from bench.store.store import Store
 from bench.utils.files import fingerprint, write_record
 

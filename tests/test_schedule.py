@@ -1,6 +1,6 @@
 import pytest
 
-from bench.protocol import Training
+from bench.config.protocol import Training
 from bench.schedule import protocol_schedule
 
 

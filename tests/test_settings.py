@@ -2,7 +2,7 @@ import pytest
 from pydantic import Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from bench.settings import Number, Settings, parse_indices, parse_number, ranges, shown
+from bench.config.base import Number, Settings, parse_indices, parse_number, ranges, shown
 
 
 class Group(Settings):

@@ -3,10 +3,10 @@ import json
 import pytest
 import yaml
 
-from bench import spec
+from bench.config import suite
 from bench.errors import BenchError
-from bench.protocol import Protocol
-from bench.spec import Suite, find_suite, load_suite, select_cells, shipped_suites
+from bench.config.protocol import Protocol
+from bench.config.suite import Suite, find_suite, load_suite, select_cells, shipped_suites
 
 # --- what bad input gets ----------------------------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ def test_the_identity_of_a_cell_is_what_it_was(load):
 
 def test_a_fingerprint_is_the_digest_of_what_cell_json_says(load):
     cell = load().cells[0]
-    again = spec.Cell.model_validate(json.loads(json.dumps(cell.model_dump(mode="json"))))
+    again = suite.Cell.model_validate(json.loads(json.dumps(cell.model_dump(mode="json"))))
     assert again == cell
     assert again.fingerprint == cell.fingerprint
     assert json.loads(json.dumps(cell.identity())) == cell.identity()
@@ -381,7 +381,7 @@ def test_cells_come_in_the_order_of_the_file(load):
 
 PLUGIN = """
 from bench.method import Method
-from bench.parameters import MethodInfo, MethodParams, Origin, sourced
+from bench.config.hyperparameters import MethodInfo, MethodParams, Origin, sourced
 
 class MineParams(MethodParams):
     alpha: float = sourced(0.1, unit="1", source="paper", by_dataset={"digits/multi_step": Origin(0.2, "secondary")})

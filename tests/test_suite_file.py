@@ -3,7 +3,7 @@ import os
 import pytest
 
 from bench.errors import BenchError
-from bench.suite_file import MAX_BYTES, MAX_DEPTH, read_suite_file
+from bench.config.yaml_file import MAX_BYTES, MAX_DEPTH, read_suite_file
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from bench.attacks.apgd import apgd, cross_entropy, targeted_dlr
 from bench.errors import BenchError, DamagedFile
 from bench.outcome import Verdicts, pack, unpack
-from bench.protocol import STANDARD, AutoAttack, Threat
+from bench.config.protocol import STANDARD, AutoAttack, Threat
 from bench.utils.device import out_of_memory
 
 PASSES: Mapping[str, int] = {"apgd-ce": 200, "apgd-t": 1800, "fab-t": 3600, "square": 5000}

@@ -48,7 +48,7 @@ def check(
     from bench.regression import formats
     from bench.regression.baseline import read_baseline, snapshot, write_baseline
     from bench.regression.gate import check as judge
-    from bench.spec import load_suite
+    from bench.config.suite import load_suite
     from bench.store.store import Store
 
     loaded = load_suite(suite)

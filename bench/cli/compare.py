@@ -33,7 +33,7 @@ def compare(
 ) -> None:
     """Compare two methods or runs, paired by test image; exit 4 if they are not comparable."""
     from bench.reporting.comparison import compared
-    from bench.spec import load_suite
+    from bench.config.suite import load_suite
     from bench.store.store import Store
 
     if suite and protocol:

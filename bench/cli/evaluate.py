@@ -81,7 +81,7 @@ def evaluate(
     from bench.errors import BenchError
     from bench.execution.executor import Spread
     from bench.foreign import evaluate_network
-    from bench.spec import ExternalModel, load_suite
+    from bench.config.suite import ExternalModel, load_suite
 
     try:
         where = ExternalModel(source=network, model=model, normalisation=normalisation, model_dir=str(model_dir))

@@ -25,7 +25,7 @@ class Selection(StrEnum):
 
 def complete_suite(incomplete: str) -> list[str]:
     """Complete the name of a shipped suite."""
-    from bench.spec import shipped_suites
+    from bench.config.suite import shipped_suites
 
     return [name for name in shipped_suites() if name.startswith(incomplete)]
 

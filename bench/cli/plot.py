@@ -38,8 +38,8 @@ def plot(
     """Draw the figures of each leaderboard and print the files' paths."""
     from bench.reporting.figures import figures
     from bench.reporting.leaderboard import leaderboards
-    from bench.reporting.plots import FORMATS, NAMES, render
-    from bench.spec import load_suite
+    from bench.reporting.plots_render import FORMATS, NAMES, render
+    from bench.config.suite import load_suite
     from bench.store.store import Store
 
     formats = _known(format, FORMATS, "format")

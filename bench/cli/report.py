@@ -55,7 +55,7 @@ def report(
     """Print the leaderboard of each protocol in the store."""
     from bench.reporting.leaderboard import leaderboards
     from bench.reporting.order import by
-    from bench.spec import load_suite
+    from bench.config.suite import load_suite
     from bench.store.store import Store
 
     protocol = load_suite(suite).suite.protocol.fingerprint if suite else None

@@ -86,7 +86,7 @@ def run(
     from bench.errors import BenchError, did_you_mean
     from bench.execution.executor import Spread
     from bench.execution.plan import Rerun, plan
-    from bench.spec import load_suite, select_cells
+    from bench.config.suite import load_suite, select_cells
 
     if rerun not in set(Rerun):
         raise BenchError(f"--rerun '{rerun:.60}'{did_you_mean(rerun, Rerun)}")

@@ -65,7 +65,7 @@ def speed(
     from bench.errors import BenchError
     from bench.execution.executor import Spread
     from bench.execution.local import share_out
-    from bench.spec import load_suite
+    from bench.config.suite import load_suite
     from bench.speed.measure import measure_autoattack, measure_changes, measure_peak, measure_training
     from bench.speed.process import Arena
     from bench.utils.device import check_precision, resolve_device

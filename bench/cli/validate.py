@@ -18,7 +18,7 @@ def validate(
     json: Json = False,
 ) -> None:
     """Check suites without running them, or print their JSON Schema for editors."""
-    from bench.spec import Suite, load_suite
+    from bench.config.suite import Suite, load_suite
 
     if schema:
         print_json(Suite.model_json_schema())

@@ -31,7 +31,7 @@ def watch(
     """
     from bench.cli.view import View
     from bench.errors import NothingMeasured
-    from bench.spec import load_suite
+    from bench.config.suite import load_suite
     from bench.watching import Watcher
 
     watcher = Watcher(results, list(load_suite(suite).cells) if suite else None)

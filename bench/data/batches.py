@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.data.dataset import Images
 from bench.errors import BenchError
-from bench.protocol import Augmentation, Crop, Flip, Rotate
+from bench.config.protocol import Augmentation, Crop, Flip, Rotate
 from bench.utils.distributed import SINGLE_PROCESS, Group
 from bench.utils.rng import RngStreams
 

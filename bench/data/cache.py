@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from bench.data.dataset import ABSENT, Found, Part
 from bench.data.sources import Pixels, Source, Tick
 from bench.errors import BenchError, DamagedFile, NotFound
-from bench.protocol import DatasetSettings
+from bench.config.protocol import DatasetSettings
 from bench.utils.files import file_sha256, fingerprint, read_record
 
 log = logging.getLogger(__name__)

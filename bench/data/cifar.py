@@ -18,7 +18,7 @@ from bench.data.dataset import ABSENT, Dataset, Found, Part, missing
 from bench.data.official import OfficialFile, torchvision_datasets, unpack
 from bench.data.sources import ArraySource, FileSource, Pixels
 from bench.errors import BenchError, NotFound, did_you_mean
-from bench.protocol import Crop, DatasetSettings, Flip, Rotate
+from bench.config.protocol import Crop, DatasetSettings, Flip, Rotate
 
 SHAPE = (3, 32, 32)
 

@@ -15,8 +15,8 @@ from bench import registry
 from bench.data.sources import ArraySource, Averaged, Source
 from bench.data.stream import ImageStream
 from bench.errors import BenchError, NotFound
-from bench.protocol import Augmentation, DatasetSettings, Subset
-from bench.settings import ranges
+from bench.config.protocol import Augmentation, DatasetSettings, Subset
+from bench.config.base import ranges
 from bench.utils.rng import generator
 
 LARGE_PIXELS = 128 * 128

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from bench.data.dataset import Dataset, Found, ImageSet, arrays
-from bench.protocol import DatasetSettings
+from bench.config.protocol import DatasetSettings
 
 TRAIN_IMAGES = 1297
 

@@ -16,7 +16,7 @@ from bench.data.dataset import Found, Part, missing, own_dataset
 from bench.data.folder import classes_in, labelled, listing_digest
 from bench.data.sources import FileSource
 from bench.errors import BenchError
-from bench.protocol import DatasetSettings
+from bench.config.protocol import DatasetSettings
 
 
 def look(root: Path | None, settings: DatasetSettings) -> Found:

@@ -14,9 +14,9 @@ from bench.data.dataset import Dataset, Found, Part, dataset_of, missing
 from bench.data.prepare import prepare
 from bench.data.sources import Tick
 from bench.errors import BenchError, DamagedFile, NotFound, did_you_mean
-from bench.protocol import DatasetSettings
+from bench.config.protocol import DatasetSettings
 from bench.registry import DATASETS
-from bench.spec import find_suite, load_suite, shipped_suites
+from bench.config.suite import find_suite, load_suite, shipped_suites
 
 CHUNK = 64  # images decoded at a time when looking for broken ones
 

@@ -13,7 +13,7 @@ import numpy as np
 from bench.data.dataset import Found, Part, missing, own_dataset
 from bench.data.sources import ArraySource
 from bench.errors import BenchError
-from bench.protocol import DatasetSettings, Files
+from bench.config.protocol import DatasetSettings, Files
 from bench.utils.files import file_sha256
 
 NAMES = {

@@ -14,7 +14,7 @@ from bench.data.dataset import Dataset, Found, Part, missing
 from bench.data.folder import classes_in, images_in, labelled, listing_digest
 from bench.data.sources import FileSource
 from bench.errors import BenchError
-from bench.protocol import Crop, DatasetSettings, Flip
+from bench.config.protocol import Crop, DatasetSettings, Flip
 
 SUPER_CLASSES = {
     "dog": range(151, 269),

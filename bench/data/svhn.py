@@ -14,7 +14,7 @@ from bench.data.dataset import Dataset, Found, Part, missing
 from bench.data.official import OfficialFile, torchvision_datasets
 from bench.data.sources import ArraySource, Pixels, Tick
 from bench.errors import BenchError
-from bench.protocol import DatasetSettings
+from bench.config.protocol import DatasetSettings
 
 NAMES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 

@@ -13,7 +13,7 @@ from bench.data.dataset import ABSENT, Dataset, Found, Part, missing
 from bench.data.folder import images_in, listing_digest
 from bench.data.sources import FileSource
 from bench.errors import BenchError
-from bench.protocol import Crop, DatasetSettings, Flip
+from bench.config.protocol import Crop, DatasetSettings, Flip
 
 FOLDER = "tiny-imagenet-200"
 CLASSES = 200

@@ -16,7 +16,7 @@ from bench.data.dataset import dataset_of
 from bench.errors import NotFound
 from bench.evaluation import evaluated_images, forward_passes
 from bench.models.architecture import build_network, size_of
-from bench.protocol import Protocol
+from bench.config.protocol import Protocol
 from bench.utils.environment import cpu_name
 
 Precision = Literal["fp32", "bf16"]

@@ -17,7 +17,7 @@ from typing import Literal
 
 from bench.errors import BenchError
 from bench.execution.worker import Ending, Job
-from bench.spec import Cell
+from bench.config.suite import Cell
 
 LOOK_SECONDS = 1.0
 """The most that one look at a worker adds to its silence: whoever looks may have been asleep in between."""

@@ -19,7 +19,7 @@ from bench.errors import BenchError
 from bench.execution.executor import Executor, Handle, Place, Spread
 from bench.execution.parallel import exit_cause
 from bench.execution.worker import Ending, Job, work_in_process
-from bench.spec import Cell
+from bench.config.suite import Cell
 from bench.utils.device import cores, resolve_device
 
 GRACE_SECONDS = 10  # between asking a worker to end and killing it

@@ -16,9 +16,9 @@ from bench.errors import BenchError, DamagedFile
 from bench.execution.estimate import Work, work_of
 from bench.execution.parallel import check_devices
 from bench.execution.verify import damage_of
-from bench.protocol import AutoAttack, Protocol
+from bench.config.protocol import AutoAttack, Protocol
 from bench.run_folder import RunFolder, Status
-from bench.spec import Cell
+from bench.config.suite import Cell
 from bench.training.checkpoint import sound
 from bench.training.trainer import build_without_data
 from bench.utils.files import fingerprint

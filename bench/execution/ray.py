@@ -18,7 +18,7 @@ from typing import Any
 from bench.errors import BenchError
 from bench.execution.executor import Executor, Handle, Place, Spread
 from bench.execution.worker import Ending, Job, work
-from bench.spec import Cell
+from bench.config.suite import Cell
 
 try:
     import ray

@@ -24,7 +24,7 @@ from bench.errors import BenchError, DamagedFile
 from bench.execution.executor import Executor, Handle, Place, Spread
 from bench.execution.sbatch import check_seen, largest_array, last_line, queue, request, slurm, state_of
 from bench.execution.worker import Ending, Job, work
-from bench.spec import Cell
+from bench.config.suite import Cell
 from bench.utils.files import read_record, write_record
 
 try:

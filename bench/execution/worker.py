@@ -28,9 +28,9 @@ from bench.evaluation import attack_identity, evaluate, evaluated_images, forwar
 from bench.execution.parallel import ProcessDied, train_together
 from bench.models.architecture import Network
 from bench.models.foreign import load_foreign
-from bench.protocol import FinalAttack
+from bench.config.protocol import FinalAttack
 from bench.run_folder import ASIDE, CHECKPOINTS, Busy, RunFolder
-from bench.spec import Cell, ExternalModel
+from bench.config.suite import Cell, ExternalModel
 from bench.training.checkpoint import Checkpoints, sound
 from bench.training.trainer import LAST_EPOCH, Diverged, Trainer, build_evaluated
 from bench.utils.device import check_precision, out_of_memory, peak_memory, use_device

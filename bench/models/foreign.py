@@ -21,8 +21,8 @@ from bench.errors import BenchError, did_you_mean
 from bench.models.architecture import Network, build_network
 from bench.models.weights import load_weights
 from bench.models.zoo import load_from_zoo, zoo_files
-from bench.protocol import Protocol, Threat
-from bench.spec import ExternalModel
+from bench.config.protocol import Protocol, Threat
+from bench.config.suite import ExternalModel
 
 FORMATS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from bench.errors import BenchError, did_you_mean
 from bench.models.weights import read_plain
-from bench.protocol import Threat
+from bench.config.protocol import Threat
 
 THREATS = {"linf": "Linf", "l2": "L2"}
 """What RobustBench calls a norm."""

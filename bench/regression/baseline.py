@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.outcome import Verdicts, unpack
 from bench.reporting.rows import collapsed, measured, ranking
-from bench.spec import LoadedSuite
+from bench.config.suite import LoadedSuite
 from bench.store.schema import OutcomeRow, RunRow
 from bench.store.store import Epoch, Store
 from bench.utils.environment import git_revision

@@ -24,7 +24,7 @@ from bench.reporting.rows import (
     verdicts,
 )
 from bench.reporting.statistics import Difference, compare, compare_gaps
-from bench.spec import EVALUATED
+from bench.config.suite import EVALUATED
 from bench.store.schema import RunRow
 from bench.store.store import Store
 from bench.utils.files import canonical_json

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.errors import BenchError
-from bench.parameters import MethodInfo, MethodParams, Setting
+from bench.config.hyperparameters import MethodInfo, MethodParams, Setting
 from bench.registry import METHODS
 from bench.reporting.rows import Row
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.errors import BenchError, NothingMeasured, did_you_mean
-from bench.protocol import DatasetSettings
+from bench.config.protocol import DatasetSettings
 from bench.reporting.published import Beside
 from bench.reporting.rows import (
     BEST,

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from bench.protocol import Protocol
+from bench.config.protocol import Protocol
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.rows import Row
 

@@ -12,9 +12,9 @@ from typing import Any
 from bench import registry
 from bench.errors import BenchError
 from bench.models.architecture import Architecture
-from bench.protocol import STANDARD, DatasetSettings
+from bench.config.protocol import STANDARD, DatasetSettings
 from bench.reporting.leaderboard import radius
-from bench.spec import EVALUATED
+from bench.config.suite import EVALUATED
 
 DATASETS = {"cifar10": 10_000, "cifar100": 10_000}
 """Datasets of RobustBench that a suite may have, and how many test images its leaderboards rest on."""

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from bench.outcome import Verdicts, unpack
-from bench.parameters import weakest
-from bench.protocol import STANDARD
+from bench.config.hyperparameters import weakest
+from bench.config.protocol import STANDARD
 from bench.reporting.doubts import Doubt, doubts_of
 from bench.reporting.statistics import (
     CONFIDENCE,
@@ -25,7 +25,7 @@ from bench.reporting.statistics import (
     rank_intervals,
     wilson_interval,
 )
-from bench.spec import EVALUATED
+from bench.config.suite import EVALUATED
 from bench.store.schema import OutcomeRow, RunRow
 from bench.utils.files import canonical_json
 

@@ -17,7 +17,7 @@ from bench.data.batches import to_float
 from bench.errors import NotFound
 from bench.evaluation import EVALUATION_SEED, balanced_subset, exact_arithmetic
 from bench.models.architecture import Architecture, build_network
-from bench.protocol import AutoAttack, Threat
+from bench.config.protocol import AutoAttack, Threat
 from bench.speed.process import Arena, Work
 from bench.utils.device import keep_memory
 from bench.utils.rng import generator

@@ -22,7 +22,7 @@ import torch
 from bench.data.dataset import Dataset, dataset_of
 from bench.errors import BenchError
 from bench.evaluation import exact_arithmetic
-from bench.spec import Cell
+from bench.config.suite import Cell
 
 Work = Callable[[Any], Any]
 """What a contender does when it is told to: from the order to the answer, both plain data."""

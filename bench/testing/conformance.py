@@ -17,9 +17,9 @@ from bench.data.batches import Batch, to_float
 from bench.data.dataset import Splits, dataset_of
 from bench.evaluation import correct_under
 from bench.method import Method
-from bench.protocol import Clean
+from bench.config.protocol import Clean
 from bench.run_folder import RunFolder
-from bench.spec import Cell, Suite, resolve_method
+from bench.config.suite import Cell, Suite, resolve_method
 from bench.training.step import Totals, train_step
 from bench.training.trainer import Trainer, build_evaluated
 from bench.utils.rng import generator

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bench.attacks.pgd import frozen
 from bench.data.batches import Batch
 from bench.method import Method
-from bench.protocol import Optimizer
+from bench.config.protocol import Optimizer
 from bench.utils.cuda_graphs import Recorder, replayed
 from bench.utils.distributed import SINGLE_PROCESS, Group
 from bench.utils.rng import HostRandomness

@@ -18,10 +18,10 @@ from bench.evaluation import correct_under
 from bench.method import Context, Method
 from bench.models.architecture import build_network
 from bench.models.batch_statistics import shared_statistics
-from bench.protocol import PGD, Clean
+from bench.config.protocol import PGD, Clean
 from bench.run_folder import RunFolder
 from bench.schedule import protocol_schedule
-from bench.spec import Cell
+from bench.config.suite import Cell
 from bench.training.checkpoint import Entry, sound
 from bench.training.flops import CountedFlops
 from bench.training.step import Steps, Totals, sgd

@@ -11,7 +11,7 @@ from contextlib import suppress
 import torch
 
 from bench.errors import BenchError
-from bench.protocol import Training
+from bench.config.protocol import Training
 
 
 def resolve_device(name: str) -> torch.device:

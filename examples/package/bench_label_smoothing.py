@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.data.batches import Batch
 from bench.method import Method
-from bench.parameters import MethodInfo, MethodParams, sourced
+from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
 
 
 class Params(MethodParams):

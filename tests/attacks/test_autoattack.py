@@ -13,8 +13,8 @@ from bench.data.batches import to_float
 from bench.data.digits import load
 from bench.errors import BenchError, DamagedFile
 from bench.evaluation import balanced_subset
-from bench.protocol import STANDARD, Threat
-from bench.protocol import AutoAttack as AutoAttackSettings
+from bench.config.protocol import STANDARD, Threat
+from bench.config.protocol import AutoAttack as AutoAttackSettings
 from bench.utils.rng import generator
 
 IMAGES, BATCH = 24, 10  # three batches, the last one smaller

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from bench.attacks.autoattack import PASSES, SAME_LOGITS, SQUARE_GAIN
-from bench.protocol import CW, FGSM, PGD, AutoAttack, Clean, Evaluation
+from bench.config.protocol import CW, FGSM, PGD, AutoAttack, Clean, Evaluation
 from bench.reporting.doubts import FAR_ABOVE
 
 DOCS = Path(__file__).parents[2] / "docs"

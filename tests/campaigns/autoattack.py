@@ -21,7 +21,7 @@ from bench.attacks.autoattack import Cascade
 from bench.errors import DamagedFile
 from bench.evaluation import correct_under
 from bench.models.resnet import resnet18
-from bench.protocol import STANDARD, AutoAttack, Clean, DatasetSettings, Threat
+from bench.config.protocol import STANDARD, AutoAttack, Clean, DatasetSettings, Threat
 from bench.run_folder import RunFolder
 from bench.utils.files import read_record
 from bench.utils.rng import generator

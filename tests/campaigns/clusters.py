@@ -6,7 +6,7 @@ import time
 
 from bench.driver import run_suite
 from bench.execution.executor import Spread
-from bench.spec import load_suite
+from bench.config.suite import load_suite
 from bench.store.store import Store
 
 from ..execution.test_ray import ONE_THREAD, result_of

@@ -19,7 +19,7 @@ import pytest
 from bench.errors import DamagedFile
 from bench.execution.verify import damage_of
 from bench.run_folder import RunFolder, run_folders
-from bench.spec import load_suite
+from bench.config.suite import load_suite
 from bench.store.store import Store
 from bench.training.checkpoint import Checkpoints
 

@@ -28,7 +28,7 @@ from bench.execution.plan import plan
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
 from bench.models.weights import load_weights
-from bench.spec import load_suite, shipped_suites
+from bench.config.suite import load_suite, shipped_suites
 
 SUITES, WEIGHTS = 20_000, 2_000
 """Different mutants, at least; more are drawn, as some come twice."""

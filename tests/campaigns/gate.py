@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.spec import shipped_suites
+from bench.config.suite import shipped_suites
 
 PLANTS = Path(__file__).parent / "plants"
 BASELINE = Path(__file__).parents[2] / "results" / "baselines" / "ci.json"

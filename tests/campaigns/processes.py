@@ -34,7 +34,7 @@ from bench.outcome import Outcome
 from bench.reporting.formats.markdown import render_markdown
 from bench.reporting.leaderboard import leaderboards
 from bench.run_folder import RunFolder
-from bench.spec import load_suite
+from bench.config.suite import load_suite
 from bench.store.store import Store
 from bench.testing.conformance import curve
 from bench.training.checkpoint import Checkpoints

@@ -17,7 +17,7 @@ from bench.execution import local
 from bench.execution.executor import Place
 from bench.execution.local import LocalExecutor, Shares
 from bench.execution.plan import plan
-from bench.spec import load_suite
+from bench.config.suite import load_suite
 from bench.store.store import Store
 from bench.upkeep import ingest
 from bench.watching import Watcher

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench.spec import load_suite
+from bench.config.suite import load_suite
 from bench.store.store import Store
 
 from ..store.conftest import make_run, results

@@ -12,7 +12,7 @@ import pytest
 from bench.cli.run import run, without_rerun
 from bench.driver import HANG_MINUTES, TRIES
 from bench.run_folder import RunFolder
-from bench.spec import load_suite, shipped_suites
+from bench.config.suite import load_suite, shipped_suites
 
 
 @pytest.fixture(scope="module")

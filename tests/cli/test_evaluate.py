@@ -24,7 +24,7 @@ from bench.models.small_cnn import SmallCNN
 from bench.models.zoo import import_robustbench
 from bench.outcome import Outcome
 from bench.run_folder import RunFolder
-from bench.spec import ExternalModel, load_suite
+from bench.config.suite import ExternalModel, load_suite
 from bench.training.checkpoint import Checkpoints
 from bench.utils.files import file_sha256
 from bench.utils.rng import generator

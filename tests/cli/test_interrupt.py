@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock
 
 from bench.run_folder import RunFolder
-from bench.spec import load_suite
+from bench.config.suite import load_suite
 from bench.testing.conformance import curve
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bench.data.dataset import dataset_of
-from bench.protocol import DatasetSettings
+from bench.config.protocol import DatasetSettings
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from bench.data.dataset import ImageSet
 from bench.data.sources import ArraySource
 from bench.data.stream import ImageStream
 from bench.errors import BenchError
-from bench.protocol import Crop, Flip, Rotate
+from bench.config.protocol import Crop, Flip, Rotate
 from bench.utils.rng import RngStreams
 
 RANDOM_PIXELS = torch.randint(0, 256, (50, 3, 8, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -16,7 +16,7 @@ from bench.data.prepare import prepare
 from bench.data.sources import ArraySource, FileSource
 from bench.data.stream import ImageStream
 from bench.errors import BenchError, DamagedFile, NotFound
-from bench.protocol import DatasetSettings
+from bench.config.protocol import DatasetSettings
 
 
 def pixels(part):

@@ -10,7 +10,7 @@ from bench.data.digits import digits, load
 from bench.data.sources import ArraySource
 from bench.data.stream import ImageStream
 from bench.errors import BenchError, NotFound
-from bench.protocol import DatasetSettings, Files, Subset
+from bench.config.protocol import DatasetSettings, Files, Subset
 
 
 def part(start, count, side=8):

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from bench.data.dataset import dataset_of
-from bench.protocol import DatasetSettings
+from bench.config.protocol import DatasetSettings
 from bench.registry import DATASETS
 
 PAGE = Path(__file__).parents[2] / "docs" / "datasets.md"

@@ -10,7 +10,7 @@ from bench.data.dataset import ABSENT, Found, Part, missing
 from bench.data.prepare import prepare
 from bench.data.sources import ArraySource
 from bench.errors import BenchError, NotFound
-from bench.protocol import DatasetSettings
+from bench.config.protocol import DatasetSettings
 
 
 def nothing(*_):

@@ -14,7 +14,7 @@ from bench.data.dataset import dataset_of
 from bench.data.prepare import prepare
 from bench.data.sources import FileSource
 from bench.errors import BenchError
-from bench.protocol import DatasetSettings
+from bench.config.protocol import DatasetSettings
 
 SLOW = """
 import sys, time
@@ -22,7 +22,7 @@ from pathlib import Path
 from bench.data import prepare
 from bench.data.dataset import dataset_of
 from bench.data.sources import FileSource
-from bench.protocol import DatasetSettings
+from bench.config.protocol import DatasetSettings
 
 load = FileSource.load
 def slowly(self, index, *rest):

@@ -8,9 +8,9 @@ from bench.data.restricted_imagenet import SUPER_CLASSES, synsets
 from bench.driver import run_suite
 from bench.errors import BenchError, NotFound
 from bench.execution.executor import Spread
-from bench.protocol import DatasetSettings
+from bench.config.protocol import DatasetSettings
 from bench.run_folder import RunFolder
-from bench.spec import load_suite
+from bench.config.suite import load_suite
 
 DOG, FROG, CAT = "n02085620", "n01641577", "n02123045"  # Chihuahua, bullfrog, tabby
 

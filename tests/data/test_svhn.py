@@ -16,7 +16,7 @@ from PIL import Image
 from bench.data.dataset import dataset_of
 from bench.data.svhn import svhn
 from bench.errors import BenchError, NotFound
-from bench.protocol import DatasetSettings
+from bench.config.protocol import DatasetSettings
 
 TRAIN, TEST = 40, 12
 SEED = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import pytest
 from bench.execution.verify import damage_of
 from bench.execution.worker import Job, execute
 from bench.run_folder import RunFolder
-from bench.spec import load_suite
+from bench.config.suite import load_suite
 from bench.utils.files import read_record, write_record
 
 

@@ -13,7 +13,7 @@ from bench.data.batches import Batch, TrainingBatches
 from bench.data.dataset import dataset_of
 from bench.data.digits import digits
 from bench.method import Method
-from bench.spec import Cell, Suite, resolve_method
+from bench.config.suite import Cell, Suite, resolve_method
 from bench.training.trainer import build_method
 from bench.utils.rng import RngStreams
 

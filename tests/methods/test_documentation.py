@@ -6,7 +6,7 @@ import pytest
 
 from bench import catalogue
 from bench.registry import METHODS
-from bench.spec import load_suite
+from bench.config.suite import load_suite
 
 DOCS = Path(__file__).parents[2] / "docs"
 OURS = [name for name in METHODS.names() if METHODS.get(name).__module__.partition(".")[0] == "methods"]

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.data.batches import Batch
-from bench.parameters import Origin
+from bench.config.hyperparameters import Origin
 from bench.registry import METHODS
 
 TABLE = {  # threshold; blend and tries of AugMix; blend and tries of RandAugment

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.parameters import SOURCES, MethodInfo, MethodParams
+from bench.config.hyperparameters import SOURCES, MethodInfo, MethodParams
 from bench.registry import METHODS
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ from bench.errors import BenchError
 from bench.models.architecture import build_network
 from bench.models.foreign import load_foreign, located, parse_normalisation, state_sha256
 from bench.models.small_cnn import SmallCNN, small_cnn
-from bench.protocol import DatasetSettings, Protocol
-from bench.spec import ExternalModel
+from bench.config.protocol import DatasetSettings, Protocol
+from bench.config.suite import ExternalModel
 from bench.utils.files import file_sha256
 
 PROTOCOL = Protocol.model_validate(

@@ -12,8 +12,8 @@ from bench.data.dataset import dataset_of
 from bench.errors import BenchError
 from bench.models.foreign import load_foreign
 from bench.models.zoo import import_robustbench
-from bench.protocol import Protocol
-from bench.spec import ExternalModel
+from bench.config.protocol import Protocol
+from bench.config.suite import ExternalModel
 from bench.utils.files import file_sha256
 
 NAME = "Wong2020Fast"  # a PreActResNet-18

@@ -8,7 +8,7 @@ from bench.reporting.beside import beside
 from bench.reporting.formats.html import render_html
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.published import Published
-from bench.spec import MethodEntry, Suite, resolve_method
+from bench.config.suite import MethodEntry, Suite, resolve_method
 from bench.store.store import Store
 
 from ..store.conftest import Maker, protocol_of

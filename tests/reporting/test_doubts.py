@@ -20,7 +20,7 @@ from bench.reporting.formats.terminal import render_terminal, render_text
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.published import read_published
 from bench.reporting.table import table
-from bench.spec import EVALUATED
+from bench.config.suite import EVALUATED
 
 from .conftest import protocol_of
 from .test_data_formats import schema

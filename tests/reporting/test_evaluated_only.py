@@ -14,10 +14,10 @@ from bench.reporting.formats.html import render_html
 from bench.reporting.formats.json import render_json
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.order import by
-from bench.reporting.plots import NAMES, render
+from bench.reporting.plots_render import NAMES, render
 from bench.reporting.reproduction import reproduction
 from bench.reporting.table import NONE, table
-from bench.spec import EVALUATED, load_suite
+from bench.config.suite import EVALUATED, load_suite
 
 from .test_data_formats import schema
 

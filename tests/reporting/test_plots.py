@@ -27,7 +27,7 @@ from bench.reporting.figures import (
     Value,
 )
 from bench.reporting.inline_svg import simplified
-from bench.reporting.plots import FORMATS, NAMES, THEME, draw, render, svg
+from bench.reporting.plots_render import FORMATS, NAMES, THEME, draw, render, svg
 
 pytestmark = pytest.mark.slow
 
@@ -152,9 +152,9 @@ def test_drawing_leaves_nothing_behind():
     figure = draw(data(), "curves")
     assert dict(matplotlib.rcParams) == before
     assert len(figure.axes) == 2
-    code = "import sys, bench.reporting.plots, bench.cli.plot; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, bench.reporting.plots_render, bench.cli.plot; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    code = f"{code.partition(';')[0]}; from test_plots import data; bench.reporting.plots.render(data(), 'gap', 'png')"
+    code = f"{code.partition(';')[0]}; from test_plots import data; bench.reporting.plots_render.render(data(), 'gap', 'png')"
     code += "; sys.exit('matplotlib.pyplot' in sys.modules)"
     folder = __file__.rpartition("/")[0]
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=folder).returncode == 0

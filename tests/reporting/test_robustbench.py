@@ -8,7 +8,7 @@ import pytest
 from bench.errors import BenchError
 from bench.models.zoo import import_robustbench
 from bench.reporting.robustbench import FIELDS, model_information
-from bench.spec import EVALUATED
+from bench.config.suite import EVALUATED
 
 from ..store.conftest import first
 from .conftest import protocol_of

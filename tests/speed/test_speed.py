@@ -12,7 +12,7 @@ from bench.attacks.pgd import random_start
 from bench.cli.main import app
 from bench.errors import BenchError
 from bench.models.small_cnn import SmallCNN
-from bench.protocol import Threat, TrainingAttack
+from bench.config.protocol import Threat, TrainingAttack
 from bench.speed import autoattack, measure, reference, training
 from bench.speed.process import Arena, Contender, peak
 

@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import create_engine, select
 
 from bench.outcome import Outcome, Verdicts
-from bench.protocol import AutoAttack, Clean, Protocol
+from bench.config.protocol import AutoAttack, Clean, Protocol
 from bench.run_folder import RunFolder
-from bench.spec import Cell, ResolvedMethod
+from bench.config.suite import Cell, ResolvedMethod
 from bench.store.schema import Base
 from bench.store.store import Store
 from bench.utils.files import write_record

@@ -10,7 +10,7 @@ from bench.errors import DamagedFile
 from bench.execution.verify import damage_of
 from bench.execution.worker import Job, execute
 from bench.run_folder import RunFolder
-from bench.spec import load_suite
+from bench.config.suite import load_suite
 from bench.store.store import Store
 from bench.store.verify import MEND_RUN, MEND_STORE, verify
 from bench.upkeep import ingest

@@ -8,7 +8,7 @@ from torch import nn
 from bench.data.batches import Batch
 from bench.method import Method
 from bench.models.averaging import frozen_copy
-from bench.parameters import MethodInfo
+from bench.config.hyperparameters import MethodInfo
 from bench.registry import METHODS
 from bench.testing import CHECKS, NotConforming, conform
 from bench.testing.conformance import phases, same, small_cell, trainer_of

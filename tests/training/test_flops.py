@@ -6,7 +6,7 @@ from torch import nn
 from bench.attacks.pgd import cross_entropy, frozen, pgd
 from bench.models.architecture import size_of
 from bench.models.small_cnn import small_cnn
-from bench.protocol import Threat
+from bench.config.protocol import Threat
 from bench.training.flops import CountedFlops
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from pydantic import Field
 from pydantic_core import PydanticUndefined
 
-from bench.settings import Settings
+from bench.config.base import Settings
 
 Source = Literal["paper", "code", "log", "secondary", "declared"]
 """Where a figure was read. paper: in the paper; code: in the authors' released code; log: recomputed from a released

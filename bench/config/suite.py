@@ -13,10 +13,10 @@ from pydantic_core import PydanticCustomError
 
 from bench import registry
 from bench.errors import BenchError, did_you_mean
-from bench.parameters import MethodInfo, MethodParams, Source, weakest
-from bench.protocol import Crop, Name, Protocol, Seed, named
-from bench.settings import Settings, shown
-from bench.suite_file import Location, SuiteFile, read_suite_file
+from bench.config.hyperparameters import MethodInfo, MethodParams, Source, weakest
+from bench.config.protocol import Crop, Name, Protocol, Seed, named
+from bench.config.base import Settings, shown
+from bench.config.yaml_file import Location, SuiteFile, read_suite_file
 from bench.utils.files import fingerprint
 
 
