@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.data.inventory import prepared_twice
+from bench.data.status import prepared_twice
 from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.run_folder import Busy, RunFolder, folders_set_aside, run_folders
 from bench.store.store import FILE, Store

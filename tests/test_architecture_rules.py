@@ -41,7 +41,7 @@ def height(module: str) -> int:
 
 
 def module_of(path: Path) -> str:
-    """Return `data.digits` for bench/data/digits.py, and `data` for bench/data/__init__.py."""
+    """Return `data.digits` for bench/data/datasets/digits.py, and `data` for bench/data/__init__.py."""
     parts = path.relative_to(ROOT / "bench").with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 

@@ -9,7 +9,7 @@ from bench import evaluation
 from bench.attacks.pgd import pgd, random_start
 from bench.data.batches import to_float
 from bench.data.dataset import ImageSet
-from bench.data.digits import digits, load
+from bench.data.datasets.digits import digits, load
 from bench.evaluation import attack_identity, balanced_subset, correct_under, evaluate, forward_passes
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn

@@ -18,7 +18,7 @@ app = typer.Typer(
 
 def complete_name(incomplete: str) -> list[str]:
     """Complete the name of a dataset or of a shipped suite."""
-    from bench.data.inventory import names
+    from bench.data.status import names
 
     return [name for name in names() if name.startswith(incomplete)]
 
@@ -35,7 +35,7 @@ Name = Annotated[
 def list_(data: Data = None, json: Json = False) -> None:
     """List the datasets: what they are, where they are found, and whether their images are prepared."""
     from bench.cli.listing import print_rows
-    from bench.data.inventory import overview
+    from bench.data.status import overview
 
     rows = overview(data)
     print_json(rows) if json else print_rows(rows)
@@ -50,10 +50,10 @@ def check(
 ) -> None:
     """Say what there is of a dataset; exit 2 if it is missing, incomplete or damaged."""
     from bench.cli.listing import print_fields
-    from bench.data import inventory
+    from bench.data import status
 
     with _progress("decoding") as tick:
-        facts = inventory.check(inventory.named(name), data, decode=decode, tick=tick)
+        facts = status.check(status.named(name), data, decode=decode, tick=tick)
     if json:
         print_json(facts)
     else:
@@ -67,10 +67,10 @@ def check(
 @app.command()
 def prepare(name: Name, data: Data = None) -> None:
     """Download a dataset, or decode the files of one once, so that runs start at once; what is done stays done."""
-    from bench.data import inventory
+    from bench.data import status
 
     with interruptible(lambda: "nothing half is left"), _progress("preparing") as tick:
-        print(inventory.bring(inventory.named(name), data, tick, _say))
+        print(status.bring(status.named(name), data, tick, _say))
 
 
 def _say(sentence: str) -> None:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench import registry
-from bench.data.sources import ArraySource, Averaged, Source
-from bench.data.stream import ImageStream
+from bench.data.readers import ArraySource, Averaged, Source
+from bench.data.streaming import ImageStream
 from bench.errors import BenchError, NotFound
 from bench.config.protocol import Augmentation, DatasetSettings, Subset
 from bench.config.base import ranges

@@ -10,7 +10,7 @@ from torch import nn
 
 from bench.attacks.autoattack import Cascade, CascadeState, check_classes
 from bench.data.batches import to_float
-from bench.data.digits import load
+from bench.data.datasets.digits import load
 from bench.errors import BenchError, DamagedFile
 from bench.evaluation import balanced_subset
 from bench.config.protocol import STANDARD, Threat

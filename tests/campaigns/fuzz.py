@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from bench.data.digits import digits
+from bench.data.datasets.digits import digits
 from bench.errors import BenchError
 from bench.execution.plan import plan
 from bench.models.architecture import build_network

@@ -102,7 +102,7 @@ def test_help_is_quick_and_loads_nothing_heavy():
 SLOW = """
 import sys, time
 from bench.data import prepare
-from bench.data.sources import FileSource
+from bench.data.readers import FileSource
 load = FileSource.load
 FileSource.load = lambda self, index, *rest: time.sleep(0.5) or load(self, index, *rest)
 prepare.CHUNK = 1

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from bench.data.cifar import CIFAR10_CLASSES
+from bench.data.datasets.cifar import CIFAR10_CLASSES
 from bench.data.dataset import dataset_of
 from bench.evaluation import correct_under
 from bench.foreign import evaluate_network

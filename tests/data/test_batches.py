@@ -7,8 +7,8 @@ from scipy import stats
 
 from bench.data.batches import TrainingBatches, augment, to_float
 from bench.data.dataset import ImageSet
-from bench.data.sources import ArraySource
-from bench.data.stream import ImageStream
+from bench.data.readers import ArraySource
+from bench.data.streaming import ImageStream
 from bench.errors import BenchError
 from bench.config.protocol import Crop, Flip, Rotate
 from bench.utils.rng import RngStreams

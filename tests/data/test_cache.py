@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.data.cache import MappedSource, Prepared, folder_of, with_gaps
+from bench.data.prepared import MappedSource, Prepared, folder_of, with_gaps
 from bench.data.dataset import ABSENT, dataset_of
 from bench.data.prepare import prepare
-from bench.data.sources import ArraySource, FileSource
-from bench.data.stream import ImageStream
+from bench.data.readers import ArraySource, FileSource
+from bench.data.streaming import ImageStream
 from bench.errors import BenchError, DamagedFile, NotFound
 from bench.config.protocol import DatasetSettings
 
@@ -225,7 +225,7 @@ def test_a_changed_pixel_is_found_by_verifying(prepared):
 
 def test_another_version_is_as_good_as_none(prepared, monkeypatch):
     root, dataset = prepared
-    monkeypatch.setattr("bench.data.cache.VERSION", 2)
+    monkeypatch.setattr("bench.data.prepared.VERSION", 2)
     assert isinstance(dataset.locate(root).train.source, FileSource)
 
 

@@ -17,7 +17,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from bench.data.cifar import CIFAR10, CIFAR10_CLASSES, CIFAR100, cifar10, cifar100
+from bench.data.datasets.cifar import CIFAR10, CIFAR10_CLASSES, CIFAR100, cifar10, cifar100
 from bench.data.dataset import ABSENT, dataset_of
 from bench.errors import BenchError, NotFound
 from bench.config.protocol import DatasetSettings

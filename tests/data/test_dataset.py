@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from bench.data.dataset import ABSENT, LARGE_PIXELS, Found, ImageSet, Part, arrays, dataset_of, missing
-from bench.data.digits import digits, load
-from bench.data.sources import ArraySource
-from bench.data.stream import ImageStream
+from bench.data.datasets.digits import digits, load
+from bench.data.readers import ArraySource
+from bench.data.streaming import ImageStream
 from bench.errors import BenchError, NotFound
 from bench.config.protocol import DatasetSettings, Files, Subset
 

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from bench.data.digits import digits, load
+from bench.data.datasets.digits import digits, load
 
 
 def test_the_images_are_those_of_scikit_learn():

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from bench import registry
-from bench.data import digits, inventory
-from bench.data.cache import ImageFiles
+from bench.data import status
+from bench.data.datasets import digits
+from bench.data.prepared import ImageFiles
 from bench.data.dataset import ABSENT, Found, Part, missing
 from bench.data.prepare import prepare
-from bench.data.sources import ArraySource
+from bench.data.readers import ArraySource
 from bench.errors import BenchError, NotFound
 from bench.config.protocol import DatasetSettings
 
@@ -38,21 +39,21 @@ def remote():
 
 
 def test_names():
-    assert inventory.named("digits").settings == DatasetSettings(name="digits", validation=1)
-    assert inventory.named("quickstart").settings.name == "digits"
+    assert status.named("digits").settings == DatasetSettings(name="digits", validation=1)
+    assert status.named("quickstart").settings.name == "digits"
     with pytest.raises(BenchError, match="no dataset and no suite is called 'digit'; did you mean 'digits'?"):
-        inventory.named("digit")
+        status.named("digit")
     with pytest.raises(BenchError, match="described by a suite's 'files': name that suite instead"):
-        inventory.named("npz")
-    assert {"digits", "tiny_imagenet", "quickstart"} <= set(inventory.names())
+        status.named("npz")
+    assert {"digits", "tiny_imagenet", "quickstart"} <= set(status.names())
 
 
 def test_overview(remote, tmp_path):
     def row():
-        (found,) = (row for row in inventory.overview(tmp_path) if row["name"] == "remote")
+        (found,) = (row for row in status.overview(tmp_path) if row["name"] == "remote")
         return found["found"], found["where"]
 
-    rows = {row["name"]: row for row in inventory.overview(None)}
+    rows = {row["name"]: row for row in status.overview(None)}
     assert {name: rows[name]["found"] for name in ("digits", "remote", "image_folder", "tiny_imagenet")} == {
         "digits": "yes", "remote": "no", "image_folder": "as a suite says", "tiny_imagenet": "no"
     }  # fmt: skip
@@ -66,7 +67,7 @@ def test_overview(remote, tmp_path):
 
 def test_check(remote, tmp_path):
     def check():
-        return inventory.check(inventory.named("remote"), tmp_path)
+        return status.check(status.named("remote"), tmp_path)
 
     assert check()["problems"][0].startswith(f"dataset 'remote' not found: looked for {tmp_path}/remote. Ask for it.")
     (tmp_path / "remote").write_text("3")
@@ -81,21 +82,21 @@ def test_check(remote, tmp_path):
 def test_a_suite_may_need_less_than_all(remote, tmp_path):
     (tmp_path / "remote").write_text("3")
     part = remote.configured(DatasetSettings(name="remote", validation=2, subset={"train": "3-9"}))
-    assert inventory.check(part, tmp_path)["problems"] == []
+    assert status.check(part, tmp_path)["problems"] == []
     without = remote.configured(DatasetSettings(name="remote", validation="0-1", subset={"train": "3-9"}))
-    assert "the first is index 0" in inventory.check(without, tmp_path)["problems"][0]
+    assert "the first is index 0" in status.check(without, tmp_path)["problems"][0]
 
 
 def test_bring_downloads_what_is_missing_or_not_whole(remote, tmp_path):
     for before in (None, "3"):
         if before:
             (tmp_path / "remote").write_text(before)
-        said = inventory.bring(inventory.named("remote"), tmp_path, nothing, nothing)
+        said = status.bring(status.named("remote"), tmp_path, nothing, nothing)
         assert said == f"remote is downloaded: {tmp_path}/remote"
-    said = inventory.bring(inventory.named("remote"), tmp_path, nothing, nothing)
+    said = status.bring(status.named("remote"), tmp_path, nothing, nothing)
     assert said == f"remote is there already, nothing to do: {tmp_path}/remote"
     assert (
-        inventory.bring(inventory.named("digits"), None, nothing, nothing) == "digits is there already, nothing to do"
+        status.bring(status.named("digits"), None, nothing, nothing) == "digits is there already, nothing to do"
     )
 
 
@@ -104,66 +105,66 @@ def test_bring_says_how_to_get_what_it_cannot(remote, tmp_path):
         raise ConnectionResetError("connection reset by peer")
 
     with pytest.raises(NotFound, match="name it with --data"):
-        inventory.bring(inventory.named("remote"), None, nothing, nothing)
-    offline = replace(inventory.named("remote"), download=broken)
+        status.bring(status.named("remote"), None, nothing, nothing)
+    offline = replace(status.named("remote"), download=broken)
     with pytest.raises(BenchError, match=r"remote cannot be downloaded: connection reset by peer. Ask for it."):
-        inventory.bring(offline, tmp_path, nothing, nothing)
+        status.bring(offline, tmp_path, nothing, nothing)
     with pytest.raises(NotFound, match="Ask for it."):
-        inventory.bring(replace(offline, download=None), tmp_path, nothing, nothing)
+        status.bring(replace(offline, download=None), tmp_path, nothing, nothing)
     for name in ("tiny_imagenet", "restricted_imagenet"):
         with pytest.raises(NotFound, match=rf"'{name}' not found: looked for .*{tmp_path}.* (Unpack|Get) "):
-            inventory.bring(inventory.named(name), tmp_path, nothing, nothing)
+            status.bring(status.named(name), tmp_path, nothing, nothing)
         with pytest.raises(NotFound, match="name it with --data"):
-            inventory.bring(inventory.named(name), None, nothing, nothing)
+            status.bring(status.named(name), None, nothing, nothing)
 
 
 def test_own_files(pets, own):
-    found = inventory.check(own(), pets)
+    found = status.check(own(), pets)
     assert found["where"] == str(pets / "pets")
     assert found["digest"] == own().locate(pets).digest()
     assert (found["prepared"], found["problems"]) == ("no", [])
-    said = inventory.bring(own(), pets, nothing, nothing)
+    said = status.bring(own(), pets, nothing, nothing)
     assert said.startswith(f"the images of image_folder are prepared: {pets}/prepared/image_folder-pets-")
-    assert "were prepared already, nothing to do" in inventory.bring(own(), pets, nothing, nothing)
-    assert inventory.check(own(), pets)["prepared"] == "yes"
+    assert "were prepared already, nothing to do" in status.bring(own(), pets, nothing, nothing)
+    assert status.check(own(), pets)["prepared"] == "yes"
 
 
 def test_states_of_prepared_images(pets, own, draw):
     made, _ = prepare(own(), pets)
     draw(pets / "pets" / "train" / "cat" / "new.png")
-    assert inventory.check(own(), pets)["prepared"] == "outdated"
-    assert inventory.check(own(), pets)["problems"] == []
+    assert status.check(own(), pets)["prepared"] == "outdated"
+    assert status.check(own(), pets)["problems"] == []
     (pets / "pets" / "train" / "cat" / "new.png").unlink()
     (array,) = made.folder.glob("test-????????????.npy")
     array.write_bytes(array.read_bytes()[:-1] + b"x")
-    found = inventory.check(own(), pets)
+    found = status.check(own(), pets)
     assert found["prepared"] == "damaged"
     assert [problem for problem in found["problems"] if str(array) in problem]
     (pets / "pets").rename(pets / "away")
     array.unlink()
-    assert len(inventory.check(own(), pets)["problems"]) == 1
+    assert len(status.check(own(), pets)["problems"]) == 1
 
 
 def test_every_broken_image_is_named(pets, own, draw):
     ticks = []
-    assert inventory.check(own(), pets, decode=True, tick=lambda *tick: ticks.append(tick))["problems"] == []
+    assert status.check(own(), pets, decode=True, tick=lambda *tick: ticks.append(tick))["problems"] == []
     assert ticks == [(10, 14), (14, 14)]
     prepare(own(), pets)  # the files are looked at all the same
     first, second = pets / "pets" / "train" / "cat" / "3.png", pets / "pets" / "test" / "dog" / "0.png"
     for path in (first, second):
         path.write_bytes(path.read_bytes()[:40].ljust(path.stat().st_size))
-    problems = inventory.check(own(), pets, decode=True)["problems"]
+    problems = status.check(own(), pets, decode=True)["problems"]
     assert [problem.split()[1] for problem in problems] == [str(first), str(second)]
-    assert inventory.check(own(), pets)["problems"] == []
+    assert status.check(own(), pets)["problems"] == []
 
 
 def test_prepared_images_can_be_made_again_while_their_files_are_there(pets, own):
     made = replace(own(), name="pets", own_files=False, settings=None)
     registry.DATASETS.add("pets", replace(made, find=ImageFiles(lambda root, _: own().find.look(root, own().settings))))
-    dataset = inventory.named("pets")
-    assert list(inventory.prepared_twice(pets)) == []
+    dataset = status.named("pets")
+    assert list(status.prepared_twice(pets)) == []
     prepared, _ = prepare(dataset, pets)
-    assert list(inventory.prepared_twice(pets)) == [prepared.folder]
-    assert list(inventory.prepared_twice(pets / "pets")) == []
+    assert list(status.prepared_twice(pets)) == [prepared.folder]
+    assert list(status.prepared_twice(pets / "pets")) == []
     (pets / "pets" / "train" / "cat" / "0.png").unlink()
-    assert list(inventory.prepared_twice(pets)) == []
+    assert list(status.prepared_twice(pets)) == []

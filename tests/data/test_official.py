@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.data import official
-from bench.data.official import OfficialFile, torchvision_datasets, unpack
+from bench.data import downloads
+from bench.data.downloads import OfficialFile, torchvision_datasets, unpack
 from bench.errors import BenchError
 
 CONTENT = bytes(range(256)) * 40
@@ -117,7 +117,7 @@ def test_a_torchvision_that_does_not_fit_is_one_sentence(monkeypatch, error):
     def broken(_name):
         raise error
 
-    monkeypatch.setattr(official.importlib, "import_module", broken)
+    monkeypatch.setattr(downloads.importlib, "import_module", broken)
     with pytest.raises(BenchError) as caught:
         torchvision_datasets()
     assert str(caught.value).startswith("torchvision does not fit the installed torch (")
@@ -177,7 +177,7 @@ def test_what_does_not_come_whole_gets_no_name(file, server, page, why, before):
 
 
 def test_a_silent_server_is_given_up(file, server, monkeypatch):
-    monkeypatch.setattr(official, "SILENCE", 0.2)
+    monkeypatch.setattr(downloads, "SILENCE", 0.2)
     before, start = socket.getdefaulttimeout(), time.monotonic()
     with pytest.raises(BenchError, match="silent .*timed out"):
         file.fetch(f"{server.url}/silent")

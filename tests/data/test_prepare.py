@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.data.cache import Prepared
+from bench.data.prepared import Prepared
 from bench.data.dataset import dataset_of
 from bench.data.prepare import prepare
-from bench.data.sources import FileSource
+from bench.data.readers import FileSource
 from bench.errors import BenchError
 from bench.config.protocol import DatasetSettings
 
@@ -21,7 +21,7 @@ import sys, time
 from pathlib import Path
 from bench.data import prepare
 from bench.data.dataset import dataset_of
-from bench.data.sources import FileSource
+from bench.data.readers import FileSource
 from bench.config.protocol import DatasetSettings
 
 load = FileSource.load

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.data import restricted_imagenet as module
+from bench.data.datasets import restricted_imagenet as module
 from bench.data.dataset import dataset_of
-from bench.data.restricted_imagenet import SUPER_CLASSES, synsets
+from bench.data.datasets.restricted_imagenet import SUPER_CLASSES, synsets
 from bench.driver import run_suite
 from bench.errors import BenchError, NotFound
 from bench.execution.executor import Spread

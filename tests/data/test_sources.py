@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.data.sources import ArraySource, Averaged, FileSource
+from bench.data.readers import ArraySource, Averaged, FileSource
 from bench.errors import BenchError
 
 RANDOM = np.random.default_rng(0)

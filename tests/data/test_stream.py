@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.data.sources import ArraySource, FileSource
-from bench.data.stream import ImageStream
+from bench.data.readers import ArraySource, FileSource
+from bench.data.streaming import ImageStream
 from bench.errors import BenchError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 1, 5, 6), np.uint8)

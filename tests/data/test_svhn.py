@@ -14,7 +14,7 @@ import torchvision
 from PIL import Image
 
 from bench.data.dataset import dataset_of
-from bench.data.svhn import svhn
+from bench.data.datasets.svhn import svhn
 from bench.errors import BenchError, NotFound
 from bench.config.protocol import DatasetSettings
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bench.data.dataset import Found, Part, missing
-from bench.data.digits import digits, find
-from bench.data.sources import ArraySource
+from bench.data.datasets.digits import digits, find
+from bench.data.readers import ArraySource
 from bench.errors import BenchError
 from bench.execution import estimate
 from bench.execution.estimate import Machine, Work, measured_speed, work_of

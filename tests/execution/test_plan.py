@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import save_file
 
 from bench.data.dataset import ABSENT, Part, missing
-from bench.data.digits import digits
+from bench.data.datasets.digits import digits
 from bench.errors import BenchError, NotFound
 from bench.execution.plan import Rerun, check_data, plan
 from bench.execution.worker import Job, execute

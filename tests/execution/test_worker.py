@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from bench import run_folder
-from bench.data.digits import digits
+from bench.data.datasets.digits import digits
 from bench.errors import DamagedFile
 from bench.execution import worker
 from bench.execution.plan import Rerun, plan

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench.data.digits import digits
+from bench.data.datasets.digits import digits
 from bench.errors import BenchError
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.data.digits import digits
+from bench.data.datasets.digits import digits
 from bench.models.architecture import Architecture, Network, build_network, size_of
 from bench.models.preact_resnet import preact_resnet18
 from bench.models.small_cnn import small_cnn

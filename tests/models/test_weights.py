@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bench.data.digits import digits
+from bench.data.datasets.digits import digits
 from bench.errors import BenchError
 from bench.models.architecture import build_network
 from bench.models.small_cnn import SmallCNN, small_cnn

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench.attacks.pgd import random_start
 from bench.data.batches import Batch, TrainingBatches
 from bench.data.dataset import dataset_of
-from bench.data.digits import digits
+from bench.data.datasets.digits import digits
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
 from bench.config.protocol import Optimizer

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bench.data.sources import Source
+from bench.data.readers import Source
 from bench.errors import BenchError
 
 AHEAD = 4  # batches that each worker keeps ready

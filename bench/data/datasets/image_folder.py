@@ -11,10 +11,10 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from bench.data.cache import ImageFiles
+from bench.data.prepared import ImageFiles
 from bench.data.dataset import Found, Part, missing, own_dataset
 from bench.data.folder import classes_in, labelled, listing_digest
-from bench.data.sources import FileSource
+from bench.data.readers import FileSource
 from bench.errors import BenchError
 from bench.config.protocol import DatasetSettings
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from bench import registry
 from bench.data.dataset import ABSENT, Dataset, Found, Part, missing
-from bench.data.official import OfficialFile, torchvision_datasets, unpack
-from bench.data.sources import ArraySource, FileSource, Pixels
+from bench.data.downloads import OfficialFile, torchvision_datasets, unpack
+from bench.data.readers import ArraySource, FileSource, Pixels
 from bench.errors import BenchError, NotFound, did_you_mean
 from bench.config.protocol import Crop, DatasetSettings, Flip, Rotate
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.data.dataset import Dataset, Found, Part, missing
-from bench.data.official import OfficialFile, torchvision_datasets
-from bench.data.sources import ArraySource, Pixels, Tick
+from bench.data.downloads import OfficialFile, torchvision_datasets
+from bench.data.readers import ArraySource, Pixels, Tick
 from bench.errors import BenchError
 from bench.config.protocol import DatasetSettings
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.data.dataset import ABSENT, Found, Part
-from bench.data.sources import Pixels, Source, Tick
+from bench.data.readers import Pixels, Source, Tick
 from bench.errors import BenchError, DamagedFile, NotFound
 from bench.config.protocol import DatasetSettings
 from bench.utils.files import file_sha256, fingerprint, read_record

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.data.cache import ImageFiles, Prepared, folder_of, present
+from bench.data.prepared import ImageFiles, Prepared, folder_of, present
 from bench.data.dataset import Dataset, Found, Part, dataset_of, missing
 from bench.data.prepare import prepare
-from bench.data.sources import Tick
+from bench.data.readers import Tick
 from bench.errors import BenchError, DamagedFile, NotFound, did_you_mean
 from bench.config.protocol import DatasetSettings
 from bench.registry import DATASETS
