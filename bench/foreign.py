@@ -10,7 +10,7 @@ from bench.driver import CellState, Limits, Watch, by_suite, open_executor, run_
 from bench.errors import BenchError
 from bench.execution.executor import Place, Spread
 from bench.execution.plan import check_attacks, check_data, plan_evaluation
-from bench.models.foreign import load_foreign, located
+from bench.models.external import load_foreign, located
 from bench.config.suite import EVALUATED, Cell, ExternalModel, LoadedSuite, ResolvedMethod
 
 MAX_LABEL = 80  # characters, as in a suite

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bench.data.batches import Batch
 from bench.errors import BenchError
 from bench.method import Method
-from bench.models.weights import load_weights
+from bench.models.state_dict import load_weights
 from bench.config.hyperparameters import MethodInfo, MethodParams, Origin, sourced
 from bench.schedule import Schedule
 from bench.utils.files import file_sha256

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench.data.batches import Batch
 from bench.method import Method
-from bench.models.averaging import running_statistics_kept
+from bench.models.weight_averaging import running_statistics_kept
 from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
 
 

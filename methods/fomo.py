@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bench.data.batches import Batch
 from bench.method import Method
-from bench.models.averaging import frozen_copy, move_towards
+from bench.models.weight_averaging import frozen_copy, move_towards
 from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
 
 

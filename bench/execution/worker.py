@@ -27,7 +27,7 @@ from bench.errors import BenchError, DamagedFile
 from bench.evaluation import attack_identity, evaluate, evaluated_images, forward_passes
 from bench.execution.parallel import ProcessDied, train_together
 from bench.models.architecture import Network
-from bench.models.foreign import load_foreign
+from bench.models.external import load_foreign
 from bench.config.protocol import FinalAttack
 from bench.run_folder import ASIDE, CHECKPOINTS, Busy, RunFolder
 from bench.config.suite import Cell, ExternalModel

@@ -17,7 +17,7 @@ from bench.data.dataset import Dataset, Images, ImageSet, Splits
 from bench.evaluation import correct_under
 from bench.method import Context, Method
 from bench.models.architecture import build_network
-from bench.models.batch_statistics import shared_statistics
+from bench.models.sync_batchnorm import shared_statistics
 from bench.config.protocol import PGD, Clean
 from bench.run_folder import RunFolder
 from bench.schedule import protocol_schedule

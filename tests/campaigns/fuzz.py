@@ -27,7 +27,7 @@ from bench.errors import BenchError
 from bench.execution.plan import plan
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
-from bench.models.weights import load_weights
+from bench.models.state_dict import load_weights
 from bench.config.suite import load_suite, shipped_suites
 
 SUITES, WEIGHTS = 20_000, 2_000

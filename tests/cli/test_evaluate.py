@@ -19,9 +19,9 @@ from bench.data.datasets.cifar import CIFAR10_CLASSES
 from bench.data.dataset import dataset_of
 from bench.evaluation import correct_under
 from bench.foreign import evaluate_network
-from bench.models.foreign import load_foreign
+from bench.models.external import load_foreign
 from bench.models.small_cnn import SmallCNN
-from bench.models.zoo import import_robustbench
+from bench.models.robustbench_zoo import import_robustbench
 from bench.outcome import Outcome
 from bench.run_folder import RunFolder
 from bench.config.suite import ExternalModel, load_suite

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.models.averaging import frozen_copy, move_towards, recompute_statistics, running_statistics_kept
+from bench.models.weight_averaging import frozen_copy, move_towards, recompute_statistics, running_statistics_kept
 
 
 def network(seed, momentum=0.1):

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError
 from bench.models.architecture import build_network
-from bench.models.foreign import load_foreign, located, parse_normalisation, state_sha256
+from bench.models.external import load_foreign, located, parse_normalisation, state_sha256
 from bench.models.small_cnn import SmallCNN, small_cnn
 from bench.config.protocol import DatasetSettings, Protocol
 from bench.config.suite import ExternalModel

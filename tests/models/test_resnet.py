@@ -10,7 +10,7 @@ from torch import nn
 
 from bench.models.architecture import size_of
 from bench.models.resnet import build_resnet18, resnet18
-from bench.models.weights import load_weights
+from bench.models.state_dict import load_weights
 
 
 def test_the_size():

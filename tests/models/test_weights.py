@@ -11,7 +11,7 @@ from bench.data.datasets.digits import digits
 from bench.errors import BenchError
 from bench.models.architecture import build_network
 from bench.models.small_cnn import SmallCNN, small_cnn
-from bench.models.weights import load_weights, read_state_dict
+from bench.models.state_dict import load_weights, read_state_dict
 
 
 def network(seed):

@@ -8,7 +8,7 @@ from torch import nn
 
 from bench.errors import BenchError
 from bench.models.architecture import size_of
-from bench.models.weights import load_weights
+from bench.models.state_dict import load_weights
 from bench.models.wide_resnet import WideResNet, member, wide_resnet
 
 

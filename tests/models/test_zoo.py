@@ -10,8 +10,8 @@ import torch
 
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError
-from bench.models.foreign import load_foreign
-from bench.models.zoo import import_robustbench
+from bench.models.external import load_foreign
+from bench.models.robustbench_zoo import import_robustbench
 from bench.config.protocol import Protocol
 from bench.config.suite import ExternalModel
 from bench.utils.files import file_sha256
@@ -67,7 +67,7 @@ def test_a_network_of_the_zoo(folder, network, capsys):
 
 def test_the_alias_serves_a_fresh_process():
     code = (
-        "from bench.models.zoo import import_robustbench; import_robustbench();"
+        "from bench.models.robustbench_zoo import import_robustbench; import_robustbench();"
         "import autoattack, autoattack.state, pyautoattack, robustbench.eval; assert autoattack is pyautoattack"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

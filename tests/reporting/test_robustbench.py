@@ -6,7 +6,7 @@ from types import MappingProxyType
 import pytest
 
 from bench.errors import BenchError
-from bench.models.zoo import import_robustbench
+from bench.models.robustbench_zoo import import_robustbench
 from bench.reporting.robustbench import FIELDS, model_information
 from bench.config.suite import EVALUATED
 

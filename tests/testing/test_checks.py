@@ -7,7 +7,7 @@ from torch import nn
 
 from bench.data.batches import Batch
 from bench.method import Method
-from bench.models.averaging import frozen_copy
+from bench.models.weight_averaging import frozen_copy
 from bench.config.hyperparameters import MethodInfo
 from bench.registry import METHODS
 from bench.testing import CHECKS, NotConforming, conform

@@ -18,7 +18,7 @@ from bench import registry
 from bench.data.batches import Batch, TrainingBatches
 from bench.data.dataset import Splits, dataset_of
 from bench.evaluation import correct_under
-from bench.models.batch_statistics import shared_statistics
+from bench.models.sync_batchnorm import shared_statistics
 from bench.config.protocol import PGD, Threat
 from bench.run_folder import RunFolder
 from bench.testing.conformance import curve, small_cell

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from torch import nn
 
 from bench.errors import BenchError, did_you_mean
-from bench.models.weights import read_plain
+from bench.models.state_dict import read_plain
 from bench.config.protocol import Threat
 
 THREATS = {"linf": "Linf", "l2": "L2"}
