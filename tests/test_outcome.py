@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from bench.outcome import Outcome, pack, unpack
+from bench.attacks.outcome import Outcome, pack, unpack
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 10_000])

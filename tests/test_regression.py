@@ -13,7 +13,7 @@ from scipy.stats import binomtest, ttest_ind
 from scipy.stats import t as student
 
 from bench.errors import BenchError, DamagedFile, NotComparable, NothingMeasured
-from bench.outcome import pack
+from bench.attacks.outcome import pack
 from bench.regression import baseline as module
 from bench.regression import formats
 from bench.regression.baseline import Snapshot, read_baseline, snapshot, write_baseline

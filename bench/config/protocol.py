@@ -181,7 +181,7 @@ class FGSM(Settings):
 
     name: Literal["fgsm"] = "fgsm"
     images: int | None = Field(None, ge=1)
-    """Attack only this many test images: the class-balanced subset of `bench.evaluation.balanced_subset`."""
+    """Attack only this many test images: the class-balanced subset of `bench.attacks.evaluate.balanced_subset`."""
 
     @property
     def title(self) -> str:
@@ -199,7 +199,7 @@ class _Ascent(Settings):
     iterate: Literal["worst"] | None = None
     """worst: an image falls if any iterate fools the network, the start among them. Default: the last one counts."""
     images: int | None = Field(None, ge=1)
-    """Attack only this many test images: the class-balanced subset of `bench.evaluation.balanced_subset`."""
+    """Attack only this many test images: the class-balanced subset of `bench.attacks.evaluate.balanced_subset`."""
 
     @model_validator(mode="after")
     def _restarts_differ(self) -> _Ascent:
@@ -259,7 +259,7 @@ class AutoAttack(Settings):
     attacks: tuple[AutoAttackPart, ...] | None = Field(None, min_length=1)
     """Only these parts, in this order; what is left standing is then no result of AutoAttack proper."""
     images: int | None = Field(None, ge=1)
-    """Attack only this many test images: the class-balanced subset of `bench.evaluation.balanced_subset`."""
+    """Attack only this many test images: the class-balanced subset of `bench.attacks.evaluate.balanced_subset`."""
     batch_size: int = Field(250, ge=1)
     """Part of the attack's identity: every batch reseeds, so the perturbations depend on it."""
 

@@ -14,7 +14,7 @@ from bench import registry
 from bench.attacks.pgd import cross_entropy, frozen, pgd
 from bench.data.dataset import dataset_of
 from bench.errors import NotFound
-from bench.evaluation import evaluated_images, forward_passes
+from bench.attacks.evaluate import evaluated_images, forward_passes
 from bench.models.architecture import build_network, size_of
 from bench.config.protocol import Protocol
 from bench.utils.environment import cpu_name

@@ -24,7 +24,7 @@ from bench import registry
 from bench.attacks.autoattack import CascadeState, Tick
 from bench.data.dataset import Dataset, Images, dataset_of
 from bench.errors import BenchError, DamagedFile
-from bench.evaluation import attack_identity, evaluate, evaluated_images, forward_passes
+from bench.attacks.evaluate import attack_identity, evaluate, evaluated_images, forward_passes
 from bench.execution.parallel import ProcessDied, train_together
 from bench.models.architecture import Network
 from bench.models.external import load_foreign

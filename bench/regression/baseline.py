@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench.errors import BenchError, DamagedFile, NothingMeasured
-from bench.outcome import Verdicts, unpack
+from bench.attacks.outcome import Verdicts, unpack
 from bench.reporting.rows import collapsed, measured, ranking
 from bench.config.suite import LoadedSuite
 from bench.store.schema import OutcomeRow, RunRow
@@ -37,7 +37,7 @@ class Record(BaseModel):
 
 
 class Judged(Record):
-    """One checkpoint under one attack: `right` of `count` images; `verdicts` as `bench.outcome.pack`, in base64."""
+    """One checkpoint under one attack: `right` of `count` images; `verdicts` as `bench.attacks.outcome.pack`, in base64."""
 
     attack: str
     count: int = Field(ge=1)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import stdtr
 
-from bench.outcome import Verdicts
+from bench.attacks.outcome import Verdicts
 
 
 def students_t(before: Sequence[float], now: Sequence[float], floor: float) -> float:

@@ -30,7 +30,7 @@ from typing import Literal
 import numpy as np
 
 from bench.errors import NotComparable, NothingMeasured
-from bench.outcome import Verdicts
+from bench.attacks.outcome import Verdicts
 from bench.regression.baseline import CHECKPOINTS, Checkpoint, Row, Seed, Snapshot
 from bench.regression.evidence import least_spread, students_t
 from bench.reporting.comparison import differing_settings

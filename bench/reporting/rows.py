@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bench.outcome import Verdicts, unpack
+from bench.attacks.outcome import Verdicts, unpack
 from bench.config.hyperparameters import weakest
 from bench.config.protocol import STANDARD
 from bench.reporting.doubts import Doubt, doubts_of

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from scipy.special import bdtr, ndtri, stdtr, stdtrit
 
-from bench.outcome import Verdicts
+from bench.attacks.outcome import Verdicts
 
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 

@@ -15,7 +15,7 @@ from bench.attacks.autoattack import Cascade
 from bench.attacks.pgd import cross_entropy, pgd
 from bench.data.batches import to_float
 from bench.errors import NotFound
-from bench.evaluation import EVALUATION_SEED, balanced_subset, exact_arithmetic
+from bench.attacks.evaluate import EVALUATION_SEED, balanced_subset, exact_arithmetic
 from bench.models.architecture import Architecture, build_network
 from bench.config.protocol import AutoAttack, Threat
 from bench.speed.process import Arena, Work

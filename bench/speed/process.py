@@ -21,7 +21,7 @@ import torch
 
 from bench.data.dataset import Dataset, dataset_of
 from bench.errors import BenchError
-from bench.evaluation import exact_arithmetic
+from bench.attacks.evaluate import exact_arithmetic
 from bench.config.suite import Cell
 
 Work = Callable[[Any], Any]

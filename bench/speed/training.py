@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bench.attacks.pgd import cross_entropy, frozen, pgd, random_start
 from bench.data.batches import Batch, TrainingBatches, to_float
 from bench.data.dataset import ImageSet
-from bench.evaluation import exact_arithmetic
+from bench.attacks.evaluate import exact_arithmetic
 from bench.method import Method
 from bench.speed import reference
 from bench.speed.process import Arena, Work

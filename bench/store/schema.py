@@ -117,7 +117,7 @@ class CheckpointRow(Base):
 
 
 class OutcomeRow(Base):
-    """One checkpoint under one attack: `right` of `count` images, packed as `bench.outcome.pack` does."""
+    """One checkpoint under one attack: `right` of `count` images, packed as `bench.attacks.outcome.pack` does."""
 
     __tablename__ = "outcome"
     __table_args__ = (

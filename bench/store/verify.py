@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.errors import DamagedFile
 from bench.execution.verify import damage_of
-from bench.outcome import unpack
+from bench.attacks.outcome import unpack
 from bench.run_folder import run_folders
 from bench.store.schema import RunRow
 from bench.store.store import Store

@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.attacks.pgd import frozen
 from bench.data.batches import Batch, to_float
 from bench.data.dataset import Splits, dataset_of
-from bench.evaluation import correct_under
+from bench.attacks.evaluate import correct_under
 from bench.method import Method
 from bench.config.protocol import Clean
 from bench.run_folder import RunFolder

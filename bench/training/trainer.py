@@ -14,7 +14,7 @@ from torch import nn
 from bench import registry
 from bench.data.batches import TrainingBatches
 from bench.data.dataset import Dataset, Images, ImageSet, Splits
-from bench.evaluation import correct_under
+from bench.attacks.evaluate import correct_under
 from bench.method import Context, Method
 from bench.models.architecture import build_network
 from bench.models.sync_batchnorm import shared_statistics

@@ -12,7 +12,7 @@ from bench.attacks.autoattack import Cascade, CascadeState, check_classes
 from bench.data.batches import to_float
 from bench.data.datasets.digits import load
 from bench.errors import BenchError, DamagedFile
-from bench.evaluation import balanced_subset
+from bench.attacks.evaluate import balanced_subset
 from bench.config.protocol import STANDARD, Threat
 from bench.config.protocol import AutoAttack as AutoAttackSettings
 from bench.utils.rng import generator

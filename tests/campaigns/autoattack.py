@@ -19,7 +19,7 @@ import torch
 
 from bench.attacks.autoattack import Cascade
 from bench.errors import DamagedFile
-from bench.evaluation import correct_under
+from bench.attacks.evaluate import correct_under
 from bench.models.resnet import resnet18
 from bench.config.protocol import STANDARD, AutoAttack, Clean, DatasetSettings, Threat
 from bench.run_folder import RunFolder

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from bench.attacks.pgd import cross_entropy  # noqa: F401  (what a worker has loaded)
-from bench.evaluation import attack_identity
+from bench.attacks.evaluate import attack_identity
 from bench.execution.worker import Ending, Job, attack_key
-from bench.outcome import Outcome
+from bench.attacks.outcome import Outcome
 from bench.training.checkpoint import Checkpoints
 from bench.utils.files import write_record
 

@@ -30,7 +30,7 @@ from sqlalchemy.exc import OperationalError
 
 from bench.cli.main import main
 from bench.execution import local
-from bench.outcome import Outcome
+from bench.attacks.outcome import Outcome
 from bench.reporting.formats.markdown import render_markdown
 from bench.reporting.leaderboard import leaderboards
 from bench.run_folder import RunFolder

@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 
 from bench.data.datasets.cifar import CIFAR10_CLASSES
 from bench.data.dataset import dataset_of
-from bench.evaluation import correct_under
+from bench.attacks.evaluate import correct_under
 from bench.foreign import evaluate_network
 from bench.models.external import load_foreign
 from bench.models.small_cnn import SmallCNN
 from bench.models.robustbench_zoo import import_robustbench
-from bench.outcome import Outcome
+from bench.attacks.outcome import Outcome
 from bench.run_folder import RunFolder
 from bench.config.suite import ExternalModel, load_suite
 from bench.training.checkpoint import Checkpoints

@@ -17,7 +17,7 @@ from bench.execution.verify import damage_of
 from bench.execution.worker import Job, Lost, adopt_training, attack_key, execute
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
-from bench.outcome import Outcome
+from bench.attacks.outcome import Outcome
 from bench.run_folder import RunFolder
 from bench.testing.conformance import curve
 from bench.training.checkpoint import Checkpoints

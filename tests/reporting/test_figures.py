@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from bench.errors import BenchError
-from bench.outcome import pack
+from bench.attacks.outcome import pack
 from bench.reporting.figures import Figures, Line, Mark, Value, figures
 from bench.reporting.leaderboard import leaderboards
 from bench.store.schema import CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow

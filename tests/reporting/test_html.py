@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
-from bench.outcome import pack
+from bench.attacks.outcome import pack
 from bench.registry import METHODS
 from bench.reporting.formats import html
 from bench.reporting.formats.html import ASSETS, render_html

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from bench.errors import BenchError, NothingMeasured
-from bench.outcome import pack
+from bench.attacks.outcome import pack
 from bench.reporting import rows
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.rows import differences, distinct

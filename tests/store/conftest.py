@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sqlalchemy import create_engine, select
 
-from bench.outcome import Outcome, Verdicts
+from bench.attacks.outcome import Outcome, Verdicts
 from bench.config.protocol import AutoAttack, Clean, Protocol
 from bench.run_folder import RunFolder
 from bench.config.suite import Cell, ResolvedMethod

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from bench.errors import BenchError, DamagedFile, NothingMeasured
-from bench.outcome import unpack
+from bench.attacks.outcome import unpack
 from bench.run_folder import RunFolder
 from bench.store.folder import read_run
 from bench.store.schema import EpochRow, ProtocolRow

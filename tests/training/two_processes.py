@@ -17,7 +17,7 @@ from torch import nn
 from bench import registry
 from bench.data.batches import Batch, TrainingBatches
 from bench.data.dataset import Splits, dataset_of
-from bench.evaluation import correct_under
+from bench.attacks.evaluate import correct_under
 from bench.models.sync_batchnorm import shared_statistics
 from bench.config.protocol import PGD, Threat
 from bench.run_folder import RunFolder

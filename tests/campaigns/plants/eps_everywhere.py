@@ -1,6 +1,6 @@
 """Planted: all of PGD, in training and in evaluation, stays inside half the radius: robust accuracy seems to rise."""
 
-import bench.evaluation
+import bench.attacks.evaluate
 import bench.method
 
 _pgd = bench.method.pgd
@@ -10,5 +10,5 @@ def _half(*args, threat, **kwargs):
     return _pgd(*args, threat=threat.model_copy(update={"eps": threat.eps / 2}), **kwargs)
 
 
-bench.method.pgd = bench.evaluation.pgd = _half
+bench.method.pgd = bench.attacks.evaluate.pgd = _half
 METHODS = {"planted": bench.method.Method}  # a plug-in must list something

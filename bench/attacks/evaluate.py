@@ -15,7 +15,7 @@ from bench.attacks.autoattack import PASSES, Cascade, CascadeState, Tick
 from bench.attacks.pgd import cross_entropy, frozen, margin, mode, pgd, random_start
 from bench.data.batches import to_float
 from bench.data.dataset import Images
-from bench.outcome import Outcome
+from bench.attacks.outcome import Outcome
 from bench.config.protocol import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, Threat
 from bench.utils.cuda_graphs import Recorder, replayed
 from bench.utils.distributed import SINGLE_PROCESS, Group
