@@ -21,7 +21,7 @@ _PUBLIC = {
     "Method": "bench.method",
     "MethodInfo": "bench.config.hyperparameters",
     "MethodParams": "bench.config.hyperparameters",
-    "Store": "bench.store.store",
+    "Store": "bench.storage.store",
     "evaluate_network": "bench.foreign",
     "leaderboards": "bench.reporting.leaderboard",
     "load_suite": "bench.config.suite",

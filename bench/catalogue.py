@@ -9,7 +9,7 @@ from typing import Any
 from bench.models.architecture import Architecture, Family, size_of
 from bench.registry import DATASETS, METHODS, MODELS
 from bench.config.suite import load_suite, shipped_suites
-from bench.store.store import Store
+from bench.storage.store import Store
 
 
 def methods() -> list[dict[str, Any]]:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from bench.errors import BenchError, printable
 from bench.registry import DATASETS, METHODS, MODELS, Registry
-from bench.run_folder import run_folders
-from bench.store.database import NoStore
-from bench.store.store import Store
-from bench.store.verify import verify
+from bench.storage.run_folder import run_folders
+from bench.storage.database import NoStore
+from bench.storage.store import Store
+from bench.storage.verify import verify
 from bench.utils.device import cores
 from bench.utils.environment import cpu_name, versions
 

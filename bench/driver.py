@@ -18,9 +18,9 @@ from bench.execution.executor import Executor, Handle, Place, Spread
 from bench.execution.local import LocalExecutor, share_out
 from bench.execution.plan import Planned, Rerun, check_data, plan
 from bench.execution.worker import DISK, Ending
-from bench.run_folder import Busy, RunFolder
+from bench.storage.run_folder import Busy, RunFolder
 from bench.config.suite import Cell, LoadedSuite, select_cells
-from bench.store.store import Store
+from bench.storage.store import Store
 from bench.utils.device import check_precision
 
 log = logging.getLogger(__name__)

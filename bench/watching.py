@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from bench.driver import CellState
 from bench.errors import BenchError, DamagedFile
 from bench.execution.plan import Planned
-from bench.run_folder import ASIDE, RunFolder
+from bench.storage.run_folder import ASIDE, RunFolder
 from bench.config.suite import Cell
 
 SILENT_SECONDS = 120

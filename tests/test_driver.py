@@ -13,8 +13,8 @@ from bench.execution.executor import Executor, Place, Spread
 from bench.execution.local import LocalHandle, share_out
 from bench.execution.plan import Rerun, plan
 from bench.execution.worker import Ending, Job
-from bench.run_folder import RunFolder
-from bench.store.store import Store
+from bench.storage.run_folder import RunFolder
+from bench.storage.store import Store
 from bench.testing.conformance import curve
 
 

@@ -21,7 +21,7 @@ from bench.regression.evidence import least_spread, students_t
 from bench.regression.gate import LEVEL, check
 from bench.reporting.statistics import holm
 from bench.config.suite import load_suite
-from bench.store.store import Store
+from bench.storage.store import Store
 from bench.utils.files import fingerprint, write_record
 
 IMAGES = 100

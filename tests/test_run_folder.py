@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
-from bench import run_folder
+from bench.storage import run_folder
 from bench.errors import DamagedFile
-from bench.run_folder import Busy, RunFolder
+from bench.storage.run_folder import Busy, RunFolder
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from bench import watching
-from bench.run_folder import RunFolder
+from bench.storage.run_folder import RunFolder
 from bench.watching import SILENT_SECONDS, Watcher
 
 

@@ -49,7 +49,7 @@ def check(
     from bench.regression.baseline import read_baseline, snapshot, write_baseline
     from bench.regression.gate import check as judge
     from bench.config.suite import load_suite
-    from bench.store.store import Store
+    from bench.storage.store import Store
 
     loaded = load_suite(suite)
     path = baseline or Path("results") / "baselines" / f"{loaded.suite.name}.json"

@@ -23,7 +23,7 @@ def clean(
     That is: what killed processes left, places of attacks in runs that have ended, copies of the store in older
     schemas, and with --data, prepared images whose original files are there. Checkpoints, outcomes and curves stay.
     """
-    from bench.upkeep import removable, remove
+    from bench.storage.cleanup import removable, remove
 
     found = removable(results, data, aside=aside)
     total = sum(item.bytes for item in found)

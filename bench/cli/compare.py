@@ -34,7 +34,7 @@ def compare(
     """Compare two methods or runs, paired by test image; exit 4 if they are not comparable."""
     from bench.reporting.comparison import compared
     from bench.config.suite import load_suite
-    from bench.store.store import Store
+    from bench.storage.store import Store
 
     if suite and protocol:
         raise typer.BadParameter("name a suite or a protocol, not both")

@@ -23,7 +23,7 @@ def complete_run(incomplete: str) -> list[str]:
 
 def complete_checkpoint(incomplete: str) -> list[str]:
     """Complete the name of a checkpoint."""
-    from bench.run_folder import CHECKPOINTS
+    from bench.storage.run_folder import CHECKPOINTS
 
     return [name for name in CHECKPOINTS if name.startswith(incomplete)]
 
@@ -70,7 +70,7 @@ def robustbench(
     """Write RobustBench's model information of a run; what nobody states is left out, and named on stderr."""
     from bench.cli.report import write_text
     from bench.reporting.robustbench import model_information
-    from bench.store.store import Store
+    from bench.storage.store import Store
 
     stated = {
         "name": title,

@@ -16,7 +16,7 @@ def ingest(results: Results = Path("results"), store: StoreURL = None, json: Jso
     The run folders are the truth: a store that is lost or damaged can be deleted and made again. Folders that
     `--rerun` set aside are left out.
     """
-    from bench.upkeep import ingest as take_in
+    from bench.storage.cleanup import ingest as take_in
 
     taken = take_in(results, store)
     damaged = [item for item in taken if item.damage]

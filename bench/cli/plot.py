@@ -40,7 +40,7 @@ def plot(
     from bench.reporting.leaderboard import leaderboards
     from bench.reporting.plots_render import FORMATS, NAMES, render
     from bench.config.suite import load_suite
-    from bench.store.store import Store
+    from bench.storage.store import Store
 
     formats = _known(format, FORMATS, "format")
     names = list(NAMES) if figure is None else _known(figure, NAMES, "figure")

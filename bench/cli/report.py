@@ -14,7 +14,7 @@ from bench.cli.options import Methods, OnlySuite, Results, SelectedBy, Selection
 
 if TYPE_CHECKING:
     from bench.reporting.leaderboard import Leaderboard
-    from bench.store.store import Store
+    from bench.storage.store import Store
 
 
 class Format(StrEnum):
@@ -56,7 +56,7 @@ def report(
     from bench.reporting.leaderboard import leaderboards
     from bench.reporting.order import by
     from bench.config.suite import load_suite
-    from bench.store.store import Store
+    from bench.storage.store import Store
 
     protocol = load_suite(suite).suite.protocol.fingerprint if suite else None
     with Store.of(results, store, create=False) as opened:

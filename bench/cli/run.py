@@ -183,7 +183,7 @@ def print_leaderboard(protocol: str, results: Path, store: str | None) -> None:
     """Print the protocol's leaderboard, unless no cell of it has been measured."""
     from bench.errors import NothingMeasured
     from bench.reporting.leaderboard import leaderboards
-    from bench.store.store import Store
+    from bench.storage.store import Store
 
     try:
         with Store.of(results, store) as opened:

@@ -29,9 +29,9 @@ from bench.execution.parallel import ProcessDied, train_together
 from bench.models.architecture import Network
 from bench.models.external import load_foreign
 from bench.config.protocol import FinalAttack
-from bench.run_folder import ASIDE, CHECKPOINTS, Busy, RunFolder
+from bench.storage.run_folder import ASIDE, CHECKPOINTS, Busy, RunFolder
 from bench.config.suite import Cell, ExternalModel
-from bench.training.checkpoint import Checkpoints, sound
+from bench.storage.checkpoints import Checkpoints, sound
 from bench.training.trainer import LAST_EPOCH, Diverged, Trainer, build_evaluated
 from bench.utils.device import check_precision, out_of_memory, peak_memory, use_device
 from bench.utils.environment import describe

@@ -16,8 +16,8 @@ from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.attacks.outcome import Verdicts, unpack
 from bench.reporting.rows import collapsed, measured, ranking
 from bench.config.suite import LoadedSuite
-from bench.store.schema import OutcomeRow, RunRow
-from bench.store.store import Epoch, Store
+from bench.storage.schema import OutcomeRow, RunRow
+from bench.storage.store import Epoch, Store
 from bench.utils.environment import git_revision
 from bench.utils.files import canonical_json, fingerprint, read_record, write_record
 

@@ -25,8 +25,8 @@ from bench.reporting.rows import (
 )
 from bench.reporting.statistics import Difference, compare, compare_gaps
 from bench.config.suite import EVALUATED
-from bench.store.schema import RunRow
-from bench.store.store import Store
+from bench.storage.schema import RunRow
+from bench.storage.store import Store
 from bench.utils.files import canonical_json
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bench.reporting.statistics import binomial_error
-from bench.store.schema import OutcomeRow
+from bench.storage.schema import OutcomeRow
 
 FAR_ABOVE = 0.10
 """By how much PGD may leave more than AutoAttack before that is a doubt, as a share of the images; our choice.

@@ -19,8 +19,8 @@ from bench.reporting import rows
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.rows import Measured, Row, device_of, measured, row_key
 from bench.reporting.statistics import Estimate
-from bench.store.schema import RunRow
-from bench.store.store import Epoch, Store
+from bench.storage.schema import RunRow
+from bench.storage.store import Epoch, Store
 
 
 @dataclass(frozen=True)

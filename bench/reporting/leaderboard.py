@@ -26,8 +26,8 @@ from bench.reporting.rows import (
     rows_of,
     variants,
 )
-from bench.store.schema import RunRow
-from bench.store.store import Store
+from bench.storage.schema import RunRow
+from bench.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from bench.reporting.statistics import (
     wilson_interval,
 )
 from bench.config.suite import EVALUATED
-from bench.store.schema import OutcomeRow, RunRow
+from bench.storage.schema import OutcomeRow, RunRow
 from bench.utils.files import canonical_json
 
 Selection = Literal["validation", "test"]

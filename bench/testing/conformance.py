@@ -18,7 +18,7 @@ from bench.data.dataset import Splits, dataset_of
 from bench.attacks.evaluate import correct_under
 from bench.method import Method
 from bench.config.protocol import Clean
-from bench.run_folder import RunFolder
+from bench.storage.run_folder import RunFolder
 from bench.config.suite import Cell, Suite, resolve_method
 from bench.training.step import Totals, train_step
 from bench.training.trainer import Trainer, build_evaluated

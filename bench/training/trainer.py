@@ -19,10 +19,10 @@ from bench.method import Context, Method
 from bench.models.architecture import build_network
 from bench.models.sync_batchnorm import shared_statistics
 from bench.config.protocol import PGD, Clean
-from bench.run_folder import RunFolder
+from bench.storage.run_folder import RunFolder
 from bench.schedule import protocol_schedule
 from bench.config.suite import Cell
-from bench.training.checkpoint import Entry, sound
+from bench.storage.checkpoints import Entry, sound
 from bench.training.flops import CountedFlops
 from bench.training.step import Steps, Totals, sgd
 from bench.utils.cuda_graphs import recorder_of

@@ -7,7 +7,7 @@ import time
 from bench.driver import run_suite
 from bench.execution.executor import Spread
 from bench.config.suite import load_suite
-from bench.store.store import Store
+from bench.storage.store import Store
 
 from ..execution.test_ray import ONE_THREAD, result_of
 from ..execution.test_ray import cluster as ray_cluster  # noqa: F401  (a fixture)

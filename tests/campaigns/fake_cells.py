@@ -12,7 +12,7 @@ from bench.attacks.pgd import cross_entropy  # noqa: F401  (what a worker has lo
 from bench.attacks.evaluate import attack_identity
 from bench.execution.worker import Ending, Job, attack_key
 from bench.attacks.outcome import Outcome
-from bench.training.checkpoint import Checkpoints
+from bench.storage.checkpoints import Checkpoints
 from bench.utils.files import write_record
 
 EPOCHS, IMAGES = 200, 10_000

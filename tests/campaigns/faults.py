@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from bench.errors import DamagedFile
-from bench.execution.verify import damage_of
-from bench.run_folder import RunFolder, run_folders
+from bench.storage.verify_folder import damage_of
+from bench.storage.run_folder import RunFolder, run_folders
 from bench.config.suite import load_suite
-from bench.store.store import Store
-from bench.training.checkpoint import Checkpoints
+from bench.storage.store import Store
+from bench.storage.checkpoints import Checkpoints
 
 from .processes import SECONDS, Act, Bed, Operations, epochs_begun, start, warm
 

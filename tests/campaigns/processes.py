@@ -33,11 +33,11 @@ from bench.execution import local
 from bench.attacks.outcome import Outcome
 from bench.reporting.formats.markdown import render_markdown
 from bench.reporting.leaderboard import leaderboards
-from bench.run_folder import RunFolder
+from bench.storage.run_folder import RunFolder
 from bench.config.suite import load_suite
-from bench.store.store import Store
+from bench.storage.store import Store
 from bench.testing.conformance import curve
-from bench.training.checkpoint import Checkpoints
+from bench.storage.checkpoints import Checkpoints
 from bench.training.trainer import Trainer
 
 SUITE = """\

@@ -18,8 +18,8 @@ from bench.execution.executor import Place
 from bench.execution.local import LocalExecutor, Shares
 from bench.execution.plan import plan
 from bench.config.suite import load_suite
-from bench.store.store import Store
-from bench.upkeep import ingest
+from bench.storage.store import Store
+from bench.storage.cleanup import ingest
 from bench.watching import Watcher
 
 sys.path.insert(0, str(Path(__file__).parent))  # workers import it by its name

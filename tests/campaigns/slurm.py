@@ -23,7 +23,7 @@ from bench.execution.executor import Place, Spread
 from bench.execution.sbatch import minutes, queue, request
 from bench.execution.slurm import SlurmExecutor, SlurmHandle
 from bench.execution.worker import Ending, Job
-from bench.run_folder import RunFolder
+from bench.storage.run_folder import RunFolder
 from bench.testing.conformance import curve
 from bench.utils.files import write_record
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bench.config.suite import load_suite
-from bench.store.store import Store
+from bench.storage.store import Store
 
 from ..store.conftest import make_run, results
 

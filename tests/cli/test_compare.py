@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench.store.store import Store
+from bench.storage.store import Store
 
 from ..store.conftest import make_run, protocol_of, results
 

@@ -23,9 +23,9 @@ from bench.models.external import load_foreign
 from bench.models.small_cnn import SmallCNN
 from bench.models.robustbench_zoo import import_robustbench
 from bench.attacks.outcome import Outcome
-from bench.run_folder import RunFolder
+from bench.storage.run_folder import RunFolder
 from bench.config.suite import ExternalModel, load_suite
-from bench.training.checkpoint import Checkpoints
+from bench.storage.checkpoints import Checkpoints
 from bench.utils.files import file_sha256
 from bench.utils.rng import generator
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench.store.store import Store
+from bench.storage.store import Store
 
 from ..reporting.test_robustbench import cifar10, verdicts
 from ..store.conftest import make_run, results

@@ -9,7 +9,7 @@ import time
 import pytest
 from filelock import FileLock
 
-from bench.run_folder import RunFolder
+from bench.storage.run_folder import RunFolder
 from bench.config.suite import load_suite
 from bench.testing.conformance import curve
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from bench.config.suite import load_suite
-from bench.store.store import Store
+from bench.storage.store import Store
 
 from ..store.conftest import make_run, protocol_of, results
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.store.store import Store
+from bench.storage.store import Store
 
 from ..store.conftest import make_run, protocol_of, results
 

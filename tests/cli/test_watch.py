@@ -43,7 +43,7 @@ def test_nothing_to_watch(tmp_path):
 
 @pytest.mark.parametrize("ending", ["failed", "diverged"])
 def test_a_cell_that_failed_gives_exit_code_3(load, tmp_path, ending):
-    from bench.run_folder import RunFolder
+    from bench.storage.run_folder import RunFolder
 
     cell = load().cells[0]
     folder = RunFolder.of(cell, tmp_path)

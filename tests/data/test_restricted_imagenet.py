@@ -9,7 +9,7 @@ from bench.driver import run_suite
 from bench.errors import BenchError, NotFound
 from bench.execution.executor import Spread
 from bench.config.protocol import DatasetSettings
-from bench.run_folder import RunFolder
+from bench.storage.run_folder import RunFolder
 from bench.config.suite import load_suite
 
 DOG, FROG, CAT = "n02085620", "n01641577", "n02123045"  # Chihuahua, bullfrog, tabby

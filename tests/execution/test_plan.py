@@ -14,7 +14,7 @@ from bench.execution.worker import Job, execute
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
 from bench.registry import DATASETS
-from bench.run_folder import RunFolder
+from bench.storage.run_folder import RunFolder
 
 
 def test_actions_follow_from_what_is_on_disk(load, tmp_path):

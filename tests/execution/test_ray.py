@@ -8,7 +8,7 @@ import pytest
 from bench.driver import run_suite
 from bench.errors import BenchError
 from bench.execution.executor import Place, Spread
-from bench.store.store import Store
+from bench.storage.store import Store
 from bench.testing.conformance import curve
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")

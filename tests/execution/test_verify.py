@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from bench.execution.verify import damage_of
+from bench.storage.verify_folder import damage_of
 from bench.execution.worker import Job, execute
-from bench.run_folder import RunFolder
+from bench.storage.run_folder import RunFolder
 from bench.config.suite import load_suite
 from bench.utils.files import read_record, write_record
 

@@ -9,7 +9,7 @@ from bench.reporting.formats.html import render_html
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.published import Published
 from bench.config.suite import MethodEntry, Suite, resolve_method
-from bench.store.store import Store
+from bench.storage.store import Store
 
 from ..store.conftest import Maker, protocol_of
 

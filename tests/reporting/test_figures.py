@@ -9,7 +9,7 @@ from bench.errors import BenchError
 from bench.attacks.outcome import pack
 from bench.reporting.figures import Figures, Line, Mark, Value, figures
 from bench.reporting.leaderboard import leaderboards
-from bench.store.schema import CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
+from bench.storage.schema import CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
 
 from .conftest import CLASSES, protocol_of
 

@@ -16,7 +16,7 @@ from bench.reporting.formats import html
 from bench.reporting.formats.html import ASSETS, render_html
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.table import tables
-from bench.store.schema import CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
+from bench.storage.schema import CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
 from bench.utils.files import canonical_json
 
 from .conftest import protocol_of

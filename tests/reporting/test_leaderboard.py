@@ -14,7 +14,7 @@ from bench.reporting import rows
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.rows import differences, distinct
 from bench.reporting.table import table
-from bench.store.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
+from bench.storage.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
 
 from .conftest import CLASSES, protocol_of
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from bench.store.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
+from bench.storage.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
 
 from .conftest import protocol_of
 

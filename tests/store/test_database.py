@@ -17,10 +17,10 @@ from sqlalchemy.exc import ProgrammingError
 
 import bench.store
 from bench.errors import BenchError, NothingMeasured
-from bench.store import database
-from bench.store.database import NoStore, open_database, reported
-from bench.store.schema import Base
-from bench.store.store import Store
+from bench.storage import database
+from bench.storage.database import NoStore, open_database, reported
+from bench.storage.schema import Base
+from bench.storage.store import Store
 
 from .conftest import contents, execute
 

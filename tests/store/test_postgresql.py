@@ -11,9 +11,9 @@ from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 
 from bench.errors import BenchError, DamagedFile
-from bench.store import database
-from bench.store.database import NoStore
-from bench.store.store import Store
+from bench.storage import database
+from bench.storage.database import NoStore
+from bench.storage.store import Store
 from bench.utils.files import read_record, write_record
 
 from ..cli.conftest import bench, suite

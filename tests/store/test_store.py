@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 
 from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.attacks.outcome import unpack
-from bench.run_folder import RunFolder
-from bench.store.folder import read_run
-from bench.store.schema import EpochRow, ProtocolRow
-from bench.store.store import Store
+from bench.storage.run_folder import RunFolder
+from bench.storage.ingest import read_run
+from bench.storage.schema import EpochRow, ProtocolRow
+from bench.storage.store import Store
 from bench.utils.files import fingerprint, read_record, write_record
 
 from .conftest import contents, empty, protocol_of
@@ -118,7 +118,7 @@ def test_how_a_run_ended_is_not_replaced_by_what_was_before(make_run, store, sto
                 other.ingest(folder)
         return rows
 
-    monkeypatch.setattr("bench.store.store.read_run", read_slowly)
+    monkeypatch.setattr("bench.storage.store.read_run", read_slowly)
     store.ingest(folder)
     assert store.runs()[0].status == "finished"
     assert len(read) == 3
@@ -399,7 +399,7 @@ def test_an_up_to_date_store_opens_without_alembic_and_torch(make_run, store_url
     with Store(store_url) as store:
         store.ingest(make_run())
     code = (
-        "import sys; from bench.store.store import Store\n"
+        "import sys; from bench.storage.store import Store\n"
         f"print(len(Store({store_url!r}).runs()), [m for m in ('alembic', 'torch') if m in sys.modules])"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

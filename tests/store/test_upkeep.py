@@ -3,9 +3,9 @@
 import pytest
 
 from bench.errors import BenchError, NothingMeasured
-from bench.run_folder import run_folders
-from bench.store.store import Store
-from bench.upkeep import ingest, removable, remove
+from bench.storage.run_folder import run_folders
+from bench.storage.store import Store
+from bench.storage.cleanup import ingest, removable, remove
 
 from .conftest import contents, execute
 

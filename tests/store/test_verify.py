@@ -7,13 +7,13 @@ import pytest
 from sqlalchemy import create_engine, make_url
 
 from bench.errors import DamagedFile
-from bench.execution.verify import damage_of
+from bench.storage.verify_folder import damage_of
 from bench.execution.worker import Job, execute
-from bench.run_folder import RunFolder
+from bench.storage.run_folder import RunFolder
 from bench.config.suite import load_suite
-from bench.store.store import Store
-from bench.store.verify import MEND_RUN, MEND_STORE, verify
-from bench.upkeep import ingest
+from bench.storage.store import Store
+from bench.storage.verify import MEND_RUN, MEND_STORE, verify
+from bench.storage.cleanup import ingest
 
 from .conftest import empty
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from bench.errors import DamagedFile
 from bench.models.small_cnn import SmallCNN
-from bench.training.checkpoint import Checkpoints, Entry, _unpack
+from bench.storage.checkpoints import Checkpoints, Entry, _unpack
 from bench.utils.files import write_record
 
 

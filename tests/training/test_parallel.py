@@ -24,7 +24,7 @@ from bench.execution.executor import Spread
 from bench.execution.parallel import _portable, check_devices
 from bench.execution.worker import Job, execute, work_in_process
 from bench.models.sync_batchnorm import shared_statistics
-from bench.training.checkpoint import Checkpoints
+from bench.storage.checkpoints import Checkpoints
 from bench.training.trainer import Diverged
 from bench.utils.distributed import Group
 from bench.utils.rng import RngStreams

@@ -20,7 +20,7 @@ from bench.data.dataset import Splits, dataset_of
 from bench.attacks.evaluate import correct_under
 from bench.models.sync_batchnorm import shared_statistics
 from bench.config.protocol import PGD, Threat
-from bench.run_folder import RunFolder
+from bench.storage.run_folder import RunFolder
 from bench.testing.conformance import curve, small_cell
 from bench.training.step import Totals, train_step
 from bench.training.trainer import Trainer, build_method

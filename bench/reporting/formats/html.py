@@ -29,8 +29,8 @@ from bench.reporting.plots_render import NAMES, svg
 from bench.reporting.reproduction import Reproduction, reproduction
 from bench.reporting.rows import Row, device_of, row_key
 from bench.reporting.table import Column, Table, published_table, table
-from bench.store.schema import RunRow
-from bench.store.store import Store
+from bench.storage.schema import RunRow
+from bench.storage.store import Store
 from bench.utils.files import canonical_json
 
 ASSETS = Path(__file__).parent / "assets"

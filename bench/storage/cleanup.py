@@ -9,8 +9,8 @@ from pathlib import Path
 
 from bench.data.status import prepared_twice
 from bench.errors import BenchError, DamagedFile, NothingMeasured
-from bench.run_folder import Busy, RunFolder, folders_set_aside, run_folders
-from bench.store.store import FILE, Store
+from bench.storage.run_folder import Busy, RunFolder, folders_set_aside, run_folders
+from bench.storage.store import FILE, Store
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from bench.errors import DamagedFile
-from bench.run_folder import RunFolder
+from bench.storage.run_folder import RunFolder
 from bench.utils.files import read_record, write_atomically, write_record
 
 log = logging.getLogger(__name__)

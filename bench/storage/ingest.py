@@ -6,8 +6,8 @@ import base64
 from typing import Any, NamedTuple
 
 from bench.errors import DamagedFile
-from bench.run_folder import CHECKPOINTS, RunFolder
-from bench.store.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
+from bench.storage.run_folder import CHECKPOINTS, RunFolder
+from bench.storage.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
 from bench.utils.files import fingerprint, read_record
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from sqlalchemy import Connection, Engine, and_, exists, select, text
 
 from bench.errors import BenchError
-from bench.store.database import name_of, reported
-from bench.store.schema import Base
+from bench.storage.database import name_of, reported
+from bench.storage.schema import Base
 
 VALID = text("SELECT conname FROM pg_constraint WHERE convalidated AND connamespace = current_schema()::regnamespace")
 
