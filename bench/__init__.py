@@ -18,7 +18,7 @@ from typing import Any
 _PUBLIC = {
     "BenchError": "bench.errors",
     "ExternalModel": "bench.config.suite",
-    "Method": "bench.method",
+    "Method": "bench.training.method",
     "MethodInfo": "bench.config.hyperparameters",
     "MethodParams": "bench.config.hyperparameters",
     "Store": "bench.storage.store",

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from bench.data.batches import Batch
 from bench.errors import BenchError
-from bench.method import Method
+from bench.training.method import Method
 from bench.models.state_dict import load_weights
 from bench.config.hyperparameters import MethodInfo, MethodParams, Origin, sourced
-from bench.schedule import Schedule
+from bench.training.lr_schedule import Schedule
 from bench.utils.files import file_sha256
 
 

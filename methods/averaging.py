@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from bench.method import Method
+from bench.training.method import Method
 from bench.models.weight_averaging import frozen_copy, move_towards, recompute_statistics
 from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.data.batches import Batch
-from bench.method import Method
+from bench.training.method import Method
 from bench.models.weight_averaging import running_statistics_kept
 from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.data.batches import Batch
-from bench.method import Method
+from bench.training.method import Method
 from bench.config.hyperparameters import MethodInfo, MethodParams, Origin, sourced
 
 PAPER = "Lin, Yu, Han, Liu, ICLR 2024"

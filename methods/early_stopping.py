@@ -8,7 +8,7 @@ construction.
 
 from collections.abc import Sequence
 
-from bench.method import EpochRecord, Method
+from bench.training.method import EpochRecord, Method
 from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
 
 

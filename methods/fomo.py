@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.data.batches import Batch
-from bench.method import Method
+from bench.training.method import Method
 from bench.models.weight_averaging import frozen_copy, move_towards
 from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.attacks.pgd import cross_entropy
 from bench.data.batches import Batch
-from bench.method import Method
+from bench.training.method import Method
 from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
 
 

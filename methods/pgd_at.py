@@ -8,7 +8,7 @@ Differs from the released code in one point: there, one clean forward in train m
 statistics mix adversarial and clean batches; here they see the batches of the attack and of the update.
 """
 
-from bench.method import Method
+from bench.training.method import Method
 from bench.config.hyperparameters import MethodInfo, MethodParams
 
 

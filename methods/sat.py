@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import nn
 
-from bench.method import Method
+from bench.training.method import Method
 from bench.models.activations import ACTIVATIONS, replace_relu
 from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
 

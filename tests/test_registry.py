@@ -8,7 +8,7 @@ from bench import catalogue, registry
 from bench.attacks.pgd import pgd
 from bench.diagnosis import diagnose
 from bench.errors import BenchError
-from bench.method import Method
+from bench.training.method import Method
 from bench.models.architecture import Architecture, Family
 from bench.registry import DATASETS, METHODS, MODELS, Registry, load_plugin
 

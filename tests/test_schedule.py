@@ -1,7 +1,7 @@
 import pytest
 
 from bench.config.protocol import Training
-from bench.schedule import protocol_schedule
+from bench.training.lr_schedule import protocol_schedule
 
 
 def schedule(epochs, settings, lr=0.1):

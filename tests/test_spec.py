@@ -380,7 +380,7 @@ def test_cells_come_in_the_order_of_the_file(load):
 
 
 PLUGIN = """
-from bench.method import Method
+from bench.training.method import Method
 from bench.config.hyperparameters import MethodInfo, MethodParams, Origin, sourced
 
 class MineParams(MethodParams):

@@ -144,7 +144,7 @@ def resolve_method(suite: Suite, entry: MethodEntry) -> ResolvedMethod:
         declared: type[MethodParams] = method.Params
         canonical = declared.canonical(suite.dataset.name, suite.training.attack.setting)
     except (AttributeError, TypeError) as error:
-        raise BenchError(f"'{entry.name}' is not a method as bench.method describes one: {error}") from error
+        raise BenchError(f"'{entry.name}' is not a method as bench.training.method describes one: {error}") from error
     values = {name: origin.value for name, origin in canonical.items()}
     params = declared.model_validate({**values, **entry.params}).model_dump(mode="json")
     reference = declared.model_validate({**entry.params, **values}).model_dump(mode="json")

@@ -16,7 +16,7 @@ from bench.attacks.pgd import cross_entropy, frozen, pgd, random_start
 from bench.data.batches import Batch, TrainingBatches, to_float
 from bench.data.dataset import ImageSet
 from bench.attacks.evaluate import exact_arithmetic
-from bench.method import Method
+from bench.training.method import Method
 from bench.speed import reference
 from bench.speed.process import Arena, Work
 from bench.training.step import Steps, Totals, sgd, train_step

@@ -16,7 +16,7 @@ from bench.attacks.pgd import frozen
 from bench.data.batches import Batch, to_float
 from bench.data.dataset import Splits, dataset_of
 from bench.attacks.evaluate import correct_under
-from bench.method import Method
+from bench.training.method import Method
 from bench.config.protocol import Clean
 from bench.storage.run_folder import RunFolder
 from bench.config.suite import Cell, Suite, resolve_method

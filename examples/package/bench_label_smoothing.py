@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.data.batches import Batch
-from bench.method import Method
+from bench.training.method import Method
 from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from bench.data.batches import Batch, TrainingBatches
 from bench.data.dataset import dataset_of
 from bench.data.datasets.digits import digits
-from bench.method import Method
+from bench.training.method import Method
 from bench.config.suite import Cell, Suite, resolve_method
 from bench.training.trainer import build_method
 from bench.utils.rng import RngStreams

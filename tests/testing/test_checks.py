@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bench.data.batches import Batch
-from bench.method import Method
+from bench.training.method import Method
 from bench.models.weight_averaging import frozen_copy
 from bench.config.hyperparameters import MethodInfo
 from bench.registry import METHODS

@@ -1,13 +1,13 @@
 """Planted: training attacks stay inside half the radius that the protocol says."""
 
-import bench.method
+import bench.training.method
 
-_pgd = bench.method.pgd
+_pgd = bench.training.method.pgd
 
 
 def _half(*args, threat, **kwargs):
     return _pgd(*args, threat=threat.model_copy(update={"eps": threat.eps / 2}), **kwargs)
 
 
-bench.method.pgd = _half
-METHODS = {"planted": bench.method.Method}  # a plug-in must list something
+bench.training.method.pgd = _half
+METHODS = {"planted": bench.training.method.Method}  # a plug-in must list something

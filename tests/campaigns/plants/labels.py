@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-import bench.method
+import bench.training.method
 from bench.training.trainer import Trainer
 
 _init = Trainer.__init__
@@ -19,4 +19,4 @@ def _shuffled(self, cell, dataset, splits, *rest):
 
 
 Trainer.__init__ = _shuffled
-METHODS = {"planted": bench.method.Method}  # a plug-in must list something
+METHODS = {"planted": bench.training.method.Method}  # a plug-in must list something

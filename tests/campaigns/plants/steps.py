@@ -1,7 +1,7 @@
 """Planted: training attacks take one step, whatever the protocol says."""
 
-import bench.method
+import bench.training.method
 
-_pgd = bench.method.pgd
-bench.method.pgd = lambda *args, **kwargs: _pgd(*args, **{**kwargs, "steps": 1})
-METHODS = {"planted": bench.method.Method}  # a plug-in must list something
+_pgd = bench.training.method.pgd
+bench.training.method.pgd = lambda *args, **kwargs: _pgd(*args, **{**kwargs, "steps": 1})
+METHODS = {"planted": bench.training.method.Method}  # a plug-in must list something

@@ -22,7 +22,7 @@ from bench.attacks.pgd import Objective, cross_entropy, mode, pgd, project, rand
 from bench.data.batches import Batch, TrainingBatches
 from bench.config.hyperparameters import MethodInfo, MethodParams
 from bench.config.protocol import Protocol
-from bench.schedule import Schedule
+from bench.training.lr_schedule import Schedule
 from bench.utils.distributed import Group
 from bench.utils.rng import RngStreams
 
