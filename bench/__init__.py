@@ -22,10 +22,10 @@ _PUBLIC = {
     "MethodInfo": "bench.config.hyperparameters",
     "MethodParams": "bench.config.hyperparameters",
     "Store": "bench.storage.store",
-    "evaluate_network": "bench.foreign",
+    "evaluate_network": "bench.execution.external_evaluation",
     "leaderboards": "bench.reporting.leaderboard",
     "load_suite": "bench.config.suite",
-    "run_suite": "bench.driver",
+    "run_suite": "bench.execution.driver",
     "sourced": "bench.config.hyperparameters",
 }
 

@@ -5,8 +5,8 @@ import hashlib
 
 import pytest
 
-from bench import driver
-from bench.driver import Limits, run_planned, run_suite
+from bench.execution import driver
+from bench.execution.driver import Limits, run_planned, run_suite
 from bench.errors import BenchError
 from bench.execution import executor, local
 from bench.execution.executor import Executor, Place, Spread

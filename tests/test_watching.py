@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from bench import watching
+from bench.execution import watch
 from bench.storage.run_folder import RunFolder
-from bench.watching import SILENT_SECONDS, Watcher
+from bench.execution.watch import SILENT_SECONDS, Watcher
 
 
 def seen(watcher):
@@ -58,7 +58,7 @@ def test_ended_runs_are_read_once(load, tmp_path, monkeypatch):
     folder.finish("finished")
     watcher = Watcher(tmp_path)
     watcher.look()
-    monkeypatch.setattr(watching.RunFolder, "done", lambda _self: 1 / 0)
+    monkeypatch.setattr(watch.RunFolder, "done", lambda _self: 1 / 0)
     assert seen(watcher) == {0: "finished"}
 
 

@@ -24,7 +24,7 @@ from bench.cli.options import (
 from bench.cli.run import print_leaderboard, saved
 
 if TYPE_CHECKING:
-    from bench.driver import CellState
+    from bench.execution.driver import CellState
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -80,7 +80,7 @@ def evaluate(
 
     from bench.errors import BenchError
     from bench.execution.executor import Spread
-    from bench.foreign import evaluate_network
+    from bench.execution.external_evaluation import evaluate_network
     from bench.config.suite import ExternalModel, load_suite
 
     try:

@@ -82,7 +82,7 @@ def run(
 
     Interrupted, it says what is saved and which command goes on from there.
     """
-    from bench.driver import Limits, run_suite
+    from bench.execution.driver import Limits, run_suite
     from bench.errors import BenchError, did_you_mean
     from bench.execution.executor import Spread
     from bench.execution.plan import Rerun, plan

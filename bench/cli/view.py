@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.cli.options import print_json
-from bench.driver import CellState
+from bench.execution.driver import CellState
 from bench.execution.estimate import Machine
 from bench.execution.plan import Planned
 from bench.utils.device import resolve_device

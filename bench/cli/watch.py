@@ -11,7 +11,7 @@ import typer
 from bench.cli.options import EXIT_SOME_FAILED, Json, Results, complete_suite, interruptible, print_json
 
 if TYPE_CHECKING:
-    from bench.driver import CellState
+    from bench.execution.driver import CellState
 
 LOOK_SECONDS = 1.0
 
@@ -32,7 +32,7 @@ def watch(
     from bench.cli.view import View
     from bench.errors import NothingMeasured
     from bench.config.suite import load_suite
-    from bench.watching import Watcher
+    from bench.execution.watch import Watcher
 
     watcher = Watcher(results, list(load_suite(suite).cells) if suite else None)
     states = watcher.look()

@@ -101,7 +101,7 @@ class Handle(ABC):
 
 
 class Executor(ABC):
-    """Runs cells. Made by `bench.driver.open_executor`; to be closed, which ends what still runs."""
+    """Runs cells. Made by `bench.execution.driver.open_executor`; to be closed, which ends what still runs."""
 
     @abstractmethod
     def room(self) -> int:

@@ -17,7 +17,7 @@ import torch
 
 from bench.errors import BenchError
 from bench.execution.executor import Executor, Handle, Place, Spread
-from bench.execution.parallel import exit_cause
+from bench.execution.distributed import exit_cause
 from bench.execution.worker import Ending, Job, work_in_process
 from bench.config.suite import Cell
 from bench.utils.device import cores, resolve_device

@@ -14,7 +14,7 @@ from bench.attacks.autoattack import check_classes
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError, DamagedFile
 from bench.execution.estimate import Work, work_of
-from bench.execution.parallel import check_devices
+from bench.execution.distributed import check_devices
 from bench.storage.verify_folder import damage_of
 from bench.config.protocol import AutoAttack, Protocol
 from bench.storage.run_folder import RunFolder, Status

@@ -25,7 +25,7 @@ from bench.attacks.autoattack import CascadeState, Tick
 from bench.data.dataset import Dataset, Images, dataset_of
 from bench.errors import BenchError, DamagedFile
 from bench.attacks.evaluate import attack_identity, evaluate, evaluated_images, forward_passes
-from bench.execution.parallel import ProcessDied, train_together
+from bench.execution.distributed import ProcessDied, train_together
 from bench.models.architecture import Network
 from bench.models.external import load_foreign
 from bench.config.protocol import FinalAttack

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from bench.driver import run_suite
+from bench.execution.driver import run_suite
 from bench.execution.executor import Spread
 from bench.config.suite import load_suite
 from bench.storage.store import Store

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli.view import View
-from bench.driver import Limits, run_planned
+from bench.execution.driver import Limits, run_planned
 from bench.execution import local
 from bench.execution.executor import Place
 from bench.execution.local import LocalExecutor, Shares
@@ -20,7 +20,7 @@ from bench.execution.plan import plan
 from bench.config.suite import load_suite
 from bench.storage.store import Store
 from bench.storage.cleanup import ingest
-from bench.watching import Watcher
+from bench.execution.watch import Watcher
 
 sys.path.insert(0, str(Path(__file__).parent))  # workers import it by its name
 fake_cells = importlib.import_module("fake_cells")

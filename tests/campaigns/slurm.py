@@ -16,11 +16,12 @@ import pytest
 
 pytest.importorskip("submitit")
 
-from bench.driver import run_suite
+from bench.execution.driver import run_suite
 from bench.errors import BenchError
-from bench.execution import sbatch, slurm
+from bench.execution import slurm
+from bench.execution import slurm_commands
 from bench.execution.executor import Place, Spread
-from bench.execution.sbatch import minutes, queue, request
+from bench.execution.slurm_commands import minutes, queue, request
 from bench.execution.slurm import SlurmExecutor, SlurmHandle
 from bench.execution.worker import Ending, Job
 from bench.storage.run_folder import RunFolder
@@ -341,9 +342,9 @@ def test_the_users_environment_does_not_outrank_options(executor, load, monkeypa
 
 
 def test_a_results_folder_that_nodes_do_not_see_is_one_sentence(executor, load, monkeypatch, tmp_path):
-    real = sbatch.slurm
+    real = slurm_commands.slurm
     monkeypatch.setattr(
-        sbatch, "slurm", lambda *words, **settings: real(*words[:-1], words[-1].replace(".probe", ".none"), **settings)
+        slurm_commands, "slurm", lambda *words, **settings: real(*words[:-1], words[-1].replace(".probe", ".none"), **settings)
     )
     with pytest.raises(BenchError, match=r"the results folder .*/results is not seen on \S+; name one that all nodes"):
         executor().submit(load().cells)
@@ -352,7 +353,7 @@ def test_a_results_folder_that_nodes_do_not_see_is_one_sentence(executor, load, 
 
 
 def test_a_job_that_finds_no_folder_says_so(executor, load, monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(sbatch, "PROBE_SECONDS", 1)
+    monkeypatch.setattr(slurm_commands, "PROBE_SECONDS", 1)
     slurm.slurm("scontrol", "update", "NodeName=node", "State=DRAIN", "Reason=test")
     try:
         one = executor()  # jobs may wait for nodes that are drained
@@ -390,8 +391,8 @@ def test_one_look_at_the_queue_is_for_all_jobs(executor, load, monkeypatch):
     handles = one.submit(load({"seeds: [0]": f"seeds: {list(range(50))}"}).cells)
     handles[7].begun = True  # and then it was put back into the queue
     looks = []
-    real = sbatch.slurm
-    monkeypatch.setattr(sbatch, "slurm", lambda *words: looks.append(words[0]) or real(*words))
+    real = slurm_commands.slurm
+    monkeypatch.setattr(slurm_commands, "slurm", lambda *words: looks.append(words[0]) or real(*words))
     time.sleep(slurm.QUEUE_SECONDS)
     for _ in range(5):
         assert one.wait(0.01) == []
@@ -432,8 +433,8 @@ def test_devices_are_what_is_asked_for(monkeypatch):
     def answer(*words, **_):
         return subprocess.CompletedProcess(words, 0, "main*|n/a|infinite\n" if words[0] == "sinfo" else "", "")
 
-    monkeypatch.setattr(sbatch, "slurm", answer)
-    monkeypatch.setattr(sbatch.shutil, "which", lambda _name: "sbatch")
+    monkeypatch.setattr(slurm_commands, "slurm", answer)
+    monkeypatch.setattr(slurm_commands.shutil, "which", lambda _name: "sbatch")
 
     def asked(**settings):
         found = request(Spread("slurm", **settings))

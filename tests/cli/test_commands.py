@@ -10,7 +10,7 @@ import time
 import pytest
 
 from bench.cli.run import run, without_rerun
-from bench.driver import HANG_MINUTES, TRIES
+from bench.execution.driver import HANG_MINUTES, TRIES
 from bench.storage.run_folder import RunFolder
 from bench.config.suite import load_suite, shipped_suites
 

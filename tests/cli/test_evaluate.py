@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from bench.data.datasets.cifar import CIFAR10_CLASSES
 from bench.data.dataset import dataset_of
 from bench.attacks.evaluate import correct_under
-from bench.foreign import evaluate_network
+from bench.execution.external_evaluation import evaluate_network
 from bench.models.external import load_foreign
 from bench.models.small_cnn import SmallCNN
 from bench.models.robustbench_zoo import import_robustbench

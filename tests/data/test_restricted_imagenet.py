@@ -5,7 +5,7 @@ from PIL import Image
 from bench.data.datasets import restricted_imagenet as module
 from bench.data.dataset import dataset_of
 from bench.data.datasets.restricted_imagenet import SUPER_CLASSES, synsets
-from bench.driver import run_suite
+from bench.execution.driver import run_suite
 from bench.errors import BenchError, NotFound
 from bench.execution.executor import Spread
 from bench.config.protocol import DatasetSettings

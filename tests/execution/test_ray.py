@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from bench.driver import run_suite
+from bench.execution.driver import run_suite
 from bench.errors import BenchError
 from bench.execution.executor import Place, Spread
 from bench.storage.store import Store

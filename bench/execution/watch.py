@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from bench.driver import CellState
+from bench.execution.driver import CellState
 from bench.errors import BenchError, DamagedFile
 from bench.execution.plan import Planned
 from bench.storage.run_folder import ASIDE, RunFolder

@@ -44,7 +44,7 @@ GO_ON = "mend that, and the same command goes on from the last finished epoch an
 class CellState:
     """One cell as the driver sees it.
 
-    `status`: waiting (for a worker to begin), running, silent (as `bench.watching` says), busy (another process holds
+    `status`: waiting (for a worker to begin), running, silent (as `bench.execution.watch` says), busy (another process holds
     it), interrupted or full (its folder or the disk cannot be written), or how its run ended; `progress`: where a
     running one is, as its worker last said; `tries`: how many of its workers were lost.
     """

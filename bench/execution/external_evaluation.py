@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.data.dataset import dataset_of
-from bench.driver import CellState, Limits, Watch, by_suite, open_executor, run_planned
+from bench.execution.driver import CellState, Limits, Watch, by_suite, open_executor, run_planned
 from bench.errors import BenchError
 from bench.execution.executor import Place, Spread
 from bench.execution.plan import check_attacks, check_data, plan_evaluation
