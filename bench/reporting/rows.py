@@ -13,7 +13,7 @@ import numpy as np
 from bench.attacks.outcome import Verdicts, unpack
 from bench.config.hyperparameters import weakest
 from bench.config.protocol import STANDARD
-from bench.reporting.doubts import Doubt, doubts_of
+from bench.reporting.autoattack_flags import Doubt, doubts_of
 from bench.reporting.statistics import (
     CONFIDENCE,
     Estimate,

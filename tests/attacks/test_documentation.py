@@ -9,7 +9,7 @@ import yaml
 
 from bench.attacks.autoattack import PASSES, SAME_LOGITS, SQUARE_GAIN
 from bench.config.protocol import CW, FGSM, PGD, AutoAttack, Clean, Evaluation
-from bench.reporting.doubts import FAR_ABOVE
+from bench.reporting.autoattack_flags import FAR_ABOVE
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "attacks.md").read_text(encoding="utf-8")

@@ -1,5 +1,5 @@
 from bench.registry import METHODS
-from bench.reporting.description import describe
+from bench.reporting.method_card import describe
 from bench.reporting.leaderboard import leaderboards
 
 from .html_report import HOSTILE, boards

@@ -8,13 +8,13 @@ import jsonschema
 import pytest
 
 from bench.reporting.comparison import compared
-from bench.reporting.figures import figures
+from bench.reporting.plots.data import figures
 from bench.reporting.formats.csv import render_csv
 from bench.reporting.formats.html import render_html
 from bench.reporting.formats.json import render_json
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.order import by
-from bench.reporting.plots_render import NAMES, render
+from bench.reporting.plots.render import NAMES, render
 from bench.reporting.reproduction import reproduction
 from bench.reporting.table import NONE, table
 from bench.config.suite import EVALUATED, load_suite

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from bench.errors import BenchError
 from bench.attacks.outcome import pack
-from bench.reporting.figures import Figures, Line, Mark, Value, figures
+from bench.reporting.plots.data import Figures, Line, Mark, Value, figures
 from bench.reporting.leaderboard import leaderboards
 from bench.storage.schema import CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
 

@@ -22,10 +22,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from bench.config.protocol import TrainingAttack
-from bench.reporting.description import Description, describe
-from bench.reporting.figures import Figures, figures
+from bench.reporting.method_card import Description, describe
+from bench.reporting.plots.data import Figures, figures
 from bench.reporting.leaderboard import Leaderboard
-from bench.reporting.plots_render import NAMES, svg
+from bench.reporting.plots.render import NAMES, svg
 from bench.reporting.reproduction import Reproduction, reproduction
 from bench.reporting.rows import Row, device_of, row_key
 from bench.reporting.table import Column, Table, published_table, table

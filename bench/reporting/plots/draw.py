@@ -13,8 +13,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import printable
-from bench.reporting.figures import Agreement, Costs, Curve, Figures, Line, Mark, Value
-from bench.reporting.inline_svg import Tag
+from bench.reporting.plots.data import Agreement, Costs, Curve, Figures, Line, Mark, Value
+from bench.reporting.plots.inline_svg import Tag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
