@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bench.data.batches import Batch
 from bench.config.hyperparameters import MethodInfo, sourced
+from bench.data.batches import Batch
 from methods.dom import DOM, PAPER, Params, by_setting
 
 

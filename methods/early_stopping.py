@@ -8,8 +8,8 @@ construction.
 
 from collections.abc import Sequence
 
-from bench.training.method import EpochRecord, Method
 from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
+from bench.training.method import EpochRecord, Method
 
 
 class Params(MethodParams):

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.data.batches import Batch
-from bench.training.method import Method
-from bench.models.weight_averaging import frozen_copy, move_towards
 from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
+from bench.data.batches import Batch
+from bench.models.weight_averaging import frozen_copy, move_towards
+from bench.training.method import Method
 
 
 class Params(MethodParams):

@@ -8,8 +8,8 @@ Differs from the released code in one point: there, one clean forward in train m
 statistics mix adversarial and clean batches; here they see the batches of the attack and of the update.
 """
 
-from bench.training.method import Method
 from bench.config.hyperparameters import MethodInfo, MethodParams
+from bench.training.method import Method
 
 
 class PGDAT(Method[MethodParams]):

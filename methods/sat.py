@@ -10,9 +10,9 @@ from typing import Literal
 
 from torch import nn
 
-from bench.training.method import Method
-from bench.models.activations import ACTIVATIONS, replace_relu
 from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
+from bench.models.activations import ACTIVATIONS, replace_relu
+from bench.training.method import Method
 
 
 class Params(MethodParams):

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.attacks.pgd import mode
+from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
 from bench.data.batches import Batch
 from bench.training.method import Method
-from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
 
 
 class Params(MethodParams):

@@ -5,10 +5,9 @@ import hashlib
 
 import pytest
 
-from bench.execution import driver
-from bench.execution.driver import Limits, run_planned, run_suite
 from bench.errors import BenchError
-from bench.execution import executor, local
+from bench.execution import driver, executor, local
+from bench.execution.driver import Limits, run_planned, run_suite
 from bench.execution.executor import Executor, Place, Spread
 from bench.execution.local import LocalHandle, share_out
 from bench.execution.plan import Rerun, plan

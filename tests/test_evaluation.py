@@ -5,15 +5,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from bench.attacks import evaluate
+from bench.attacks import evaluate as evaluation
+from bench.attacks.evaluate import attack_identity, balanced_subset, correct_under, evaluate, forward_passes
 from bench.attacks.pgd import pgd, random_start
+from bench.config.protocol import CW, FGSM, PGD, AutoAttack, Clean, Threat
 from bench.data.batches import to_float
 from bench.data.dataset import ImageSet
 from bench.data.datasets.digits import digits, load
-from bench.attacks.evaluate import attack_identity, balanced_subset, correct_under, evaluate, forward_passes
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
-from bench.config.protocol import CW, FGSM, PGD, AutoAttack, Clean, Threat
 from bench.utils.rng import generator
 
 THREAT = Threat(norm="linf", eps=0.1)
@@ -34,7 +34,7 @@ def network():
 
 
 def test_clean_verdicts_are_the_argmax_in_eval_mode(network, monkeypatch):
-    monkeypatch.setattr(evaluate, "EVALUATION_BATCH", 64)  # several batches, the last one smaller
+    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 64)  # several batches, the last one smaller
     _, test = load()
     network.train()
     ticks = []
@@ -66,8 +66,8 @@ def test_pgd_verdicts_are_those_of_the_attack_itself(network):
 
 def test_a_recorded_attack_comes_to_the_same_verdicts(network, monkeypatch):
     """Recorded on the second whole batch, replayed on it and those after it; the last one is smaller."""
-    monkeypatch.setattr(evaluate, "EVALUATION_BATCH", 64)
-    monkeypatch.setattr(evaluate, "LEAST_RECORDED", 320)
+    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 64)
+    monkeypatch.setattr(evaluation, "LEAST_RECORDED", 320)
     _, test = load()
     done = []
 
@@ -139,7 +139,7 @@ def test_tf32_is_off_while_judging_and_as_before_afterwards():
     before = torch.backends.cudnn.allow_tf32
     try:
         torch.backends.cudnn.allow_tf32 = True
-        with evaluate.exact_arithmetic():
+        with evaluation.exact_arithmetic():
             assert not torch.backends.cudnn.allow_tf32
         assert torch.backends.cudnn.allow_tf32
     finally:

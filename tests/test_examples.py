@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from bench.cli.main import main
+from bench.config.suite import load_suite
 from bench.errors import BenchError
 from bench.registry import METHODS, load_plugin
-from bench.config.suite import load_suite
 from bench.testing import conform
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -1,7 +1,17 @@
 import pytest
 from pydantic import ValidationError
 
-from bench.config.protocol import PGD, AutoAttack, Clean, Evaluation, Piecewise, Protocol, Threat, Training, TrainingAttack
+from bench.config.protocol import (
+    PGD,
+    AutoAttack,
+    Clean,
+    Evaluation,
+    Piecewise,
+    Protocol,
+    Threat,
+    Training,
+    TrainingAttack,
+)
 
 MINIMAL = {
     "dataset": "digits",

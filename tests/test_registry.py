@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from bench import catalogue, registry
+from bench import registry
 from bench.attacks.pgd import pgd
-from bench.diagnosis import diagnose
+from bench.cli import catalogue
+from bench.cli.diagnosis import diagnose
 from bench.errors import BenchError
-from bench.training.method import Method
 from bench.models.architecture import Architecture, Family
 from bench.registry import DATASETS, METHODS, MODELS, Registry, load_plugin
+from bench.training.method import Method
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
 

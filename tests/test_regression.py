@@ -12,15 +12,15 @@ import pytest
 from scipy.stats import binomtest, ttest_ind
 from scipy.stats import t as student
 
-from bench.errors import BenchError, DamagedFile, NotComparable, NothingMeasured
 from bench.attacks.outcome import pack
+from bench.config.suite import load_suite
+from bench.errors import BenchError, DamagedFile, NotComparable, NothingMeasured
 from bench.regression import baseline as module
 from bench.regression import formats
 from bench.regression.baseline import Snapshot, read_baseline, snapshot, write_baseline
 from bench.regression.evidence import least_spread, students_t
 from bench.regression.gate import LEVEL, check
 from bench.reporting.statistics import holm
-from bench.config.suite import load_suite
 from bench.storage.store import Store
 from bench.utils.files import fingerprint, write_record
 

@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from bench.storage import run_folder
 from bench.errors import DamagedFile
+from bench.storage import run_folder
 from bench.storage.run_folder import Busy, RunFolder
 
 

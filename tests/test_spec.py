@@ -4,9 +4,9 @@ import pytest
 import yaml
 
 from bench.config import suite
-from bench.errors import BenchError
 from bench.config.protocol import Protocol
 from bench.config.suite import Suite, find_suite, load_suite, select_cells, shipped_suites
+from bench.errors import BenchError
 
 # --- what bad input gets ----------------------------------------------------------------------------------------------
 

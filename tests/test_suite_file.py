@@ -2,8 +2,8 @@ import os
 
 import pytest
 
-from bench.errors import BenchError
 from bench.config.yaml_file import MAX_BYTES, MAX_DEPTH, read_suite_file
+from bench.errors import BenchError
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from bench.execution import watch
-from bench.storage.run_folder import RunFolder
 from bench.execution.watch import SILENT_SECONDS, Watcher
+from bench.storage.run_folder import RunFolder
 
 
 def seen(watcher):

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.attacks.apgd import apgd, cross_entropy, targeted_dlr
-from bench.errors import BenchError, DamagedFile
 from bench.attacks.outcome import Verdicts, pack, unpack
 from bench.config.protocol import STANDARD, AutoAttack, Threat
+from bench.errors import BenchError, DamagedFile
 from bench.utils.device import out_of_memory
 
 PASSES: Mapping[str, int] = {"apgd-ce": 200, "apgd-t": 1800, "fab-t": 3600, "square": 5000}

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.attacks.autoattack import PASSES, Cascade, CascadeState, Tick
+from bench.attacks.outcome import Outcome
 from bench.attacks.pgd import cross_entropy, frozen, margin, mode, pgd, random_start
+from bench.config.protocol import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, Threat
 from bench.data.batches import to_float
 from bench.data.dataset import Images
-from bench.attacks.outcome import Outcome
-from bench.config.protocol import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, Threat
 from bench.utils.cuda_graphs import Recorder, replayed
 from bench.utils.distributed import SINGLE_PROCESS, Group
 from bench.utils.rng import generator

@@ -44,11 +44,11 @@ def check(
 
     Exit 4 if the protocol is not the baseline's, or something was not measured.
     """
+    from bench.config.suite import load_suite
     from bench.errors import BenchError
     from bench.regression import formats
     from bench.regression.baseline import read_baseline, snapshot, write_baseline
     from bench.regression.gate import check as judge
-    from bench.config.suite import load_suite
     from bench.storage.store import Store
 
     loaded = load_suite(suite)

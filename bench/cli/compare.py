@@ -32,8 +32,8 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare two methods or runs, paired by test image; exit 4 if they are not comparable."""
-    from bench.reporting.comparison import compared
     from bench.config.suite import load_suite
+    from bench.reporting.comparison import compared
     from bench.storage.store import Store
 
     if suite and protocol:

@@ -15,7 +15,7 @@ def doctor(results: Results = Path("results"), store: StoreURL = None, json: Jso
     Every file of a run folder is held against its digest, every outcome against its accuracy, and the store against
     the run folders.
     """
-    from bench.diagnosis import diagnose
+    from bench.cli.diagnosis import diagnose
 
     checks = diagnose(results, store)
     if json:

@@ -78,10 +78,10 @@ def evaluate(
     """
     from pydantic import ValidationError
 
+    from bench.config.suite import ExternalModel, load_suite
     from bench.errors import BenchError
     from bench.execution.executor import Spread
     from bench.execution.external_evaluation import evaluate_network
-    from bench.config.suite import ExternalModel, load_suite
 
     try:
         where = ExternalModel(source=network, model=model, normalisation=normalisation, model_dir=str(model_dir))
@@ -89,7 +89,7 @@ def evaluate(
         raise BenchError(f"--model '{model:.60}' is not a name") from None
     loaded = load_suite(suite)
 
-    from bench.cli.view import View
+    from bench.cli.progress import View
 
     started = time.monotonic()
     with interruptible(lambda: saved(results)), View(quiet=json) as view:

@@ -16,7 +16,7 @@ app = typer.Typer(help="Write a run as other benchmarks take it.", no_args_is_he
 
 def complete_run(incomplete: str) -> list[str]:
     """Complete the name of a run in the default store."""
-    from bench import catalogue
+    from bench.cli import catalogue
 
     return [row["name"] for row in catalogue.runs(Path("results"), None) if row["name"].startswith(incomplete)]
 

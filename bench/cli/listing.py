@@ -38,7 +38,7 @@ def list_(
     json: Json = False,
 ) -> None:
     """List methods, models, datasets, suites or runs, one line each."""
-    from bench import catalogue
+    from bench.cli import catalogue
 
     if kind is Kind.RUNS:
         rows = catalogue.runs(results, store)
@@ -57,7 +57,7 @@ def show(
     json: Json = False,
 ) -> None:
     """Show all that is known of one method, model, dataset, suite or run."""
-    from bench import catalogue
+    from bench.cli import catalogue
 
     if thing is Thing.RUN:
         found = catalogue.run(name, results, store)

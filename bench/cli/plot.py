@@ -36,10 +36,10 @@ def plot(
     json: Json = False,
 ) -> None:
     """Draw the figures of each leaderboard and print the files' paths."""
-    from bench.reporting.plots.data import figures
-    from bench.reporting.leaderboard import leaderboards
-    from bench.reporting.plots.render import FORMATS, NAMES, render
     from bench.config.suite import load_suite
+    from bench.reporting.leaderboard import leaderboards
+    from bench.reporting.plots.data import figures
+    from bench.reporting.plots.render import FORMATS, NAMES, render
     from bench.storage.store import Store
 
     formats = _known(format, FORMATS, "format")

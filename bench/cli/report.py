@@ -53,9 +53,9 @@ def report(
     store: StoreURL = None,
 ) -> None:
     """Print the leaderboard of each protocol in the store."""
+    from bench.config.suite import load_suite
     from bench.reporting.leaderboard import leaderboards
     from bench.reporting.order import by
-    from bench.config.suite import load_suite
     from bench.storage.store import Store
 
     protocol = load_suite(suite).suite.protocol.fingerprint if suite else None

@@ -82,11 +82,11 @@ def run(
 
     Interrupted, it says what is saved and which command goes on from there.
     """
-    from bench.execution.driver import Limits, run_suite
+    from bench.config.suite import load_suite, select_cells
     from bench.errors import BenchError, did_you_mean
+    from bench.execution.driver import Limits, run_suite
     from bench.execution.executor import Spread
     from bench.execution.plan import Rerun, plan
-    from bench.config.suite import load_suite, select_cells
 
     if rerun not in set(Rerun):
         raise BenchError(f"--rerun '{rerun:.60}'{did_you_mean(rerun, Rerun)}")
@@ -103,7 +103,7 @@ def run(
         slurm=pairs(slurm or []),
     )
     if dry_run:
-        from bench.cli.view import print_plan
+        from bench.cli.progress import print_plan
 
         devices = loaded.suite.execution.devices or 1
         chosen = select_cells(loaded.cells, only, only_seeds)
@@ -111,7 +111,7 @@ def run(
         print_plan(planned, device if executor is Kind.LOCAL else "auto", json=json)
         return
 
-    from bench.cli.view import View
+    from bench.cli.progress import View
 
     with interruptible(lambda: saved(results)), View(quiet=json) as view:
         states = run_suite(

@@ -62,10 +62,10 @@ def speed(
     Exit 1 if the fast path does not compute what the plain one does.
     """
     from bench import registry
+    from bench.config.suite import load_suite
     from bench.errors import BenchError
     from bench.execution.executor import Spread
     from bench.execution.local import share_out
-    from bench.config.suite import load_suite
     from bench.speed.measure import measure_autoattack, measure_changes, measure_peak, measure_training
     from bench.speed.process import Arena
     from bench.utils.device import check_precision, resolve_device
@@ -81,7 +81,7 @@ def speed(
     registry.MODELS.get(protocol.model)
     where = resolve_device(device)
     resources = share_out(Spread(device=device, threads=threads, jobs=1), 1)
-    check_precision(recipe, where)
+    check_precision(recipe.precision, where)
     arena = Arena(
         cell=cell.model_copy(update={"protocol": protocol}),
         device=str(where),

@@ -29,9 +29,9 @@ def watch(
 
     Nothing is written, and nothing is stored: `bench run` and `bench ingest` take runs that have ended into the store.
     """
-    from bench.cli.view import View
-    from bench.errors import NothingMeasured
+    from bench.cli.progress import View
     from bench.config.suite import load_suite
+    from bench.errors import NothingMeasured
     from bench.execution.watch import Watcher
 
     watcher = Watcher(results, list(load_suite(suite).cells) if suite else None)

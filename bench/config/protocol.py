@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
-from bench.config.hyperparameters import Setting
 from bench.config.base import Indices, Number, Settings, parse_indices, ranges
+from bench.config.hyperparameters import Setting
 from bench.utils.files import fingerprint
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$", max_length=100)]

@@ -12,11 +12,11 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from bench import registry
-from bench.errors import BenchError, did_you_mean
+from bench.config.base import Settings, shown
 from bench.config.hyperparameters import MethodInfo, MethodParams, Source, weakest
 from bench.config.protocol import Crop, Name, Protocol, Seed, named
-from bench.config.base import Settings, shown
 from bench.config.yaml_file import Location, SuiteFile, read_suite_file
+from bench.errors import BenchError, did_you_mean
 from bench.utils.files import fingerprint
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.config.protocol import Augmentation, Crop, Flip, Rotate
 from bench.data.dataset import Images
 from bench.errors import BenchError
-from bench.config.protocol import Augmentation, Crop, Flip, Rotate
 from bench.utils.distributed import SINGLE_PROCESS, Group
 from bench.utils.rng import RngStreams
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench import registry
+from bench.config.base import ranges
+from bench.config.protocol import Augmentation, DatasetSettings, Subset
 from bench.data.readers import ArraySource, Averaged, Source
 from bench.data.streaming import ImageStream
 from bench.errors import BenchError, NotFound
-from bench.config.protocol import Augmentation, DatasetSettings, Subset
-from bench.config.base import ranges
 from bench.utils.rng import generator
 
 LARGE_PIXELS = 128 * 128

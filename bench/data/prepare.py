@@ -15,8 +15,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from bench.data.prepared import VERSION, ImageFiles, Prepared, folder_of, present
 from bench.data.dataset import Dataset, Part
+from bench.data.prepared import VERSION, ImageFiles, Prepared, folder_of, present
 from bench.data.readers import Pixels, Tick
 from bench.errors import BenchError, DamagedFile, NotFound
 from bench.utils.files import file_sha256, sync_folder, write_record

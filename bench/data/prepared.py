@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.config.protocol import DatasetSettings
 from bench.data.dataset import ABSENT, Found, Part
 from bench.data.readers import Pixels, Source, Tick
 from bench.errors import BenchError, DamagedFile, NotFound
-from bench.config.protocol import DatasetSettings
 from bench.utils.files import file_sha256, fingerprint, read_record
 
 log = logging.getLogger(__name__)

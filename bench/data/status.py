@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from bench.data.prepared import ImageFiles, Prepared, folder_of, present
+from bench.config.protocol import DatasetSettings
+from bench.config.suite import find_suite, load_suite, shipped_suites
 from bench.data.dataset import Dataset, Found, Part, dataset_of, missing
 from bench.data.prepare import prepare
+from bench.data.prepared import ImageFiles, Prepared, folder_of, present
 from bench.data.readers import Tick
 from bench.errors import BenchError, DamagedFile, NotFound, did_you_mean
-from bench.config.protocol import DatasetSettings
 from bench.registry import DATASETS
-from bench.config.suite import find_suite, load_suite, shipped_suites
 
 CHUNK = 64  # images decoded at a time when looking for broken ones
 

@@ -27,10 +27,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bench import registry
+from bench.config.suite import Cell
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError
 from bench.storage.run_folder import RunFolder
-from bench.config.suite import Cell
 from bench.training.trainer import Trainer
 from bench.utils.device import out_of_memory, peak_memory, use_device
 from bench.utils.distributed import Group

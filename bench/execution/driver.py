@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
+from bench.config.suite import Cell, LoadedSuite, select_cells
 from bench.errors import BenchError, DamagedFile
 from bench.execution.executor import Executor, Handle, Place, Spread
 from bench.execution.local import LocalExecutor, share_out
 from bench.execution.plan import Planned, Rerun, check_data, plan
 from bench.execution.worker import DISK, Ending
 from bench.storage.run_folder import Busy, RunFolder
-from bench.config.suite import Cell, LoadedSuite, select_cells
 from bench.storage.store import Store
 from bench.utils.device import check_precision
 
@@ -44,8 +44,8 @@ GO_ON = "mend that, and the same command goes on from the last finished epoch an
 class CellState:
     """One cell as the driver sees it.
 
-    `status`: waiting (for a worker to begin), running, silent (as `bench.execution.watch` says), busy (another process holds
-    it), interrupted or full (its folder or the disk cannot be written), or how its run ended; `progress`: where a
+    `status`: waiting (for a worker to begin), running, silent (see `bench.execution.watch`), busy (another process
+    holds it), interrupted or full (its folder or the disk cannot be written), or how its run ended; `progress`: where a
     running one is, as its worker last said; `tries`: how many of its workers were lost.
     """
 
@@ -104,7 +104,7 @@ def _executor(spread: Spread, place: Place, cells: Sequence[Cell]) -> Executor:
         return SlurmExecutor(spread, place)
     shares = share_out(spread, len(cells))
     for protocol in {cell.protocol for cell in cells}:
-        check_precision(protocol.training, torch.device(shares.slots[0][0]))
+        check_precision(protocol.training.precision, torch.device(shares.slots[0][0]))
     return LocalExecutor(shares, place)
 
 

@@ -11,12 +11,12 @@ from typing import Literal
 import torch
 
 from bench import registry
+from bench.attacks.evaluate import evaluated_images, forward_passes
 from bench.attacks.pgd import cross_entropy, frozen, pgd
+from bench.config.protocol import Protocol
 from bench.data.dataset import dataset_of
 from bench.errors import NotFound
-from bench.attacks.evaluate import evaluated_images, forward_passes
 from bench.models.architecture import build_network, size_of
-from bench.config.protocol import Protocol
 from bench.utils.environment import cpu_name
 
 Precision = Literal["fp32", "bf16"]

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from bench.config.suite import Cell
 from bench.errors import BenchError
 from bench.execution.worker import Ending, Job
-from bench.config.suite import Cell
 
 LOOK_SECONDS = 1.0
 """The most that one look at a worker adds to its silence: whoever looks may have been asleep in between."""

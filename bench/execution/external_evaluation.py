@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from bench.config.suite import EVALUATED, Cell, ExternalModel, LoadedSuite, ResolvedMethod
 from bench.data.dataset import dataset_of
-from bench.execution.driver import CellState, Limits, Watch, by_suite, open_executor, run_planned
 from bench.errors import BenchError
+from bench.execution.driver import CellState, Limits, Watch, by_suite, open_executor, run_planned
 from bench.execution.executor import Place, Spread
 from bench.execution.plan import check_attacks, check_data, plan_evaluation
 from bench.models.external import load_foreign, located
-from bench.config.suite import EVALUATED, Cell, ExternalModel, LoadedSuite, ResolvedMethod
 
 MAX_LABEL = 80  # characters, as in a suite
 

@@ -15,11 +15,11 @@ from typing import TypeAlias
 
 import torch
 
-from bench.errors import BenchError
-from bench.execution.executor import Executor, Handle, Place, Spread
-from bench.execution.distributed import exit_cause
-from bench.execution.worker import Ending, Job, work_in_process
 from bench.config.suite import Cell
+from bench.errors import BenchError
+from bench.execution.distributed import exit_cause
+from bench.execution.executor import Executor, Handle, Place, Spread
+from bench.execution.worker import Ending, Job, work_in_process
 from bench.utils.device import cores, resolve_device
 
 GRACE_SECONDS = 10  # between asking a worker to end and killing it

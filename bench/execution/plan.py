@@ -11,15 +11,15 @@ from typing import Literal
 import torch
 
 from bench.attacks.autoattack import check_classes
+from bench.config.protocol import AutoAttack, Protocol
+from bench.config.suite import Cell
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError, DamagedFile
-from bench.execution.estimate import Work, work_of
 from bench.execution.distributed import check_devices
-from bench.storage.verify_folder import damage_of
-from bench.config.protocol import AutoAttack, Protocol
-from bench.storage.run_folder import RunFolder, Status
-from bench.config.suite import Cell
+from bench.execution.estimate import Work, work_of
 from bench.storage.checkpoints import sound
+from bench.storage.run_folder import RunFolder, Status
+from bench.storage.verify_folder import damage_of
 from bench.training.trainer import build_without_data
 from bench.utils.files import fingerprint
 

@@ -15,10 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from bench.config.suite import Cell
 from bench.errors import BenchError
 from bench.execution.executor import Executor, Handle, Place, Spread
 from bench.execution.worker import Ending, Job, work
-from bench.config.suite import Cell
 
 try:
     import ray

@@ -20,11 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench.config.suite import Cell
 from bench.errors import BenchError, DamagedFile
 from bench.execution.executor import Executor, Handle, Place, Spread
 from bench.execution.slurm_commands import check_seen, largest_array, last_line, queue, request, slurm, state_of
 from bench.execution.worker import Ending, Job, work
-from bench.config.suite import Cell
 from bench.utils.files import read_record, write_record
 
 try:

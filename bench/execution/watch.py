@@ -7,11 +7,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from bench.execution.driver import CellState
+from bench.config.suite import Cell
 from bench.errors import BenchError, DamagedFile
+from bench.execution.driver import CellState
 from bench.execution.plan import Planned
 from bench.storage.run_folder import ASIDE, RunFolder
-from bench.config.suite import Cell
 
 SILENT_SECONDS = 120
 """After which a cell that gives no sign of life is called silent; it gives one with every batch and forward pass, and

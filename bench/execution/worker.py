@@ -22,16 +22,16 @@ from torch import nn
 
 from bench import registry
 from bench.attacks.autoattack import CascadeState, Tick
+from bench.attacks.evaluate import attack_identity, evaluate, evaluated_images, forward_passes
+from bench.config.protocol import FinalAttack
+from bench.config.suite import Cell, ExternalModel
 from bench.data.dataset import Dataset, Images, dataset_of
 from bench.errors import BenchError, DamagedFile
-from bench.attacks.evaluate import attack_identity, evaluate, evaluated_images, forward_passes
 from bench.execution.distributed import ProcessDied, train_together
 from bench.models.architecture import Network
 from bench.models.external import load_foreign
-from bench.config.protocol import FinalAttack
-from bench.storage.run_folder import ASIDE, CHECKPOINTS, Busy, RunFolder
-from bench.config.suite import Cell, ExternalModel
 from bench.storage.checkpoints import Checkpoints, sound
+from bench.storage.run_folder import ASIDE, CHECKPOINTS, Busy, RunFolder
 from bench.training.trainer import LAST_EPOCH, Diverged, Trainer, build_evaluated
 from bench.utils.device import check_precision, out_of_memory, peak_memory, use_device
 from bench.utils.environment import describe
@@ -164,7 +164,7 @@ def execute(job: Job) -> Literal["finished", "diverged", "failed"]:
         for plugin in cell.plugins:
             registry.load_plugin(Path(plugin))
         use_device(device, job.threads)
-        check_precision(cell.protocol.training, device)
+        check_precision(cell.protocol.training.precision, device)
         folder.begin(cell, describe(device, job.threads))
         log.info("%s, fingerprint %s, on %s with %d threads", cell, cell.fingerprint, device, job.threads)
         adopt_training(cell, folder)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from bench import registry
+from bench.config.protocol import Protocol, Threat
+from bench.config.suite import ExternalModel
 from bench.data.dataset import Dataset
 from bench.errors import BenchError, did_you_mean
 from bench.models.architecture import Network, build_network
-from bench.models.state_dict import load_weights
 from bench.models.robustbench_zoo import load_from_zoo, zoo_files
-from bench.config.protocol import Protocol, Threat
-from bench.config.suite import ExternalModel
+from bench.models.state_dict import load_weights
 
 FORMATS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 

@@ -19,9 +19,9 @@ from typing import Any, NoReturn
 
 from torch import nn
 
+from bench.config.protocol import Threat
 from bench.errors import BenchError, did_you_mean
 from bench.models.state_dict import read_plain
-from bench.config.protocol import Threat
 
 THREATS = {"linf": "Linf", "l2": "L2"}
 """What RobustBench calls a norm."""

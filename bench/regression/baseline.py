@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.attacks.outcome import Verdicts, unpack
-from bench.reporting.rows import collapsed, measured, ranking
 from bench.config.suite import LoadedSuite
+from bench.errors import BenchError, DamagedFile, NothingMeasured
+from bench.reporting.rows import collapsed, measured, ranking
 from bench.storage.schema import OutcomeRow, RunRow
 from bench.storage.store import Epoch, Store
 from bench.utils.environment import git_revision
@@ -37,7 +37,7 @@ class Record(BaseModel):
 
 
 class Judged(Record):
-    """One checkpoint under one attack: `right` of `count` images; `verdicts` as `bench.attacks.outcome.pack`, in base64."""
+    """One checkpoint under one attack: `right` of `count` images; `verdicts` packed (`outcome.pack`), in base64."""
 
     attack: str
     count: int = Field(ge=1)

@@ -29,8 +29,8 @@ from typing import Literal
 
 import numpy as np
 
-from bench.errors import NotComparable, NothingMeasured
 from bench.attacks.outcome import Verdicts
+from bench.errors import NotComparable, NothingMeasured
 from bench.regression.baseline import CHECKPOINTS, Checkpoint, Row, Seed, Snapshot
 from bench.regression.evidence import least_spread, students_t
 from bench.reporting.comparison import differing_settings

@@ -59,8 +59,8 @@ def doubts_of(seed: int, best: Sequence[OutcomeRow], last: Sequence[OutcomeRow])
 def far_above(pgd: OutcomeRow, autoattack: OutcomeRow) -> bool:
     """Return whether PGD leaves more than `FAR_ABOVE` more than AutoAttack, on the images that both saw.
 
-    Subsets are nested (`bench.attacks.evaluate.balanced_subset`), so these are the images of the attack that saw fewer, m of
-    n. The other's accuracy on them is not stored; taken as a random draw, it is within two standard errors of the
+    Subsets are nested (`bench.attacks.evaluate.balanced_subset`), so these are the images of the attack that saw fewer,
+    m of n. The other's accuracy on them is not stored; taken as a random draw, it is within two standard errors of the
     accuracy p on all, sqrt(p (1 - p) / m * (n - m) / (n - 1)), and gets the benefit of them. Without a difference in
     images that is zero.
     """

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from bench.config.suite import EVALUATED
 from bench.errors import BenchError, NotComparable, NothingMeasured, did_you_mean
 from bench.reporting.rows import (
     Measured,
@@ -24,7 +25,6 @@ from bench.reporting.rows import (
     verdicts,
 )
 from bench.reporting.statistics import Difference, compare, compare_gaps
-from bench.config.suite import EVALUATED
 from bench.storage.schema import RunRow
 from bench.storage.store import Store
 from bench.utils.files import canonical_json

@@ -11,8 +11,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.errors import BenchError, NothingMeasured, did_you_mean
 from bench.config.protocol import DatasetSettings
+from bench.errors import BenchError, NothingMeasured, did_you_mean
 from bench.reporting.published import Beside
 from bench.reporting.rows import (
     BEST,

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.errors import BenchError
 from bench.config.hyperparameters import MethodInfo, MethodParams, Setting
+from bench.errors import BenchError
 from bench.registry import METHODS
 from bench.reporting.rows import Row
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench import registry
+from bench.config.protocol import STANDARD, DatasetSettings
+from bench.config.suite import EVALUATED
 from bench.errors import BenchError
 from bench.models.architecture import Architecture
-from bench.config.protocol import STANDARD, DatasetSettings
 from bench.reporting.leaderboard import radius
-from bench.config.suite import EVALUATED
 
 DATASETS = {"cifar10": 10_000, "cifar100": 10_000}
 """Datasets of RobustBench that a suite may have, and how many test images its leaderboards rest on."""

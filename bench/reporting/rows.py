@@ -13,6 +13,7 @@ import numpy as np
 from bench.attacks.outcome import Verdicts, unpack
 from bench.config.hyperparameters import weakest
 from bench.config.protocol import STANDARD
+from bench.config.suite import EVALUATED
 from bench.reporting.autoattack_flags import Doubt, doubts_of
 from bench.reporting.statistics import (
     CONFIDENCE,
@@ -25,7 +26,6 @@ from bench.reporting.statistics import (
     rank_intervals,
     wilson_interval,
 )
-from bench.config.suite import EVALUATED
 from bench.storage.schema import OutcomeRow, RunRow
 from bench.utils.files import canonical_json
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from bench.data.dataset import Dataset, dataset_of
-from bench.errors import BenchError
 from bench.attacks.evaluate import exact_arithmetic
 from bench.config.suite import Cell
+from bench.data.dataset import Dataset, dataset_of
+from bench.errors import BenchError
 
 Work = Callable[[Any], Any]
 """What a contender does when it is told to: from the order to the answer, both plain data."""

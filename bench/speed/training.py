@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.attacks.evaluate import exact_arithmetic
 from bench.attacks.pgd import cross_entropy, frozen, pgd, random_start
 from bench.data.batches import Batch, TrainingBatches, to_float
 from bench.data.dataset import ImageSet
-from bench.attacks.evaluate import exact_arithmetic
-from bench.training.method import Method
 from bench.speed import reference
 from bench.speed.process import Arena, Work
+from bench.training.method import Method
 from bench.training.step import Steps, Totals, sgd, train_step
 from bench.training.trainer import build_method
 from bench.utils.cuda_graphs import recorder_of

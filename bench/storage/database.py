@@ -18,7 +18,7 @@ from bench.utils.files import canonical_json
 REVISION = "0003"
 """The newest migration. A store that states it needs no other look, and Alembic is not even imported."""
 
-MIGRATIONS = "bench.store:migrations"  # package and folder, so that it is found wherever the package is installed
+MIGRATIONS = "bench.storage:migrations"  # package and folder, so that it is found wherever the package is installed
 
 BUSY_SECONDS = 30  # how long a writer waits for another one
 

@@ -28,8 +28,8 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from bench.errors import BenchError, DamagedFile
 from bench.config.suite import Cell
+from bench.errors import BenchError, DamagedFile
 from bench.utils.files import read_record, write_atomically, write_record
 
 CHECKPOINTS = ("best", "best_on_test", "last")

@@ -15,11 +15,11 @@ from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.orm import Session, selectinload, undefer
 
 from bench.errors import BenchError, DamagedFile, NothingMeasured
-from bench.storage.run_folder import RunFolder
 from bench.storage.database import WRITING, first_line, may_pass, name_of, open_database, reported
 from bench.storage.ingest import Rows, cell_of, digest, read_run
-from bench.storage.verify_database import damage_of
+from bench.storage.run_folder import RunFolder
 from bench.storage.schema import Base, CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
+from bench.storage.verify_database import damage_of
 
 ORDER = attrgetter("protocol_fingerprint", "suite", "method", "label", "seed", "fingerprint")
 """How runs are sorted: here, since databases order text by rules of their own."""

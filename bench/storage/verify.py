@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.errors import DamagedFile
-from bench.storage.verify_folder import damage_of
 from bench.attacks.outcome import unpack
+from bench.errors import DamagedFile
 from bench.storage.run_folder import run_folders
 from bench.storage.schema import RunRow
 from bench.storage.store import Store
+from bench.storage.verify_folder import damage_of
 from bench.utils.files import fingerprint
 
 MEND_RUN = "`bench run SUITE --rerun failed` mends it"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bench.errors import DamagedFile
-from bench.storage.run_folder import CHECKPOINTS, RunFolder
 from bench.storage.checkpoints import INDEX, Checkpoints, verified
+from bench.storage.run_folder import CHECKPOINTS, RunFolder
 
 
 def damage_of(folder: RunFolder) -> list[str]:

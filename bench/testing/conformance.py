@@ -12,14 +12,14 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from bench.attacks.evaluate import correct_under
 from bench.attacks.pgd import frozen
+from bench.config.protocol import Clean
+from bench.config.suite import Cell, Suite, resolve_method
 from bench.data.batches import Batch, to_float
 from bench.data.dataset import Splits, dataset_of
-from bench.attacks.evaluate import correct_under
-from bench.training.method import Method
-from bench.config.protocol import Clean
 from bench.storage.run_folder import RunFolder
-from bench.config.suite import Cell, Suite, resolve_method
+from bench.training.method import Method
 from bench.training.step import Totals, train_step
 from bench.training.trainer import Trainer, build_evaluated
 from bench.utils.rng import generator

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.attacks.pgd import Objective, cross_entropy, mode, pgd, project, random_start
-from bench.data.batches import Batch, TrainingBatches
 from bench.config.hyperparameters import MethodInfo, MethodParams
 from bench.config.protocol import Protocol
+from bench.data.batches import Batch, TrainingBatches
 from bench.training.lr_schedule import Schedule
 from bench.utils.distributed import Group
 from bench.utils.rng import RngStreams

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.attacks.pgd import frozen
+from bench.config.protocol import Optimizer
 from bench.data.batches import Batch
 from bench.training.method import Method
-from bench.config.protocol import Optimizer
 from bench.utils.cuda_graphs import Recorder, replayed
 from bench.utils.distributed import SINGLE_PROCESS, Group
 from bench.utils.rng import HostRandomness

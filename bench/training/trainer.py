@@ -12,18 +12,18 @@ import torch
 from torch import nn
 
 from bench import registry
+from bench.attacks.evaluate import correct_under
+from bench.config.protocol import PGD, Clean
+from bench.config.suite import Cell
 from bench.data.batches import TrainingBatches
 from bench.data.dataset import Dataset, Images, ImageSet, Splits
-from bench.attacks.evaluate import correct_under
-from bench.training.method import Context, Method
 from bench.models.architecture import build_network
 from bench.models.sync_batchnorm import shared_statistics
-from bench.config.protocol import PGD, Clean
-from bench.storage.run_folder import RunFolder
-from bench.training.lr_schedule import protocol_schedule
-from bench.config.suite import Cell
 from bench.storage.checkpoints import Entry, sound
+from bench.storage.run_folder import RunFolder
 from bench.training.flops import CountedFlops
+from bench.training.lr_schedule import protocol_schedule
+from bench.training.method import Context, Method
 from bench.training.step import Steps, Totals, sgd
 from bench.utils.cuda_graphs import recorder_of
 from bench.utils.distributed import SINGLE_PROCESS, Group

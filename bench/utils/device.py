@@ -11,7 +11,6 @@ from contextlib import suppress
 import torch
 
 from bench.errors import BenchError
-from bench.config.protocol import Training
 
 
 def resolve_device(name: str) -> torch.device:
@@ -35,9 +34,9 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def check_precision(training: Training, device: torch.device) -> None:
-    """Raise BenchError if the device cannot compute in the protocol's precision; never fall back to another one."""
-    if training.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise BenchError if the device cannot compute in `precision`; never fall back to another one."""
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise BenchError(f"{torch.cuda.get_device_name(device)} has no bfloat16; set 'precision: fp32' in the suite")
 
 

@@ -9,12 +9,12 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 from bench.attacks.autoattack import Cascade, CascadeState, check_classes
-from bench.data.batches import to_float
-from bench.data.datasets.digits import load
-from bench.errors import BenchError, DamagedFile
 from bench.attacks.evaluate import balanced_subset
 from bench.config.protocol import STANDARD, Threat
 from bench.config.protocol import AutoAttack as AutoAttackSettings
+from bench.data.batches import to_float
+from bench.data.datasets.digits import load
+from bench.errors import BenchError, DamagedFile
 from bench.utils.rng import generator
 
 IMAGES, BATCH = 24, 10  # three batches, the last one smaller

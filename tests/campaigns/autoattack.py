@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from bench.attacks.autoattack import Cascade
-from bench.errors import DamagedFile
 from bench.attacks.evaluate import correct_under
-from bench.models.resnet import resnet18
 from bench.config.protocol import STANDARD, AutoAttack, Clean, DatasetSettings, Threat
+from bench.errors import DamagedFile
+from bench.models.resnet import resnet18
 from bench.storage.run_folder import RunFolder
 from bench.utils.files import read_record
 from bench.utils.rng import generator

@@ -4,9 +4,9 @@ import os
 import signal
 import time
 
+from bench.config.suite import load_suite
 from bench.execution.driver import run_suite
 from bench.execution.executor import Spread
-from bench.config.suite import load_suite
 from bench.storage.store import Store
 
 from ..execution.test_ray import ONE_THREAD, result_of

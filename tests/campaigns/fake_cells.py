@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.attacks.pgd import cross_entropy  # noqa: F401  (what a worker has loaded)
 from bench.attacks.evaluate import attack_identity
-from bench.execution.worker import Ending, Job, attack_key
 from bench.attacks.outcome import Outcome
+from bench.attacks.pgd import cross_entropy  # noqa: F401  (what a worker has loaded)
+from bench.execution.worker import Ending, Job, attack_key
 from bench.storage.checkpoints import Checkpoints
 from bench.utils.files import write_record
 

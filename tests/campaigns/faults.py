@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from bench.errors import DamagedFile
-from bench.storage.verify_folder import damage_of
-from bench.storage.run_folder import RunFolder, run_folders
 from bench.config.suite import load_suite
-from bench.storage.store import Store
+from bench.errors import DamagedFile
 from bench.storage.checkpoints import Checkpoints
+from bench.storage.run_folder import RunFolder, run_folders
+from bench.storage.store import Store
+from bench.storage.verify_folder import damage_of
 
 from .processes import SECONDS, Act, Bed, Operations, epochs_begun, start, warm
 

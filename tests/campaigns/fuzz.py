@@ -22,13 +22,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from bench.config.suite import load_suite, shipped_suites
 from bench.data.datasets.digits import digits
 from bench.errors import BenchError
 from bench.execution.plan import plan
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
 from bench.models.state_dict import load_weights
-from bench.config.suite import load_suite, shipped_suites
 
 SUITES, WEIGHTS = 20_000, 2_000
 """Different mutants, at least; more are drawn, as some come twice."""

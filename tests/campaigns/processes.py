@@ -28,16 +28,16 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
-from bench.cli.main import main
-from bench.execution import local
 from bench.attacks.outcome import Outcome
+from bench.cli.main import main
+from bench.config.suite import load_suite
+from bench.execution import local
 from bench.reporting.formats.markdown import render_markdown
 from bench.reporting.leaderboard import leaderboards
+from bench.storage.checkpoints import Checkpoints
 from bench.storage.run_folder import RunFolder
-from bench.config.suite import load_suite
 from bench.storage.store import Store
 from bench.testing.conformance import curve
-from bench.storage.checkpoints import Checkpoints
 from bench.training.trainer import Trainer
 
 SUITE = """\

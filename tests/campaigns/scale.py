@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli.view import View
-from bench.execution.driver import Limits, run_planned
+from bench.cli.progress import View
+from bench.config.suite import load_suite
 from bench.execution import local
+from bench.execution.driver import Limits, run_planned
 from bench.execution.executor import Place
 from bench.execution.local import LocalExecutor, Shares
 from bench.execution.plan import plan
-from bench.config.suite import load_suite
-from bench.storage.store import Store
-from bench.storage.cleanup import ingest
 from bench.execution.watch import Watcher
+from bench.storage.cleanup import ingest
+from bench.storage.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))  # workers import it by its name
 fake_cells = importlib.import_module("fake_cells")

@@ -16,13 +16,12 @@ import pytest
 
 pytest.importorskip("submitit")
 
-from bench.execution.driver import run_suite
 from bench.errors import BenchError
-from bench.execution import slurm
-from bench.execution import slurm_commands
+from bench.execution import slurm, slurm_commands
+from bench.execution.driver import run_suite
 from bench.execution.executor import Place, Spread
-from bench.execution.slurm_commands import minutes, queue, request
 from bench.execution.slurm import SlurmExecutor, SlurmHandle
+from bench.execution.slurm_commands import minutes, queue, request
 from bench.execution.worker import Ending, Job
 from bench.storage.run_folder import RunFolder
 from bench.testing.conformance import curve
@@ -344,7 +343,9 @@ def test_the_users_environment_does_not_outrank_options(executor, load, monkeypa
 def test_a_results_folder_that_nodes_do_not_see_is_one_sentence(executor, load, monkeypatch, tmp_path):
     real = slurm_commands.slurm
     monkeypatch.setattr(
-        slurm_commands, "slurm", lambda *words, **settings: real(*words[:-1], words[-1].replace(".probe", ".none"), **settings)
+        slurm_commands,
+        "slurm",
+        lambda *words, **settings: real(*words[:-1], words[-1].replace(".probe", ".none"), **settings),
     )
     with pytest.raises(BenchError, match=r"the results folder .*/results is not seen on \S+; name one that all nodes"):
         executor().submit(load().cells)

@@ -10,9 +10,9 @@ import time
 import pytest
 
 from bench.cli.run import run, without_rerun
+from bench.config.suite import load_suite, shipped_suites
 from bench.execution.driver import HANG_MINUTES, TRIES
 from bench.storage.run_folder import RunFolder
-from bench.config.suite import load_suite, shipped_suites
 
 
 @pytest.fixture(scope="module")

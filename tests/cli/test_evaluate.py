@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from bench.data.datasets.cifar import CIFAR10_CLASSES
-from bench.data.dataset import dataset_of
 from bench.attacks.evaluate import correct_under
+from bench.attacks.outcome import Outcome
+from bench.config.suite import ExternalModel, load_suite
+from bench.data.dataset import dataset_of
+from bench.data.datasets.cifar import CIFAR10_CLASSES
 from bench.execution.external_evaluation import evaluate_network
 from bench.models.external import load_foreign
-from bench.models.small_cnn import SmallCNN
 from bench.models.robustbench_zoo import import_robustbench
-from bench.attacks.outcome import Outcome
-from bench.storage.run_folder import RunFolder
-from bench.config.suite import ExternalModel, load_suite
+from bench.models.small_cnn import SmallCNN
 from bench.storage.checkpoints import Checkpoints
+from bench.storage.run_folder import RunFolder
 from bench.utils.files import file_sha256
 from bench.utils.rng import generator
 

@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from bench.storage.verify_folder import damage_of
 from bench.storage.run_folder import run_folders
+from bench.storage.verify_folder import damage_of
 
 from ..campaigns.processes import Act, Bed, Operations, epochs_begun, start, warm
 

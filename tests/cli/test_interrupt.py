@@ -9,8 +9,8 @@ import time
 import pytest
 from filelock import FileLock
 
-from bench.storage.run_folder import RunFolder
 from bench.config.suite import load_suite
+from bench.storage.run_folder import RunFolder
 from bench.testing.conformance import curve
 
 

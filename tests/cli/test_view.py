@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from bench.cli import view
-from bench.cli.view import View
+from bench.cli import progress
+from bench.cli.progress import View
 
 CELL = "FOMO [ours] [/b] seed 0"
 
@@ -36,8 +36,8 @@ def shown(monkeypatch):
     def shown(*places, terminal=False):
         file = io.StringIO()
         console = Console(file=file, width=150, force_terminal=terminal)
-        monkeypatch.setattr(view, "Console", lambda **_options: console)
-        monkeypatch.setattr(view, "REFRESH_SECONDS", 0)
+        monkeypatch.setattr(progress, "Console", lambda **_options: console)
+        monkeypatch.setattr(progress, "REFRESH_SECONDS", 0)
         planned = SimpleNamespace(cell=CELL, folder=Folder(), action="run", work=None)
         state = SimpleNamespace(planned=planned, status="running", reason="", progress={})
         with View() as running:

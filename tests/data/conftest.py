@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.data.dataset import dataset_of
 from bench.config.protocol import DatasetSettings
+from bench.data.dataset import dataset_of
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
+from bench.config.protocol import Crop, Flip, Rotate
 from bench.data.batches import TrainingBatches, augment, to_float
 from bench.data.dataset import ImageSet
 from bench.data.readers import ArraySource
 from bench.data.streaming import ImageStream
 from bench.errors import BenchError
-from bench.config.protocol import Crop, Flip, Rotate
 from bench.utils.rng import RngStreams
 
 RANDOM_PIXELS = torch.randint(0, 256, (50, 3, 8, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

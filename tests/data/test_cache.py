@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from bench.data.prepared import MappedSource, Prepared, folder_of, with_gaps
+from bench.config.protocol import DatasetSettings
 from bench.data.dataset import ABSENT, dataset_of
 from bench.data.prepare import prepare
+from bench.data.prepared import MappedSource, Prepared, folder_of, with_gaps
 from bench.data.readers import ArraySource, FileSource
 from bench.data.streaming import ImageStream
 from bench.errors import BenchError, DamagedFile, NotFound
-from bench.config.protocol import DatasetSettings
 
 
 def pixels(part):

@@ -17,10 +17,10 @@ import torch
 import torchvision
 from PIL import Image
 
-from bench.data.datasets.cifar import CIFAR10, CIFAR10_CLASSES, CIFAR100, cifar10, cifar100
-from bench.data.dataset import ABSENT, dataset_of
-from bench.errors import BenchError, NotFound
 from bench.config.protocol import DatasetSettings
+from bench.data.dataset import ABSENT, dataset_of
+from bench.data.datasets.cifar import CIFAR10, CIFAR10_CLASSES, CIFAR100, cifar10, cifar100
+from bench.errors import BenchError, NotFound
 
 TRAIN, TEST = 50, 12  # of the small dataset that the tests write
 SEED = np.random.default_rng(0)

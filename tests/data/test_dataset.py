@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from bench.config.protocol import DatasetSettings, Files, Subset
 from bench.data.dataset import ABSENT, LARGE_PIXELS, Found, ImageSet, Part, arrays, dataset_of, missing
 from bench.data.datasets.digits import digits, load
 from bench.data.readers import ArraySource
 from bench.data.streaming import ImageStream
 from bench.errors import BenchError, NotFound
-from bench.config.protocol import DatasetSettings, Files, Subset
 
 
 def part(start, count, side=8):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench.data.dataset import dataset_of
 from bench.config.protocol import DatasetSettings
+from bench.data.dataset import dataset_of
 from bench.registry import DATASETS
 
 PAGE = Path(__file__).parents[2] / "docs" / "datasets.md"

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from bench import registry
+from bench.config.protocol import DatasetSettings
 from bench.data import status
-from bench.data.datasets import digits
-from bench.data.prepared import ImageFiles
 from bench.data.dataset import ABSENT, Found, Part, missing
+from bench.data.datasets import digits
 from bench.data.prepare import prepare
+from bench.data.prepared import ImageFiles
 from bench.data.readers import ArraySource
 from bench.errors import BenchError, NotFound
-from bench.config.protocol import DatasetSettings
 
 
 def nothing(*_):
@@ -95,9 +95,7 @@ def test_bring_downloads_what_is_missing_or_not_whole(remote, tmp_path):
         assert said == f"remote is downloaded: {tmp_path}/remote"
     said = status.bring(status.named("remote"), tmp_path, nothing, nothing)
     assert said == f"remote is there already, nothing to do: {tmp_path}/remote"
-    assert (
-        status.bring(status.named("digits"), None, nothing, nothing) == "digits is there already, nothing to do"
-    )
+    assert status.bring(status.named("digits"), None, nothing, nothing) == "digits is there already, nothing to do"
 
 
 def test_bring_says_how_to_get_what_it_cannot(remote, tmp_path):

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.data.prepared import Prepared
+from bench.config.protocol import DatasetSettings
 from bench.data.dataset import dataset_of
 from bench.data.prepare import prepare
+from bench.data.prepared import Prepared
 from bench.data.readers import FileSource
 from bench.errors import BenchError
-from bench.config.protocol import DatasetSettings
 
 SLOW = """
 import sys, time

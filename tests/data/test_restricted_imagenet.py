@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.data.datasets import restricted_imagenet as module
-from bench.data.dataset import dataset_of
-from bench.data.datasets.restricted_imagenet import SUPER_CLASSES, synsets
-from bench.execution.driver import run_suite
-from bench.errors import BenchError, NotFound
-from bench.execution.executor import Spread
 from bench.config.protocol import DatasetSettings
-from bench.storage.run_folder import RunFolder
 from bench.config.suite import load_suite
+from bench.data.dataset import dataset_of
+from bench.data.datasets import restricted_imagenet as module
+from bench.data.datasets.restricted_imagenet import SUPER_CLASSES, synsets
+from bench.errors import BenchError, NotFound
+from bench.execution.driver import run_suite
+from bench.execution.executor import Spread
+from bench.storage.run_folder import RunFolder
 
 DOG, FROG, CAT = "n02085620", "n01641577", "n02123045"  # Chihuahua, bullfrog, tabby
 

@@ -13,10 +13,10 @@ import torch
 import torchvision
 from PIL import Image
 
+from bench.config.protocol import DatasetSettings
 from bench.data.dataset import dataset_of
 from bench.data.datasets.svhn import svhn
 from bench.errors import BenchError, NotFound
-from bench.config.protocol import DatasetSettings
 
 TRAIN, TEST = 40, 12
 SEED = np.random.default_rng(0)

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench.config.protocol import DatasetSettings
 from bench.data.dataset import ABSENT, dataset_of
 from bench.data.folder import images_in
 from bench.errors import BenchError, NotFound
-from bench.config.protocol import DatasetSettings
 
 WNIDS = [f"n{98765432 - 7 * rank:08}" for rank in range(200)]  # falling, so that sorting would show
 

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from bench.execution.driver import run_suite
 from bench.errors import BenchError
+from bench.execution.driver import run_suite
 from bench.execution.executor import Place, Spread
 from bench.storage.store import Store
 from bench.testing.conformance import curve

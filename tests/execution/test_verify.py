@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
-from bench.storage.verify_folder import damage_of
+from bench.config.suite import load_suite
 from bench.execution.worker import Job, execute
 from bench.storage.run_folder import RunFolder
-from bench.config.suite import load_suite
+from bench.storage.verify_folder import damage_of
 from bench.utils.files import read_record, write_record
 
 

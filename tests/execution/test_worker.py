@@ -8,19 +8,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench.storage import run_folder
+from bench.attacks.outcome import Outcome
 from bench.data.datasets.digits import digits
 from bench.errors import DamagedFile
 from bench.execution import worker
 from bench.execution.plan import Rerun, plan
-from bench.storage.verify_folder import damage_of
 from bench.execution.worker import Job, Lost, adopt_training, attack_key, execute
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
-from bench.attacks.outcome import Outcome
-from bench.storage.run_folder import RunFolder
-from bench.testing.conformance import curve
+from bench.storage import run_folder
 from bench.storage.checkpoints import Checkpoints
+from bench.storage.run_folder import RunFolder
+from bench.storage.verify_folder import damage_of
+from bench.testing.conformance import curve
 from bench.training.trainer import Trainer
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import catalogue
-from bench.registry import METHODS
+from bench.cli import catalogue
 from bench.config.suite import load_suite
+from bench.registry import METHODS
 
 DOCS = Path(__file__).parents[2] / "docs"
 OURS = [name for name in METHODS.names() if METHODS.get(name).__module__.partition(".")[0] == "methods"]

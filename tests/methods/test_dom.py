@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.data.batches import Batch
 from bench.config.hyperparameters import Origin
+from bench.data.batches import Batch
 from bench.registry import METHODS
 
 TABLE = {  # threshold; blend and tries of AugMix; blend and tries of RandAugment

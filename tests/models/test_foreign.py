@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from bench.config.protocol import DatasetSettings, Protocol
+from bench.config.suite import ExternalModel
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError
 from bench.models.architecture import build_network
 from bench.models.external import load_foreign, located, parse_normalisation, state_sha256
 from bench.models.small_cnn import SmallCNN, small_cnn
-from bench.config.protocol import DatasetSettings, Protocol
-from bench.config.suite import ExternalModel
 from bench.utils.files import file_sha256
 
 PROTOCOL = Protocol.model_validate(

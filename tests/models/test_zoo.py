@@ -8,12 +8,12 @@ import urllib.request
 import pytest
 import torch
 
+from bench.config.protocol import Protocol
+from bench.config.suite import ExternalModel
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError
 from bench.models.external import load_foreign
 from bench.models.robustbench_zoo import import_robustbench
-from bench.config.protocol import Protocol
-from bench.config.suite import ExternalModel
 from bench.utils.files import file_sha256
 
 NAME = "Wong2020Fast"  # a PreActResNet-18

@@ -4,11 +4,11 @@ from html.parser import HTMLParser
 
 import pytest
 
+from bench.config.suite import MethodEntry, Suite, resolve_method
 from bench.reporting.beside import beside
 from bench.reporting.formats.html import render_html
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.published import Published
-from bench.config.suite import MethodEntry, Suite, resolve_method
 from bench.storage.store import Store
 
 from ..store.conftest import Maker, protocol_of

@@ -1,6 +1,6 @@
 from bench.registry import METHODS
-from bench.reporting.method_card import describe
 from bench.reporting.leaderboard import leaderboards
+from bench.reporting.method_card import describe
 
 from .html_report import HOSTILE, boards
 

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 from rich.console import Console
 
+from bench.config.suite import EVALUATED
 from bench.reporting.autoattack_flags import FAR_ABOVE, Doubt, far_above
 from bench.reporting.formats.csv import render_csv
 from bench.reporting.formats.html import render_html
@@ -20,7 +21,6 @@ from bench.reporting.formats.terminal import render_terminal, render_text
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.published import read_published
 from bench.reporting.table import table
-from bench.config.suite import EVALUATED
 
 from .conftest import protocol_of
 from .test_data_formats import schema

@@ -7,17 +7,17 @@ import json
 import jsonschema
 import pytest
 
+from bench.config.suite import EVALUATED, load_suite
 from bench.reporting.comparison import compared
-from bench.reporting.plots.data import figures
 from bench.reporting.formats.csv import render_csv
 from bench.reporting.formats.html import render_html
 from bench.reporting.formats.json import render_json
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.order import by
+from bench.reporting.plots.data import figures
 from bench.reporting.plots.render import NAMES, render
 from bench.reporting.reproduction import reproduction
 from bench.reporting.table import NONE, table
-from bench.config.suite import EVALUATED, load_suite
 
 from .test_data_formats import schema
 

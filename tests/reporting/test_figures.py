@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from sqlalchemy.orm import Session
 
-from bench.errors import BenchError
 from bench.attacks.outcome import pack
-from bench.reporting.plots.data import Figures, Line, Mark, Value, figures
+from bench.errors import BenchError
 from bench.reporting.leaderboard import leaderboards
+from bench.reporting.plots.data import Figures, Line, Mark, Value, figures
 from bench.storage.schema import CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
 
 from .conftest import CLASSES, protocol_of

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sqlalchemy.orm import Session
 
-from bench.errors import BenchError, NothingMeasured
 from bench.attacks.outcome import pack
+from bench.errors import BenchError, NothingMeasured
 from bench.reporting import rows
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.rows import differences, distinct

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from bench.errors import BenchError, NothingMeasured
-from bench.reporting.plots import draw
+from bench.reporting.plots import draw as painters
 from bench.reporting.plots.data import (
     Agreement,
     CostPoint,
@@ -154,7 +154,8 @@ def test_drawing_leaves_nothing_behind():
     assert len(figure.axes) == 2
     code = "import sys, bench.reporting.plots.render, bench.cli.plot; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    code = f"{code.partition(';')[0]}; from test_plots import data; bench.reporting.plots.render.render(data(), 'gap', 'png')"
+    code = f"{code.partition(';')[0]}; from test_plots import data"
+    code += "; bench.reporting.plots.render.render(data(), 'gap', 'png')"
     code += "; sys.exit('matplotlib.pyplot' in sys.modules)"
     folder = __file__.rpartition("/")[0]
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=folder).returncode == 0
@@ -250,13 +251,13 @@ def test_agreement_shows_each_pair():
 
 
 def test_told_apart_without_colour():
-    grey = [0.299 * int(c[1:3], 16) + 0.587 * int(c[3:5], 16) + 0.114 * int(c[5:], 16) for c in draw.SERIES]
+    grey = [0.299 * int(c[1:3], 16) + 0.587 * int(c[3:5], 16) + 0.114 * int(c[5:], 16) for c in painters.SERIES]
     assert max(grey) < 200, "dark enough on white paper"
-    looks = {(draw.SERIES[row % len(draw.SERIES)], draw.MARKERS[row % len(draw.MARKERS)])
+    looks = {(painters.SERIES[row % len(painters.SERIES)], painters.MARKERS[row % len(painters.MARKERS)])
              for row in range(40)}  # fmt: skip
     assert len(looks) == 40
     assert len({marker for _, marker in list(looks)}) == 7
-    assert len({str(dashes) for *_, dashes, _ in draw.LINES}) == len(draw.LINES)
+    assert len({str(dashes) for *_, dashes, _ in painters.LINES}) == len(painters.LINES)
 
 
 def test_the_pdf_embeds_its_fonts_as_truetype():

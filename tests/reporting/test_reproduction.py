@@ -4,9 +4,9 @@ import shlex
 import pytest
 import yaml
 
+from bench.config.suite import load_suite, select_cells, shipped_suites
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.reproduction import reproduction, seeds_of
-from bench.config.suite import load_suite, select_cells, shipped_suites
 
 from .conftest import protocol_of
 from .html_report import ARABIC, HOSTILE, boards, resolved

@@ -5,10 +5,10 @@ from types import MappingProxyType
 
 import pytest
 
+from bench.config.suite import EVALUATED
 from bench.errors import BenchError
 from bench.models.robustbench_zoo import import_robustbench
 from bench.reporting.robustbench import FIELDS, model_information
-from bench.config.suite import EVALUATED
 
 from ..store.conftest import first
 from .conftest import protocol_of

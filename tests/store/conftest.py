@@ -13,8 +13,8 @@ from sqlalchemy import create_engine, select
 
 from bench.attacks.outcome import Outcome, Verdicts
 from bench.config.protocol import AutoAttack, Clean, Protocol
-from bench.storage.run_folder import RunFolder
 from bench.config.suite import Cell, ResolvedMethod
+from bench.storage.run_folder import RunFolder
 from bench.storage.schema import Base
 from bench.storage.store import Store
 from bench.utils.files import write_record

@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.exc import ProgrammingError
 
-import bench.store
+import bench.storage
 from bench.errors import BenchError, NothingMeasured
 from bench.storage import database
 from bench.storage.database import NoStore, open_database, reported
@@ -83,7 +83,7 @@ def upgrade():
 def newer_bench(tmp_path, monkeypatch):
     """Make the package one migration newer; the migration rebuilds the table of runs."""
     folder = tmp_path / "migrations"
-    shutil.copytree(Path(bench.store.__file__).parent / "migrations", folder)
+    shutil.copytree(Path(bench.storage.__file__).parent / "migrations", folder)
 
     def upgrade(more: str = "") -> None:
         (folder / "versions" / "second.py").write_text(NEXT.format(head=HEAD, more=more))

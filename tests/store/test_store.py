@@ -11,10 +11,10 @@ from sqlalchemy import Engine, delete, event, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.attacks.outcome import unpack
-from bench.storage.run_folder import RunFolder
+from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.storage.ingest import read_run
+from bench.storage.run_folder import RunFolder
 from bench.storage.schema import EpochRow, ProtocolRow
 from bench.storage.store import Store
 from bench.utils.files import fingerprint, read_record, write_record

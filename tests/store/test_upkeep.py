@@ -3,9 +3,9 @@
 import pytest
 
 from bench.errors import BenchError, NothingMeasured
+from bench.storage.cleanup import ingest, removable, remove
 from bench.storage.run_folder import run_folders
 from bench.storage.store import Store
-from bench.storage.cleanup import ingest, removable, remove
 
 from .conftest import contents, execute
 

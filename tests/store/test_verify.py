@@ -6,14 +6,14 @@ from contextlib import suppress
 import pytest
 from sqlalchemy import create_engine, make_url
 
-from bench.errors import DamagedFile
-from bench.storage.verify_folder import damage_of
-from bench.execution.worker import Job, execute
-from bench.storage.run_folder import RunFolder
 from bench.config.suite import load_suite
+from bench.errors import DamagedFile
+from bench.execution.worker import Job, execute
+from bench.storage.cleanup import ingest
+from bench.storage.run_folder import RunFolder
 from bench.storage.store import Store
 from bench.storage.verify import MEND_RUN, MEND_STORE, verify
-from bench.storage.cleanup import ingest
+from bench.storage.verify_folder import damage_of
 
 from .conftest import empty
 

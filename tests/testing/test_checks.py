@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench.data.batches import Batch
-from bench.training.method import Method
-from bench.models.weight_averaging import frozen_copy
 from bench.config.hyperparameters import MethodInfo
+from bench.data.batches import Batch
+from bench.models.weight_averaging import frozen_copy
 from bench.registry import METHODS
 from bench.testing import CHECKS, NotConforming, conform
 from bench.testing.conformance import phases, same, small_cell, trainer_of
+from bench.training.method import Method
 from methods.fomo import FOMO
 
 

@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from bench.attacks.pgd import cross_entropy, frozen, pgd
+from bench.config.protocol import Threat
 from bench.models.architecture import size_of
 from bench.models.small_cnn import small_cnn
-from bench.config.protocol import Threat
 from bench.training.flops import CountedFlops
 
 

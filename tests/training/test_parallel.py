@@ -18,10 +18,10 @@ import torch
 from bench import registry
 from bench.data.batches import TrainingBatches
 from bench.data.dataset import dataset_of
-from bench.execution.driver import run_suite
 from bench.errors import BenchError
-from bench.execution.executor import Spread
 from bench.execution.distributed import _portable, check_devices
+from bench.execution.driver import run_suite
+from bench.execution.executor import Spread
 from bench.execution.worker import Job, execute, work_in_process
 from bench.models.sync_batchnorm import shared_statistics
 from bench.storage.checkpoints import Checkpoints

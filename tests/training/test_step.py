@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.attacks.pgd import random_start
+from bench.config.protocol import Optimizer
 from bench.data.batches import Batch, TrainingBatches
 from bench.data.dataset import dataset_of
 from bench.data.datasets.digits import digits
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
-from bench.config.protocol import Optimizer
 from bench.training.step import WARM_UP, Steps, Totals, compute_gradients, sgd, train_step
 from bench.training.trainer import build_method
 from bench.utils.cuda_graphs import recorder_of

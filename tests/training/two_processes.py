@@ -15,11 +15,11 @@ import torch.distributed as dist
 from torch import nn
 
 from bench import registry
+from bench.attacks.evaluate import correct_under
+from bench.config.protocol import PGD, Threat
 from bench.data.batches import Batch, TrainingBatches
 from bench.data.dataset import Splits, dataset_of
-from bench.attacks.evaluate import correct_under
 from bench.models.sync_batchnorm import shared_statistics
-from bench.config.protocol import PGD, Threat
 from bench.storage.run_folder import RunFolder
 from bench.testing.conformance import curve, small_cell
 from bench.training.step import Totals, train_step

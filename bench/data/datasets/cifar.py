@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import registry
+from bench.config.protocol import Crop, DatasetSettings, Flip, Rotate
 from bench.data.dataset import ABSENT, Dataset, Found, Part, missing
 from bench.data.downloads import OfficialFile, torchvision_datasets, unpack
 from bench.data.readers import ArraySource, FileSource, Pixels
 from bench.errors import BenchError, NotFound, did_you_mean
-from bench.config.protocol import Crop, DatasetSettings, Flip, Rotate
 
 SHAPE = (3, 32, 32)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from bench.data.dataset import Dataset, Found, ImageSet, arrays
 from bench.config.protocol import DatasetSettings
+from bench.data.dataset import Dataset, Found, ImageSet, arrays
 
 TRAIN_IMAGES = 1297
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from bench.data.prepared import ImageFiles
+from bench.config.protocol import DatasetSettings
 from bench.data.dataset import Found, Part, missing, own_dataset
 from bench.data.folder import classes_in, labelled, listing_digest
+from bench.data.prepared import ImageFiles
 from bench.data.readers import FileSource
 from bench.errors import BenchError
-from bench.config.protocol import DatasetSettings
 
 
 def look(root: Path | None, settings: DatasetSettings) -> Found:

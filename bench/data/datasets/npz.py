@@ -10,10 +10,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from bench.config.protocol import DatasetSettings, Files
 from bench.data.dataset import Found, Part, missing, own_dataset
 from bench.data.readers import ArraySource
 from bench.errors import BenchError
-from bench.config.protocol import DatasetSettings, Files
 from bench.utils.files import file_sha256
 
 NAMES = {

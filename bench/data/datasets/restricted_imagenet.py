@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.data.prepared import ImageFiles
+from bench.config.protocol import Crop, DatasetSettings, Flip
 from bench.data.dataset import Dataset, Found, Part, missing
 from bench.data.folder import classes_in, images_in, labelled, listing_digest
+from bench.data.prepared import ImageFiles
 from bench.data.readers import FileSource
 from bench.errors import BenchError
-from bench.config.protocol import Crop, DatasetSettings, Flip
 
 SUPER_CLASSES = {
     "dog": range(151, 269),

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.config.protocol import DatasetSettings
 from bench.data.dataset import Dataset, Found, Part, missing
 from bench.data.downloads import OfficialFile, torchvision_datasets
 from bench.data.readers import ArraySource, Pixels, Tick
 from bench.errors import BenchError
-from bench.config.protocol import DatasetSettings
 
 NAMES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.data.prepared import ImageFiles, with_gaps
+from bench.config.protocol import Crop, DatasetSettings, Flip
 from bench.data.dataset import ABSENT, Dataset, Found, Part, missing
 from bench.data.folder import images_in, listing_digest
+from bench.data.prepared import ImageFiles, with_gaps
 from bench.data.readers import FileSource
 from bench.errors import BenchError
-from bench.config.protocol import Crop, DatasetSettings, Flip
 
 FOLDER = "tiny-imagenet-200"
 CLASSES = 200

@@ -22,9 +22,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from bench.config.protocol import TrainingAttack
+from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.method_card import Description, describe
 from bench.reporting.plots.data import Figures, figures
-from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.plots.render import NAMES, svg
 from bench.reporting.reproduction import Reproduction, reproduction
 from bench.reporting.rows import Row, device_of, row_key

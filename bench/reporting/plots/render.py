@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError, NothingMeasured, did_you_mean
-from bench.reporting.plots import draw
+from bench.reporting.plots import draw as painters
 from bench.reporting.plots.data import Figures
-from bench.reporting.plots.inline_svg import inline
 from bench.reporting.plots.draw import GRID, MUTED, PAPER, SERIES, TEXT, Drawing
+from bench.reporting.plots.inline_svg import inline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,7 +134,7 @@ def describe(figures: Figures, name: str) -> tuple[str, str]:
         ),
         "cost": (
             f"{cost.attack} accuracy against the cost of training",
-            f"A point for each row: accuracy at best with its 95 % interval, and {draw.cost_label(cost)}. "
+            f"A point for each row: accuracy at best with its 95 % interval, and {painters.cost_label(cost)}. "
             f"Rows: {rows}.",
         ),
         "agreement": (
@@ -169,11 +169,11 @@ def _drawing(figures: Figures, name: str) -> Drawing:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    painters = dict(zip(NAMES, (draw.curves, draw.gap, draw.cost, draw.agreement), strict=True))
-    if name not in painters:
+    painter = dict(zip(NAMES, (painters.curves, painters.gap, painters.cost, painters.agreement), strict=True))
+    if name not in painter:
         raise BenchError(f"there is no figure '{name:.40}'{did_you_mean(name, NAMES)}")
     if not figures.labels:
         raise NothingMeasured("no row of the leaderboard has a seed to average, so there is nothing to draw")
     drawing = Drawing(Figure(layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)))
-    painters[name](drawing, figures)
+    painter[name](drawing, figures)
     return drawing

@@ -6,9 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from bench.config.suite import load_suite, shipped_suites
 from bench.models.architecture import Architecture, Family, size_of
 from bench.registry import DATASETS, METHODS, MODELS
-from bench.config.suite import load_suite, shipped_suites
 from bench.storage.store import Store
 
 

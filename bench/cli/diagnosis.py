@@ -12,8 +12,8 @@ from pathlib import Path
 
 from bench.errors import BenchError, printable
 from bench.registry import DATASETS, METHODS, MODELS, Registry
-from bench.storage.run_folder import run_folders
 from bench.storage.database import NoStore
+from bench.storage.run_folder import run_folders
 from bench.storage.store import Store
 from bench.storage.verify import verify
 from bench.utils.device import cores
