@@ -316,7 +316,7 @@ def find_suite(name_or_path: str) -> Path:
 
 def shipped_suites() -> dict[str, Path]:
     """Return the suites that ship with the package, by name."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for folder in (package / "suites", package.parent / "suites"):  # in the wheel; in a checkout
         if folder.is_dir():
             return {path.stem: path for path in sorted(folder.glob("*.yaml"))}

@@ -31,7 +31,7 @@ def git_revision(folder: Path) -> dict[str, Any]:
     """Return the commit of the checkout that holds `folder` and whether files differ from it; empty outside one."""
     try:
         top = Path(_git(folder, "rev-parse", "--show-toplevel"))
-        if not (top / "bench" / "method.py").exists():  # installed inside somebody else's checkout
+        if not (top / "bench" / "training" / "method.py").exists():  # installed inside somebody else's checkout
             return {}
         return {"revision": _git(top, "rev-parse", "HEAD"), "dirty": bool(_git(top, "status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
