@@ -146,4 +146,4 @@ def test_the_command_that_continues_asks_for_no_rerun():
 
 def test_options_have_the_defaults_of_the_library():
     defaults = inspect.signature(run).parameters
-    assert (defaults["tries"].default, defaults["hang"].default) == (TRIES, HANG_MINUTES)
+    assert (defaults["max_attempts"].default, defaults["heartbeat_timeout"].default) == (TRIES, HANG_MINUTES)
