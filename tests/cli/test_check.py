@@ -9,7 +9,7 @@ import pytest
 from bench.config.suite import load_suite
 from bench.storage.store import Store
 
-from ..store.conftest import make_run, results
+from ..storage.conftest import make_run, results
 
 __all__ = ["make_run", "results"]
 

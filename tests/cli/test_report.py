@@ -10,7 +10,7 @@ import pytest
 
 from bench.storage.store import Store
 
-from ..store.conftest import make_run, protocol_of, results
+from ..storage.conftest import make_run, protocol_of, results
 
 __all__ = ["make_run", "results"]
 

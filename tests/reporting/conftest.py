@@ -2,7 +2,7 @@
 
 import pytest
 
-from ..store.conftest import make_run, protocol_of, results, store
+from ..storage.conftest import make_run, protocol_of, results, store
 
 NAMES = (
     "a|b & <script>alert(1)</script> 5 %",

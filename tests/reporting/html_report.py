@@ -11,7 +11,7 @@ from bench.reporting.leaderboard import leaderboards
 from bench.reporting.published import Published
 from bench.storage.store import Store
 
-from ..store.conftest import Maker, protocol_of
+from ..storage.conftest import Maker, protocol_of
 
 ENVIRONMENT = {
     "device": "cpu", "cpu": "A & B <Processor>", "threads": 2, "system": "Linux", "host": "secret-host",

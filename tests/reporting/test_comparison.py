@@ -8,7 +8,7 @@ from scipy.stats import t as student
 from bench.errors import BenchError, NotComparable, NothingMeasured
 from bench.reporting.comparison import compared, differing_settings
 
-from ..store.conftest import protocol_of
+from ..storage.conftest import protocol_of
 
 
 def upto(right: int, count: int = 100) -> np.ndarray:

@@ -10,7 +10,7 @@ from bench.errors import BenchError
 from bench.models.robustbench_zoo import import_robustbench
 from bench.reporting.robustbench import FIELDS, model_information
 
-from ..store.conftest import first
+from ..storage.conftest import first
 from .conftest import protocol_of
 
 FINALS = ["clean", {"name": "pgd", "steps": 20}, "autoattack"]
