@@ -10,9 +10,7 @@ This file is an example: a complete method outside the benchmark. A suite loads 
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
-from bench.data.batches import Batch
-from bench.training.method import Method
+from bench import Batch, Method, MethodInfo, MethodParams, sourced
 
 
 class Params(MethodParams):

@@ -15,13 +15,18 @@ from typing import Any
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from bench.config.hyperparameters import MethodInfo, MethodParams, Origin, sourced
-from bench.data.batches import Batch
-from bench.errors import BenchError
-from bench.models.state_dict import load_weights
-from bench.training.lr_schedule import Schedule
-from bench.training.method import Method
-from bench.utils.files import file_sha256
+from bench import (
+    Batch,
+    BenchError,
+    Method,
+    MethodInfo,
+    MethodParams,
+    Origin,
+    Schedule,
+    file_sha256,
+    load_weights,
+    sourced,
+)
 
 
 class Params(MethodParams):

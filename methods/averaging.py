@@ -14,9 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
-from bench.models.weight_averaging import frozen_copy, move_towards, recompute_statistics
-from bench.training.method import Method
+from bench import Method, MethodInfo, MethodParams, frozen_copy, move_towards, recompute_statistics, sourced
 
 
 class EMAParams(MethodParams):

@@ -8,10 +8,7 @@ Weight Perturbation Helps Robust Generalization, NeurIPS 2020).
 import torch
 from torch import Tensor
 
-from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
-from bench.data.batches import Batch
-from bench.models.weight_averaging import running_statistics_kept
-from bench.training.method import Method
+from bench import Batch, Method, MethodInfo, MethodParams, running_statistics_kept, sourced
 
 
 class Params(MethodParams):

@@ -12,9 +12,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.config.hyperparameters import MethodInfo, MethodParams, Origin, sourced
-from bench.data.batches import Batch
-from bench.training.method import Method
+from bench import Batch, Method, MethodInfo, MethodParams, Origin, sourced
 
 PAPER = "Lin, Yu, Han, Liu, ICLR 2024"
 

@@ -14,8 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bench.config.hyperparameters import MethodInfo, sourced
-from bench.data.batches import Batch
+from bench import Batch, MethodInfo, sourced
 from methods.dom import DOM, PAPER, Params, by_setting
 
 

@@ -8,8 +8,7 @@ construction.
 
 from collections.abc import Sequence
 
-from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
-from bench.training.method import EpochRecord, Method
+from bench import EpochRecord, Method, MethodInfo, MethodParams, sourced
 
 
 class Params(MethodParams):

@@ -18,10 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
-from bench.data.batches import Batch
-from bench.models.weight_averaging import frozen_copy, move_towards
-from bench.training.method import Method
+from bench import Batch, Method, MethodInfo, MethodParams, frozen_copy, move_towards, sourced
 
 
 class Params(MethodParams):

@@ -8,8 +8,7 @@ Differs from the released code in one point: there, one clean forward in train m
 statistics mix adversarial and clean batches; here they see the batches of the attack and of the update.
 """
 
-from bench.config.hyperparameters import MethodInfo, MethodParams
-from bench.training.method import Method
+from bench import Method, MethodInfo, MethodParams
 
 
 class PGDAT(Method[MethodParams]):

@@ -10,9 +10,7 @@ from typing import Literal
 
 from torch import nn
 
-from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
-from bench.models.activations import ACTIVATIONS, replace_relu
-from bench.training.method import Method
+from bench import ACTIVATIONS, Method, MethodInfo, MethodParams, replace_relu, sourced
 
 
 class Params(MethodParams):

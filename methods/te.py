@@ -13,10 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.attacks.pgd import cross_entropy, mode
-from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
-from bench.data.batches import Batch
-from bench.training.method import Method
+from bench import Batch, Method, MethodInfo, MethodParams, cross_entropy, mode, sourced
 
 
 class Params(MethodParams):

@@ -10,10 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.attacks.pgd import mode
-from bench.config.hyperparameters import MethodInfo, MethodParams, sourced
-from bench.data.batches import Batch
-from bench.training.method import Method
+from bench import Batch, Method, MethodInfo, MethodParams, mode, sourced
 
 
 class Params(MethodParams):
