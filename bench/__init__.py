@@ -54,6 +54,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with _PUB
     from bench.reporting.plots.data import figures as figures
     from bench.reporting.plots.render import draw as draw
     from bench.storage.store import Store as Store
+    from bench.testing.conformance import NotConforming as NotConforming
     from bench.testing.conformance import conform as conform
     from bench.training.load import load_network as load_network
     from bench.training.lr_schedule import Schedule as Schedule
@@ -78,6 +79,7 @@ _PUBLIC = {
     "MethodInfo": "bench.config.hyperparameters",
     "MethodParams": "bench.config.hyperparameters",
     "NotComparable": "bench.errors",
+    "NotConforming": "bench.testing.conformance",
     "NothingMeasured": "bench.errors",
     "Origin": "bench.config.hyperparameters",
     "Schedule": "bench.training.lr_schedule",
