@@ -80,7 +80,7 @@ def evaluate(
 
     from bench.config.suite import ExternalModel, load_suite
     from bench.errors import BenchError
-    from bench.execution.executor import Spread
+    from bench.execution.executor import ExecutorSettings
     from bench.execution.external_evaluation import evaluate_network
 
     try:
@@ -100,7 +100,7 @@ def evaluate(
             results=results,
             store=store,
             data=data,
-            spread=Spread(device=device, threads=threads),
+            settings=ExecutorSettings(device=device, threads=threads),
             watch=view.update,
         )
     _say(state, time.monotonic() - started)

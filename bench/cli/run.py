@@ -84,15 +84,15 @@ def run(
     """
     from bench.config.suite import load_suite, select_cells
     from bench.errors import BenchError, did_you_mean
-    from bench.execution.driver import Limits, run_suite
-    from bench.execution.executor import Spread
+    from bench.execution.driver import RetryPolicy, run_suite
+    from bench.execution.executor import ExecutorSettings
     from bench.execution.plan import Rerun, plan
 
     if rerun not in set(Rerun):
         raise BenchError(f"--rerun '{rerun:.60}'{did_you_mean(rerun, Rerun)}")
     loaded = load_suite(suite)
     only, only_seeds = words(methods), numbers(seeds)
-    spread = Spread(
+    settings = ExecutorSettings(
         executor=executor.value,
         device=device,
         jobs=jobs,
@@ -119,11 +119,11 @@ def run(
             results=results,
             store=store,
             data=data,
-            spread=spread,
+            settings=settings,
             methods=only,
             seeds=only_seeds,
             rerun=Rerun(rerun),
-            limits=Limits(tries or max_attempts, hang or heartbeat_timeout),
+            retry=RetryPolicy(tries or max_attempts, hang or heartbeat_timeout),
             watch=view.update,
             detach=detach,
         )

@@ -64,8 +64,8 @@ def speed(
     from bench import registry
     from bench.config.suite import load_suite
     from bench.errors import BenchError
-    from bench.execution.executor import Spread
-    from bench.execution.local import share_out
+    from bench.execution.executor import ExecutorSettings
+    from bench.execution.local import allocate
     from bench.speed.measure import measure_autoattack, measure_changes, measure_peak, measure_training
     from bench.speed.process import Arena
     from bench.utils.device import check_precision, resolve_device
@@ -80,7 +80,7 @@ def speed(
     protocol = protocol.model_copy(update={"training": recipe, "model": model or protocol.model})
     registry.MODELS.get(protocol.model)
     where = resolve_device(device)
-    resources = share_out(Spread(device=device, threads=threads, jobs=1), 1)
+    resources = allocate(ExecutorSettings(device=device, threads=threads, jobs=1), 1)
     check_precision(recipe.precision, where)
     arena = Arena(
         cell=cell.model_copy(update={"protocol": protocol}),

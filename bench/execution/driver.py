@@ -15,11 +15,11 @@ import torch
 
 from bench.config.suite import Cell, LoadedSuite, select_cells
 from bench.errors import BenchError, DamagedFile
-from bench.execution.executor import Executor, Handle, Place, Spread
-from bench.execution.local import LocalExecutor, share_out
+from bench.execution.executor import Executor, ExecutorSettings, Handle, Paths
+from bench.execution.local import LocalExecutor, allocate
 from bench.execution.plan import Planned, Rerun, check_data, plan
-from bench.execution.worker import DISK, Ending
-from bench.storage.run_folder import Busy, RunFolder
+from bench.execution.worker import DISK, WorkerResult
+from bench.storage.run_folder import RunFolder, RunFolderLocked
 from bench.storage.store import Store
 from bench.utils.device import check_precision
 
@@ -31,10 +31,10 @@ LOOK_SECONDS = 0.5  # between two looks at the signs of life: file systems of cl
 
 RESUBMIT_SECONDS = 60  # after a cluster refused to take more cells
 
-TRIES = 3
+MAX_ATTEMPTS = 3
 """How often a cell is begun at most, by default, whose worker is lost: killed, out of memory, or hung."""
 
-HANG_MINUTES = 30.0
+HEARTBEAT_TIMEOUT = 30.0
 """How long a worker may give no sign of life, by default: it gives one with every batch and every forward pass."""
 
 GO_ON = "mend that, and the same command goes on from the last finished epoch and attack"
@@ -63,49 +63,48 @@ Watch = Callable[[Sequence[CellState]], None]
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What is done about workers that are lost.
+class RetryPolicy:
+    """What is done about workers that are lost: those that crash, run out of memory or send no heartbeat.
 
-    A cell whose worker is lost is begun `tries` times at most; a worker that gives no sign of life for `hang_minutes`
-    counts as lost.
+    `max_attempts`: of each cell; `heartbeat_timeout`: without a heartbeat, after which a worker counts as lost.
     """
 
-    tries: int = TRIES
-    hang_minutes: float = HANG_MINUTES
+    max_attempts: int = MAX_ATTEMPTS
+    heartbeat_timeout: float = HEARTBEAT_TIMEOUT
 
 
 @contextmanager
-def open_executor(spread: Spread, place: Place, cells: Sequence[Cell]) -> Iterator[Executor]:
+def open_executor(settings: ExecutorSettings, paths: Paths, cells: Sequence[Cell]) -> Iterator[Executor]:
     """Return what runs `cells`, or some of them; at the end of the block, workers that still run are ended.
 
     Raises:
         BenchError: there is no such machine, not as much of it as is wanted, or it lacks the protocol's precision.
     """
-    executor = _executor(spread, place, cells)
+    executor = _executor(settings, paths, cells)
     try:
         yield executor
     finally:
         executor.close()
 
 
-def _executor(spread: Spread, place: Place, cells: Sequence[Cell]) -> Executor:
-    if spread.slurm and spread.executor != "slurm":
+def _executor(settings: ExecutorSettings, paths: Paths, cells: Sequence[Cell]) -> Executor:
+    if settings.slurm and settings.executor != "slurm":
         raise BenchError("--slurm is for jobs of Slurm; add --executor slurm")
-    if spread.address and spread.executor != "ray":
+    if settings.address and settings.executor != "ray":
         raise BenchError("--address is that of a Ray cluster; add --executor ray")
-    if spread.executor == "ray":
+    if settings.executor == "ray":
         from bench.execution.ray import RayExecutor
 
-        check_writable(place.results)
-        return RayExecutor(spread, place)
-    if spread.executor == "slurm":
+        check_writable(paths.results)
+        return RayExecutor(settings, paths)
+    if settings.executor == "slurm":
         from bench.execution.slurm import SlurmExecutor
 
-        return SlurmExecutor(spread, place)
-    shares = share_out(spread, len(cells))
+        return SlurmExecutor(settings, paths)
+    allocation = allocate(settings, len(cells))
     for protocol in {cell.protocol for cell in cells}:
-        check_precision(protocol.training.precision, torch.device(shares.slots[0][0]))
-    return LocalExecutor(shares, place)
+        check_precision(protocol.training.precision, torch.device(allocation.slots[0][0]))
+    return LocalExecutor(allocation, paths)
 
 
 def check_writable(results: Path) -> None:
@@ -153,11 +152,11 @@ def run_suite(
     results: Path = Path("results"),
     store: str | None = None,
     data: Path | None = None,
-    spread: Spread = Spread(),
+    settings: ExecutorSettings = ExecutorSettings(),
     methods: Collection[str] = (),
     seeds: Collection[int] = (),
     rerun: Rerun = Rerun.MISSING,
-    limits: Limits = Limits(),
+    retry: RetryPolicy = RetryPolicy(),
     watch: Watch = lambda _states: None,
     detach: bool = False,
 ) -> list[CellState]:
@@ -170,8 +169,8 @@ def run_suite(
         results: folder of the run folders and, unless `store` is given, of the store.
         store: SQLAlchemy URL; default: SQLite in the results folder.
         data: root folder of datasets that live in files.
-        spread: on what machines, and how many cells at a time; what it leaves open is the suite's to say.
-        limits: what is done about workers that are lost.
+        settings: on what machines, and how many cells at a time; what it leaves open is the suite's to say.
+        retry: what is done about workers that are lost.
         watch: called several times a second with the states.
         detach: hand the cells over to a queue that outlives this process, and return; the same call takes in later
             what they came to.
@@ -180,42 +179,46 @@ def run_suite(
         BenchError: something is wrong with the suite, the machines, the results folder or the store, and nothing has
             run; or the disk is full, and the same call goes on when it is not.
     """
-    if detach and spread.executor != "slurm":
-        raise BenchError(f"--detach needs a queue that outlives this command, which '{spread.executor}' has not: slurm")
+    if detach and settings.executor != "slurm":
+        raise BenchError(
+            f"--detach needs --executor slurm, whose queue outlives this command; not '{settings.executor}'"
+        )
     cells = select_cells(loaded.cells, methods, seeds)
-    place = Place(results, data)
-    spread = by_suite(spread, loaded)
-    with open_executor(spread, place, cells) as executor:
-        planned = plan(cells, results, rerun, data=data, devices=spread.devices or 1)
+    paths = Paths(results, data)
+    settings = by_suite(settings, loaded)
+    with open_executor(settings, paths, cells) as executor:
+        planned = plan(cells, results, rerun, data=data, devices=settings.devices or 1)
         check_data(planned, data)
-        return run_planned(planned, executor, place, store, limits, watch, detach=detach)
+        return run_planned(planned, executor, paths, store, retry, watch, detach=detach)
 
 
-def by_suite(spread: Spread, loaded: LoadedSuite) -> Spread:
-    """Return `spread` with what it leaves open as the suite's execution section says."""
+def by_suite(settings: ExecutorSettings, loaded: LoadedSuite) -> ExecutorSettings:
+    """Return `settings` with what it leaves open as the suite's execution section says."""
     execution = loaded.suite.execution
-    return replace(spread, threads=spread.threads or execution.threads, devices=spread.devices or execution.devices)
+    return replace(
+        settings, threads=settings.threads or execution.threads, devices=settings.devices or execution.devices
+    )
 
 
 def run_planned(
     planned: Sequence[Planned],
     executor: Executor,
-    place: Place,
+    paths: Paths,
     store: str | None,
-    limits: Limits,
+    retry: RetryPolicy,
     watch: Watch,
     *,
     detach: bool = False,
 ) -> list[CellState]:
     """Run what is to be run and take it into the store; return the state of every cell."""
     states = [CellState(item, item.status if item.action == "skip" else "waiting") for item in planned]
-    with open_store(place.results, store) as opened:
+    with open_store(paths.results, store) as opened:
         unstored = [state for state in states if not _prepare(state, opened)]
         if detach:
             executor.submit([state.planned.cell for state in states if state.status == "waiting"])
             executor.detach()
         else:
-            unstored += _run(states, executor, limits, opened, watch)
+            unstored += _run(states, executor, retry, opened, watch)
         for state in unstored:  # the store was locked or full for a while: once more, and now it is an error
             opened.ingest(state.planned.folder)
     for state in states:
@@ -233,13 +236,13 @@ def _prepare(state: CellState, store: Store) -> bool:
     item = state.planned
     if item.action == "skip":
         with suppress(DamagedFile):
-            state.reason = (item.folder.done() or {}).get("reason", "")
+            state.reason = (item.folder.result() or {}).get("reason", "")
         return _store(state, store.ingest_if_new)
     if item.action != "run":
         try:
-            with item.folder.hold():
-                item.folder.set_aside() if item.action == "anew" else item.folder.reopen()
-        except Busy as error:
+            with item.folder.lock():
+                item.folder.archive() if item.action == "anew" else item.folder.reopen()
+        except RunFolderLocked as error:
             state.status, state.reason = "busy", str(error)
         except DamagedFile as error:
             state.status, state.reason = "failed", str(error)
@@ -247,7 +250,7 @@ def _prepare(state: CellState, store: Store) -> bool:
 
 
 def _run(
-    states: Sequence[CellState], executor: Executor, limits: Limits, store: Store, watch: Watch
+    states: Sequence[CellState], executor: Executor, retry: RetryPolicy, store: Store, watch: Watch
 ) -> list[CellState]:
     """Keep the executor busy until every waiting cell has ended, or the disk is full.
 
@@ -272,7 +275,7 @@ def _run(
                     waiting, not_before = now + waiting, time.monotonic() + RESUBMIT_SECONDS
             for handle in executor.wait(POLL_SECONDS):
                 state = running.pop(handle)
-                _settle(state, handle.ending(), limits.tries)
+                _settle(state, handle.result(), retry.max_attempts)
                 if state.status == "waiting":
                     waiting.append(state)
                 elif state.status != "busy" and not _store(state, store.ingest):
@@ -280,11 +283,11 @@ def _run(
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + LOOK_SECONDS
                 for handle, state in running.items():
-                    handle.look(60 * limits.hang_minutes)
-                    state.status = "running" if handle.begun else "waiting"
+                    handle.check_heartbeat(60 * retry.heartbeat_timeout)
+                    state.status = "running" if handle.started else "waiting"
             if not full and any(state.status == "full" for state in states):
                 full = True  # as it will be for those that have not begun
-                for handle in [handle for handle in running if handle.queues and not handle.begun]:
+                for handle in [handle for handle in running if handle.queues and not handle.started]:
                     handle.kill()
             watch(states)
     finally:
@@ -296,7 +299,7 @@ def _run(
     return unstored
 
 
-def _settle(state: CellState, ending: Ending, tries: int) -> None:
+def _settle(state: CellState, ending: WorkerResult, tries: int) -> None:
     """Take note of how a cell's worker ended: one that was lost makes the cell wait again, or fail after `tries`."""
     state.status, state.reason = ending
     if ending.status != "lost":
@@ -306,11 +309,11 @@ def _settle(state: CellState, ending: Ending, tries: int) -> None:
     state.reason = f"{ending.reason} (try {state.tries} of {tries})"
     folder = state.planned.folder
     try:
-        with folder.hold():
-            folder.note(state.reason)
+        with folder.lock():
+            folder.record_incident(state.reason)
             if state.status == "failed":
                 folder.finish("failed", reason=state.reason)
-    except Busy as error:  # another run was quicker to take it over
+    except RunFolderLocked as error:  # another run was quicker to take it over
         state.status, state.reason = "busy", str(error)
     except (OSError, DamagedFile) as error:
         state.reason += f"; {error}"

@@ -17,15 +17,15 @@ from typing import Literal
 
 from bench.config.suite import Cell
 from bench.errors import BenchError
-from bench.execution.worker import Ending, Job
+from bench.execution.worker import Job, WorkerResult
 
 LOOK_SECONDS = 1.0
 """The most that one look at a worker adds to its silence: whoever looks may have been asleep in between."""
 
 
 @dataclass(frozen=True)
-class Spread:
-    """How cells are to be spread over machines; what is None or empty, the executor chooses.
+class ExecutorSettings:
+    """How cells are spread over machines; the executor chooses what is None or empty.
 
     `jobs`: cells at a time; `threads`: CPU threads of each process; `devices`: processes of one cell, which share its
     batches; `gpus`: numbers of this machine's GPUs; `jobs_per_gpu`: cells that share a GPU; `address`: of a Ray
@@ -44,7 +44,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Place:
+class Paths:
     """Where cells find what they need, on every machine that runs them: the results folder and the datasets' root."""
 
     results: Path
@@ -58,41 +58,41 @@ class Handle(ABC):
     """Whether the cell may wait in a queue for as long as it takes before its worker begins."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.begun, self._hung, self._silence = job, False, False, 0.0
-        self._beat, self._looked = job.folder.last_beat(), time.monotonic()
+        self.job, self.started, self._hung, self._silence = job, False, False, 0.0
+        self._beat, self._looked = job.folder.last_heartbeat(), time.monotonic()
 
-    def look(self, patience: float) -> None:
-        """See whether the worker is alive, and kill it if it has given no sign of life for `patience` seconds.
+    def check_heartbeat(self, timeout: float) -> None:
+        """Kill the worker if it has sent no heartbeat for `timeout` seconds of calls to this method.
 
-        To be called often, as its silence adds up.
+        To be called often: only the time between calls counts, at most `LOOK_SECONDS` for each.
         """
-        now, beat = time.monotonic(), self.job.folder.last_beat()
+        now, beat = time.monotonic(), self.job.folder.last_heartbeat()
         if beat != self._beat:
-            self.begun, self._silence = True, 0.0
-        elif self.begun or not self.queues:
+            self.started, self._silence = True, 0.0
+        elif self.started or not self.queues:
             self._silence += min(now - self._looked, LOOK_SECONDS)
         self._beat, self._looked = beat, now
-        if self._silence > patience and not self._hung:
+        if self._silence > timeout and not self._hung:
             self._hung = True
             self.kill()
 
-    def ending(self) -> Ending:
+    def result(self) -> WorkerResult:
         """Return how a worker that is gone ended."""
-        if told := self._told():
+        if told := self._reported():
             return told
         if self._hung:
-            return Ending("lost", f"the worker hung: it gave no sign of life for {self._silence / 60:.2g} minutes")
+            return WorkerResult("lost", f"the worker hung: no heartbeat for {self._silence / 60:.2g} minutes")
         with suppress(OSError, BenchError):
-            if done := self.job.folder.done():  # it died in its last breath
-                return Ending(done["status"], done.get("reason", ""))
-        return Ending("lost", f"the worker died: {self._cause()}")
+            if done := self.job.folder.result():  # it died in its last breath
+                return WorkerResult(done["status"], done.get("reason", ""))
+        return WorkerResult("lost", f"the worker died: {self._cause()}")
 
     @abstractmethod
     def kill(self) -> None:
         """End the worker at once; what it has committed stays."""
 
     @abstractmethod
-    def _told(self) -> Ending | None:
+    def _reported(self) -> WorkerResult | None:
         """Return what the worker said last, if it could."""
 
     @abstractmethod

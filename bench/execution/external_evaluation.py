@@ -8,8 +8,8 @@ from pathlib import Path
 from bench.config.suite import EVALUATED, Cell, ExternalModel, LoadedSuite, ResolvedMethod
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError
-from bench.execution.driver import CellState, Limits, Watch, by_suite, open_executor, run_planned
-from bench.execution.executor import Place, Spread
+from bench.execution.driver import CellState, RetryPolicy, Watch, by_suite, open_executor, run_planned
+from bench.execution.executor import ExecutorSettings, Paths
 from bench.execution.plan import check_attacks, check_data, plan_evaluation
 from bench.models.external import load_foreign, located
 
@@ -24,7 +24,7 @@ def evaluate_network(
     results: Path = Path("results"),
     store: str | None = None,
     data: Path | None = None,
-    spread: Spread = Spread(),
+    settings: ExecutorSettings = ExecutorSettings(),
     watch: Watch = lambda _states: None,
 ) -> CellState:
     """Judge a network that was trained elsewhere under a suite's final attacks, as a row of its leaderboard.
@@ -36,7 +36,7 @@ def evaluate_network(
         loaded: whose protocol.
         network: where the network is.
         name: what the leaderboard calls it.
-        results, store, data, spread, watch: as in `run_suite`.
+        results, store, data, settings, watch: as in `run_suite`.
 
     Raises:
         BenchError: something is wrong with the network, the name, the machine, the results folder or the store; nothing
@@ -55,12 +55,12 @@ def evaluate_network(
         plugins=loaded.plugins,
         network=located(network),
     )
-    place = Place(results, data)
-    alone = replace(by_suite(spread, loaded), devices=1)
-    with open_executor(alone, place, [cell]) as executor:
+    paths = Paths(results, data)
+    alone = replace(by_suite(settings, loaded), devices=1)
+    with open_executor(alone, paths, [cell]) as executor:
         planned = [plan_evaluation(cell, results)]
         check_data(planned, data)
-        (state,) = run_planned(planned, executor, place, store, Limits(), watch)
+        (state,) = run_planned(planned, executor, paths, store, RetryPolicy(), watch)
     return state
 
 

@@ -18,8 +18,8 @@ import torch
 from bench.config.suite import Cell
 from bench.errors import BenchError
 from bench.execution.distributed import exit_cause
-from bench.execution.executor import Executor, Handle, Place, Spread
-from bench.execution.worker import Ending, Job, work_in_process
+from bench.execution.executor import Executor, ExecutorSettings, Handle, Paths
+from bench.execution.worker import Job, WorkerResult, work_in_process
 from bench.utils.device import cores, resolve_device
 
 GRACE_SECONDS = 10  # between asking a worker to end and killing it
@@ -29,14 +29,14 @@ Devices: TypeAlias = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Shares:
+class Allocation:
     """How the machine is divided: the devices of each cell that runs at a time, and every process's CPU threads."""
 
     slots: tuple[Devices, ...]
     threads: int
 
 
-def share_out(spread: Spread, cells: int) -> Shares:
+def allocate(settings: ExecutorSettings, cells: int) -> Allocation:
     """Divide the machine among the workers.
 
     On a CPU there are as many workers as the cells and the cores (or the cores divided by `threads`) allow, and the
@@ -46,45 +46,45 @@ def share_out(spread: Spread, cells: int) -> Shares:
     Raises:
         BenchError: no such device, or more workers, threads or GPUs than there are.
     """
-    each, available = spread.devices or 1, cores()
-    if spread.threads is not None and spread.threads > available:
+    each, available = settings.devices or 1, cores()
+    if settings.threads is not None and settings.threads > available:
         raise BenchError(
-            f"{spread.threads} threads for each worker, but this machine has {available} cores; lower --threads"
+            f"{settings.threads} threads for each worker, but this machine has {available} cores; lower --threads"
         )
-    gpus = _gpus(spread)
+    gpus = _gpus(settings)
     if gpus:
         if each > len(gpus):
             raise BenchError(f"each cell is to have {each} devices, and there are {len(gpus)} GPUs to use")
         groups = [tuple(gpus[start : start + each]) for start in range(0, len(gpus) - each + 1, each)]
-        slots = groups * spread.jobs_per_gpu
-        if spread.jobs is not None and spread.jobs > len(slots):
+        slots = groups * settings.jobs_per_gpu
+        if settings.jobs is not None and settings.jobs > len(slots):
             raise BenchError(
-                f"--jobs {spread.jobs}, but there is room for {len(slots)} on the GPUs; raise --jobs-per-gpu"
+                f"--jobs {settings.jobs}, but there is room for {len(slots)} on the GPUs; raise --jobs-per-gpu"
             )
-        slots = slots[: spread.jobs or cells]
+        slots = slots[: settings.jobs or cells]
     else:
-        if spread.jobs is not None and spread.jobs > available:
-            raise BenchError(f"--jobs {spread.jobs}, but this machine has {available} cores; lower --jobs")
-        jobs = spread.jobs or max(1, min(cells, available // ((spread.threads or 1) * each)))
+        if settings.jobs is not None and settings.jobs > available:
+            raise BenchError(f"--jobs {settings.jobs}, but this machine has {available} cores; lower --jobs")
+        jobs = settings.jobs or max(1, min(cells, available // ((settings.threads or 1) * each)))
         slots = [("cpu",) * each] * jobs
     processes = len(slots) * each
-    if (spread.threads is not None or not gpus) and processes * (spread.threads or 1) > available:
+    if (settings.threads is not None or not gpus) and processes * (settings.threads or 1) > available:
         raise BenchError(
-            f"{len(slots)} workers with {each * (spread.threads or 1)} threads each need "
-            f"{processes * (spread.threads or 1)} cores, there are {available}"
+            f"{len(slots)} workers with {each * (settings.threads or 1)} threads each need "
+            f"{processes * (settings.threads or 1)} cores, there are {available}"
         )
-    return Shares(tuple(slots), spread.threads or max(1, available // processes))
+    return Allocation(tuple(slots), settings.threads or max(1, available // processes))
 
 
-def _gpus(spread: Spread) -> list[str]:
+def _gpus(settings: ExecutorSettings) -> list[str]:
     """Return the GPUs to use; none on a CPU."""
-    if spread.gpus and not spread.device.startswith("cu") and spread.device != "auto":
-        raise BenchError(f"GPUs are named, and so is the device '{spread.device:.60}'; leave one of them out")
-    if spread.gpus:
-        return [str(resolve_device(f"cuda:{number}")) for number in spread.gpus]
-    device = resolve_device(spread.device)
+    if settings.gpus and not settings.device.startswith("cu") and settings.device != "auto":
+        raise BenchError(f"GPUs are named, and so is the device '{settings.device:.60}'; leave one of them out")
+    if settings.gpus:
+        return [str(resolve_device(f"cuda:{number}")) for number in settings.gpus]
+    device = resolve_device(settings.device)
     if device.type == "cpu":
-        if spread.jobs_per_gpu > 1:
+        if settings.jobs_per_gpu > 1:
             raise BenchError("--jobs-per-gpu needs a GPU, and this machine has none to use; use --jobs")
         return []
     numbers = range(torch.cuda.device_count()) if device.index is None else [device.index]
@@ -117,10 +117,10 @@ class LocalHandle(Handle):
             self._process.kill()
             self._process.join()
 
-    def _told(self) -> Ending | None:
+    def _reported(self) -> WorkerResult | None:
         with suppress(EOFError):
             if self._pipe.poll():
-                ending: Ending = self._pipe.recv()
+                ending: WorkerResult = self._pipe.recv()
                 return ending
         return None
 
@@ -132,9 +132,9 @@ class LocalHandle(Handle):
 class LocalExecutor(Executor):
     """Starts worker processes; on Linux from a server process that has torch loaded, so that a start takes no time."""
 
-    def __init__(self, shares: Shares, place: Place) -> None:
-        self._shares, self._place = shares, place
-        self._free = list(shares.slots)
+    def __init__(self, allocation: Allocation, paths: Paths) -> None:
+        self._allocation, self._paths = allocation, paths
+        self._free = list(allocation.slots)
         self._running: list[LocalHandle] = []
         self._context: ForkServerContext | SpawnContext = get_context("spawn")
         if sys.platform == "linux":
@@ -147,7 +147,7 @@ class LocalExecutor(Executor):
 
     def submit(self, cells: Sequence[Cell]) -> list[Handle]:
         # For threads of libraries that read their number at start, in workers and in the server that forks them.
-        os.environ["OMP_NUM_THREADS"] = str(self._shares.threads)
+        os.environ["OMP_NUM_THREADS"] = str(self._allocation.threads)
         handles: list[Handle] = []
         for cell in cells:
             handle = self._start(cell, self._free.pop(0))
@@ -156,7 +156,7 @@ class LocalExecutor(Executor):
         return handles
 
     def _start(self, cell: Cell, devices: Devices) -> LocalHandle:
-        job = Job(cell, self._place.results, devices, self._place.data, self._shares.threads)
+        job = Job(cell, self._paths.results, devices, self._paths.data, self._allocation.threads)
         told, tell = self._context.Pipe(duplex=False)
         process = self._context.Process(target=work_in_process, args=(job, tell), name=str(cell))
         handle = LocalHandle(job, process, told)

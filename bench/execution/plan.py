@@ -17,7 +17,7 @@ from bench.data.dataset import dataset_of
 from bench.errors import BenchError, DamagedFile
 from bench.execution.distributed import check_devices
 from bench.execution.estimate import Work, work_of
-from bench.storage.checkpoints import sound
+from bench.storage.checkpoints import load_latest_valid
 from bench.storage.run_folder import RunFolder, Status
 from bench.storage.verify_folder import damage_of
 from bench.training.trainer import build_without_data
@@ -128,7 +128,7 @@ def _action(folder: RunFolder, status: Status, rerun: Rerun) -> Action:
     if rerun is not Rerun.FAILED or status == "finished":
         return "skip"
     try:
-        sound(folder)
+        load_latest_valid(folder)
     except DamagedFile:
         return "anew"
     return "reopen"

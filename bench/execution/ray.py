@@ -17,8 +17,8 @@ from typing import Any
 
 from bench.config.suite import Cell
 from bench.errors import BenchError
-from bench.execution.executor import Executor, Handle, Place, Spread
-from bench.execution.worker import Ending, Job, work
+from bench.execution.executor import Executor, ExecutorSettings, Handle, Paths
+from bench.execution.worker import Job, WorkerResult, work
 
 try:
     import ray
@@ -41,23 +41,23 @@ class RayHandle(Handle):
 
     queues = True
 
-    def __init__(self, job: Job, task: ray.ObjectRef[Ending]) -> None:
+    def __init__(self, job: Job, task: ray.ObjectRef[WorkerResult]) -> None:
         super().__init__(job)
         self.task = task
 
     def kill(self) -> None:
         ray.cancel(self.task, force=True)
 
-    def _result(self) -> Ending | RayError:
+    def _result(self) -> WorkerResult | RayError:
         try:
-            ending: Ending = ray.get(self.task)
+            ending: WorkerResult = ray.get(self.task)
             return ending
         except RayError as error:
             return error
 
-    def _told(self) -> Ending | None:
+    def _reported(self) -> WorkerResult | None:
         result = self._result()
-        return result if isinstance(result, Ending) else None
+        return result if isinstance(result, WorkerResult) else None
 
     def _cause(self) -> str:
         error = self._result()
@@ -69,23 +69,23 @@ class RayHandle(Handle):
 class RayExecutor(Executor):
     """Hands cells to a Ray cluster, which runs as many at a time as it has room for, or `jobs`."""
 
-    def __init__(self, spread: Spread, place: Place) -> None:
-        """Connect to the cluster at `spread.address`, or start one on this machine.
+    def __init__(self, settings: ExecutorSettings, paths: Paths) -> None:
+        """Connect to the cluster at `settings.address`, or start one on this machine.
 
         Raises:
             BenchError: the cluster cannot be reached, has no node that is large enough, or has a node that does not
                 see the results folder.
         """
-        self._jobs, self._place = spread.jobs, Place(place.results.absolute(), place.data and place.data.absolute())
-        self._running: dict[ray.ObjectRef[Ending], RayHandle] = {}
-        if spread.gpus or spread.device not in {"auto", "cpu", "cuda"}:
+        self._jobs, self._paths = settings.jobs, Paths(paths.results.absolute(), paths.data and paths.data.absolute())
+        self._running: dict[ray.ObjectRef[WorkerResult], RayHandle] = {}
+        if settings.gpus or settings.device not in {"auto", "cpu", "cuda"}:
             raise BenchError("Ray numbers GPUs itself: --device auto, cpu or cuda, and no --gpus")
-        self._mark = self._place.results / f".seen-{uuid.uuid4().hex}"
-        _connect(spread.address)
+        self._mark = self._paths.results / f".seen-{uuid.uuid4().hex}"
+        _connect(settings.address)
         try:
-            each = spread.devices or 1
-            self._threads = spread.threads or 1
-            self.devices, self.needs = _needs(spread, each, self._threads)
+            each = settings.devices or 1
+            self._threads = settings.threads or 1
+            self.devices, self.needs = _needs(settings, each, self._threads)
             # A process for each task, which `work` takes for the cell's own; what is lost, the driver begins again.
             self._task = ray.remote(max_calls=1, max_retries=0, **self.needs)(_work_where_seen)
             self._mark.touch()
@@ -100,7 +100,7 @@ class RayExecutor(Executor):
     def submit(self, cells: Sequence[Cell]) -> list[Handle]:
         handles: list[Handle] = []
         for cell in cells:
-            job = Job(cell, self._place.results, self.devices, self._place.data, self._threads)
+            job = Job(cell, self._paths.results, self.devices, self._paths.data, self._threads)
             with _cluster_errors_named():
                 handle = RayHandle(job, self._task.options(name=str(cell)).remote(job, str(self._mark)))
             self._running[handle.task] = handle
@@ -129,10 +129,10 @@ class RayExecutor(Executor):
         ray.shutdown()
 
 
-def _work_where_seen(job: Job, mark: str) -> Ending:
+def _work_where_seen(job: Job, mark: str) -> WorkerResult:
     """Do the cell's work, unless this node does not see the results folder: it may have joined the cluster late."""
     if not _sees(mark):
-        return Ending("lost", f"node {socket.gethostname()} does not see the results folder {job.results}")
+        return WorkerResult("lost", f"node {socket.gethostname()} does not see the results folder {job.results}")
     return work(job)
 
 
@@ -162,15 +162,15 @@ def _connect(address: str | None) -> None:
         raise BenchError(f"no Ray cluster can be reached at --address {address or 'local'}: {reason:.200}") from None
 
 
-def _needs(spread: Spread, each: int, threads: int) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _needs(settings: ExecutorSettings, each: int, threads: int) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Return the devices that a worker sees and the resources that it needs; on GPUs wherever the cluster has any."""
     nodes = [node["Resources"] for node in _nodes()]
-    on_gpu = spread.device.startswith("cuda") or (
-        spread.device == "auto" and any(node.get("GPU", 0) >= each for node in nodes)
+    on_gpu = settings.device.startswith("cuda") or (
+        settings.device == "auto" and any(node.get("GPU", 0) >= each for node in nodes)
     )
     needs: dict[str, Any] = {"num_cpus": threads * each}
     if on_gpu:
-        needs["num_gpus"] = each if each > 1 else 1 / spread.jobs_per_gpu
+        needs["num_gpus"] = each if each > 1 else 1 / settings.jobs_per_gpu
     wanted = {"CPU": needs["num_cpus"], "GPU": needs.get("num_gpus", 0)}
     if not any(all(node.get(kind, 0) >= count for kind, count in wanted.items()) for node in nodes):
         raise BenchError(f"no node of the Ray cluster has {wanted['CPU']} CPUs and {wanted['GPU']:g} GPUs for a cell")

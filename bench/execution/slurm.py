@@ -22,9 +22,9 @@ from typing import Any
 
 from bench.config.suite import Cell
 from bench.errors import BenchError, DamagedFile
-from bench.execution.executor import Executor, Handle, Place, Spread
+from bench.execution.executor import Executor, ExecutorSettings, Handle, Paths
 from bench.execution.slurm_commands import check_seen, largest_array, last_line, queue, request, slurm, state_of
-from bench.execution.worker import Ending, Job, work
+from bench.execution.worker import Job, WorkerResult, work
 from bench.utils.files import read_record, write_record
 
 try:
@@ -96,18 +96,18 @@ class SlurmHandle(Handle):
 
     def waits(self) -> None:
         """Take note that the job is in the queue, where it gives no sign of life; perhaps again."""
-        self.begun, self._silence = False, 0.0
+        self.started, self._silence = False, 0.0
 
     def kill(self) -> None:
         slurm("scancel", self.task)
 
-    def _told(self) -> Ending | None:
+    def _reported(self) -> WorkerResult | None:
         with suppress(OSError, DamagedFile, TypeError):
-            return Ending(**read_record(_ending_path(self._folder, self.task)))
+            return WorkerResult(**read_record(_ending_path(self._folder, self.task)))
         state, _ = state_of(self.task)
         # Slurm keeps no memory of one of an array that never began.
         if not self._hung and (state == "CANCELLED" or (state == "gone" and not self._log.exists())):
-            return Ending("interrupted", f"its job {self.task} was cancelled")
+            return WorkerResult("interrupted", f"its job {self.task} was cancelled")
         return None
 
     def _cause(self) -> str:
@@ -128,15 +128,15 @@ class SlurmExecutor(Executor):
     and nothing else.
     """
 
-    def __init__(self, spread: Spread, place: Place) -> None:
+    def __init__(self, settings: ExecutorSettings, paths: Paths) -> None:
         """See whether Slurm would take the jobs; nothing is submitted or written.
 
         Raises:
             BenchError: as `request` does.
         """
-        self._request, self._jobs = request(spread), spread.jobs
-        self._place = Place(place.results.absolute(), place.data and place.data.absolute())
-        self._folder = self._place.results / "slurm"
+        self._request, self._jobs = request(settings), settings.jobs
+        self._paths = Paths(paths.results.absolute(), paths.data and paths.data.absolute())
+        self._folder = self._paths.results / "slurm"
         self._running: dict[str, SlurmHandle] = {}
         self._submitted: set[str] = set()
         self._answers, self._asked, self._seen = True, 0.0, False
@@ -162,7 +162,7 @@ class SlurmExecutor(Executor):
         return [*handles]
 
     def _job(self, cell: Cell) -> Job:
-        return Job(cell, self._place.results, self._request.devices, self._place.data, self._request.threads)
+        return Job(cell, self._paths.results, self._request.devices, self._paths.data, self._request.threads)
 
     def _queued(self) -> dict[str, str]:
         """Return the jobs of this results folder that wait or run, by the fingerprints of their cells."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.errors import BenchError, did_you_mean
-from bench.execution.executor import Spread
+from bench.execution.executor import ExecutorSettings
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Request:
             os.environ.update(hidden)
 
 
-def request(spread: Spread) -> Request:
+def request(settings: ExecutorSettings) -> Request:
     """Return the job of a cell, after seeing whether Slurm would take it.
 
     A login node does not know the cluster's GPUs: the device `auto` is a GPU if the options ask for one, else the CPU.
@@ -81,16 +81,16 @@ def request(spread: Spread) -> Request:
     """
     if shutil.which("sbatch") is None:
         raise BenchError("there is no sbatch on this machine; --executor slurm is for a login node of the cluster")
-    options = _options(spread.slurm)
-    if spread.device not in {"auto", "cpu", "cuda"}:
-        raise BenchError(f"--device '{spread.device:.60}': with Slurm, which numbers GPUs itself, auto, cpu or cuda")
-    if spread.gpus or spread.jobs_per_gpu > 1:
+    options = _options(settings.slurm)
+    if settings.device not in {"auto", "cpu", "cuda"}:
+        raise BenchError(f"--device '{settings.device:.60}': with Slurm, which numbers GPUs itself, auto, cpu or cuda")
+    if settings.gpus or settings.jobs_per_gpu > 1:
         raise BenchError("--gpus and --jobs-per-gpu are not for Slurm; ask it for GPUs, such as --slurm gres=gpu:1")
-    each, threads = spread.devices or 1, spread.threads or 1
+    each, threads = settings.devices or 1, settings.threads or 1
     asked = any(name.startswith("gpus") for name in options) or re.search("gpu|shard", str(options.get("gres", "")))
-    if spread.device == "cuda" and not asked:
+    if settings.device == "cuda" and not asked:
         options["gres"] = f"gpu:{each}"
-    on_gpu = spread.device == "cuda" or (spread.device == "auto" and asked)
+    on_gpu = settings.device == "cuda" or (settings.device == "auto" and asked)
     devices = tuple(f"cuda:{number}" if on_gpu else "cpu" for number in range(each))
     options.setdefault("cpus_per_task", threads * each)
     options.setdefault("requeue", True)

@@ -11,7 +11,7 @@ from bench.config.suite import Cell
 from bench.errors import BenchError, DamagedFile
 from bench.execution.driver import CellState
 from bench.execution.plan import Planned
-from bench.storage.run_folder import ASIDE, RunFolder
+from bench.storage.run_folder import ARCHIVED, RunFolder
 
 SILENT_SECONDS = 120
 """After which a cell that gives no sign of life is called silent; it gives one with every batch and forward pass, and
@@ -44,7 +44,7 @@ class Watcher:
 
     def _find(self) -> None:
         for path in self._runs.iterdir() if self._runs.is_dir() else []:
-            if path not in self._states and ASIDE not in path.name:
+            if path not in self._states and ARCHIVED not in path.name:
                 folder = RunFolder(path)
                 try:
                     cell = Cell.model_validate(folder.cell()["cell"])
@@ -56,14 +56,14 @@ class Watcher:
     def _renew(path: Path, state: CellState) -> None:
         folder = state.planned.folder
         try:
-            done = folder.done()
+            done = folder.result()
         except BenchError as error:
             state.status, state.reason = "failed", str(error)
             return
         if done is not None:
             state.status, state.reason = done["status"], done.get("reason", "")
         elif (path / "cell.json").exists():
-            beat = folder.last_beat()
+            beat = folder.last_heartbeat()
             silence = time.time() - beat / 1e9
             state.status = "running" if silence < SILENT_SECONDS else "silent"
             state.reason = f"no sign of life for {silence / 60:.0f} minutes" if beat else "no sign of life"

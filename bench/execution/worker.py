@@ -30,8 +30,8 @@ from bench.errors import BenchError, DamagedFile
 from bench.execution.distributed import ProcessDied, train_together
 from bench.models.architecture import Network
 from bench.models.external import load_foreign
-from bench.storage.checkpoints import Checkpoints, sound
-from bench.storage.run_folder import ASIDE, CHECKPOINTS, Busy, RunFolder
+from bench.storage.checkpoints import Checkpoints, load_latest_valid
+from bench.storage.run_folder import ARCHIVED, CHECKPOINTS, RunFolder, RunFolderLocked
 from bench.training.trainer import LAST_EPOCH, Diverged, Trainer, build_evaluated
 from bench.utils.device import check_precision, out_of_memory, peak_memory, use_device
 from bench.utils.environment import describe
@@ -52,7 +52,7 @@ DISK = FULL | {errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENFILE,
 """Errors of the machine and not of the cell: it can go on when they are mended."""
 
 
-class Ending(NamedTuple):
+class WorkerResult(NamedTuple):
     """How a worker ended, and why.
 
     Beyond the statuses of a run that has ended there are: `busy`, another process holds the folder; `lost`, the worker
@@ -64,7 +64,7 @@ class Ending(NamedTuple):
     reason: str = ""
 
 
-class Lost(Exception):
+class WorkerLost(Exception):
     """The cell has no memory to go on, or lost a process of its own; its folder stays as it is."""
 
 
@@ -93,20 +93,20 @@ class Job:
 
 
 def work_in_process(job: Job, tell: Connection) -> None:
-    """Run `job` as the whole of this process, and send an `Ending` through `tell`.
+    """Run `job` as the whole of this process, and send a `WorkerResult` through `tell`.
 
     The message needs no disk, which may be full.
     """
     tell.send(work(job))
 
 
-def work(job: Job) -> Ending:
+def work(job: Job) -> WorkerResult:
     """Run `job` as the whole of this process, whose output goes into the run's log from now on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides; it ends us with SIGTERM
     _end_with_parent()
     folder = job.folder
     try:
-        with folder.hold(PATIENCE_SECONDS):
+        with folder.lock(PATIENCE_SECONDS):
             folder.progress(force=True, phase="starting")  # so that others can say who works here
             _shorten(folder.log)
             with folder.log.open("a", encoding="utf-8") as output:
@@ -116,18 +116,18 @@ def work(job: Job) -> Ending:
                 stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
             )
             status = execute(job)
-            return Ending(status, (folder.done() or {}).get("reason", ""))
-    except Busy as error:
-        return Ending("busy", str(error))
-    except Lost as error:
-        return Ending("lost", str(error))
+            return WorkerResult(status, (folder.result() or {}).get("reason", ""))
+    except RunFolderLocked as error:
+        return WorkerResult("busy", str(error))
+    except WorkerLost as error:
+        return WorkerResult("lost", str(error))
     except DamagedFile as error:
-        return Ending("failed", str(error))
+        return WorkerResult("failed", str(error))
     except OSError as error:
         if error.errno not in DISK:
             raise
         reason = f"{error.filename or folder.path}: {error.strerror}"
-        return Ending("full" if error.errno in FULL else "interrupted", reason)
+        return WorkerResult("full" if error.errno in FULL else "interrupted", reason)
 
 
 def _shorten(log_file: Path) -> None:
@@ -153,7 +153,7 @@ def execute(job: Job) -> Literal["finished", "diverged", "failed"]:
     """Train and evaluate one cell, continuing whatever its folder holds, and return the status it ended with.
 
     Raises:
-        Lost: there was no memory, or a process that trained was killed.
+        WorkerLost: there was no memory, or a process that trained was killed.
         OSError: the folder cannot be written; see `DISK`.
     """
     cell, folder, device = job.cell, job.folder, job.device
@@ -167,11 +167,11 @@ def execute(job: Job) -> Literal["finished", "diverged", "failed"]:
         check_precision(cell.protocol.training.precision, device)
         folder.begin(cell, describe(device, job.threads))
         log.info("%s, fingerprint %s, on %s with %d threads", cell, cell.fingerprint, device, job.threads)
-        adopt_training(cell, folder)
+        reuse_training(cell, folder)
         folder.progress(force=True, phase="loading")
         dataset = dataset_of(cell.protocol.dataset)
-        network = take_in(cell, cell.network, dataset, folder) if cell.network else None
-        if network is None and len(job.devices) > 1 and not sound(folder)[0].finished:
+        network = import_external(cell, cell.network, dataset, folder) if cell.network else None
+        if network is None and len(job.devices) > 1 and not load_latest_valid(folder)[0].finished:
             peak = train_together(cell, job.results, job.devices, job.data, job.threads)
         splits = dataset.splits(job.data)
         if network is None:
@@ -186,10 +186,10 @@ def execute(job: Job) -> Literal["finished", "diverged", "failed"]:
         if isinstance(error, OSError) and error.errno in DISK:
             raise
         if isinstance(error, ProcessDied):
-            raise Lost(str(error)) from error
+            raise WorkerLost(str(error)) from error
         if out_of_memory(error):
             advice = "run fewer cells at a time (--jobs); the batch size is the protocol's, and is not reduced"
-            raise Lost(f"out of memory: {str(error).partition(chr(10))[0]:.200}; {advice}") from error
+            raise WorkerLost(f"out of memory: {str(error).partition(chr(10))[0]:.200}; {advice}") from error
         folder.finish("failed", reason=f"{type(error).__name__}: {error}", **_cost(folder, job, peak))
         return "failed"
     folder.finish("finished", classes=dataset.classes, **_cost(folder, job, peak))
@@ -219,19 +219,19 @@ def _cost(folder: RunFolder, job: Job, peak: int) -> dict[str, Any]:
     }
 
 
-def adopt_training(cell: Cell, folder: RunFolder) -> None:
+def reuse_training(cell: Cell, folder: RunFolder) -> None:
     """Take over the checkpoints of a run that differs in the final attacks alone, so that nothing is trained twice.
 
     Outcomes under attacks that both ask for come along. Every file is verified; the index, which makes the training
     this folder's own, comes last. A cell that was set aside is wanted anew, and takes over nothing.
     """
-    set_aside = list(folder.path.parent.glob(f"{folder.path.name}{ASIDE}*"))
+    set_aside = list(folder.path.parent.glob(f"{folder.path.name}{ARCHIVED}*"))
     if set_aside or (folder.checkpoints / "index.json").exists():
         return
     wanted = {attack_key(attack, cell) for attack in cell.protocol.evaluation.final}
     for other in sorted(folder.path.parent.glob(f"*-{cell.training_fingerprint[:12]}-*/cell.json")):
         donor = RunFolder(other.parent)
-        if donor.path == folder.path or ASIDE in donor.path.name:
+        if donor.path == folder.path or ARCHIVED in donor.path.name:
             continue
         try:
             trained = Checkpoints(donor.checkpoints)
@@ -256,7 +256,7 @@ def attack_key(attack: FinalAttack, cell: Cell) -> str:
     return f"{attack.name}-{fingerprint(attack_identity(attack, cell.protocol.threat))[:8]}"
 
 
-def take_in(cell: Cell, where: ExternalModel, dataset: Dataset, folder: RunFolder) -> nn.Module:
+def import_external(cell: Cell, where: ExternalModel, dataset: Dataset, folder: RunFolder) -> nn.Module:
     """Return the network of a cell that is only evaluated, its weights kept as the run's one checkpoint, `last`.
 
     Raises:
@@ -297,7 +297,7 @@ def evaluate_checkpoints(
         if (weights, key) not in known:
             state = checkpoints.load(name)
             model = _with_weights(network, state, device) if network else build_evaluated(cell, dataset, state, device)
-            model.register_forward_pre_hook(lambda *_: folder.beat())  # one batch of AutoAttack can take an hour
+            model.register_forward_pre_hook(lambda *_: folder.heartbeat())  # one batch of AutoAttack can take an hour
             place = folder.partial / f"{weights[:16]}.{key}.json"
             outcome = evaluate(
                 model, weights, test, attack, cell.protocol.threat,
@@ -324,7 +324,7 @@ def _sound_outcomes(folder: RunFolder) -> dict[tuple[str, str], dict[str, Any]]:
     """Return the outcomes on disk; a damaged one is put on record and judged again."""
     damage = folder.damaged_outcomes()
     for path, error in damage.items():
-        folder.note(f"{error}; it was judged again")
+        folder.record_incident(f"{error}; it was judged again")
         path.unlink()
     return folder.read_outcomes()
 

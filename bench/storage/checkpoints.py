@@ -158,7 +158,7 @@ class Checkpoints:
         return data
 
 
-def sound(folder: RunFolder) -> tuple[Checkpoints, DamagedFile | None]:
+def load_latest_valid(folder: RunFolder) -> tuple[Checkpoints, DamagedFile | None]:
     """Return the checkpoints that a run can go on from, every file verified, and what is damaged in later ones.
 
     They are those of the last epoch that was committed or, if a file of it is damaged, of the epoch before.
@@ -167,10 +167,10 @@ def sound(folder: RunFolder) -> tuple[Checkpoints, DamagedFile | None]:
         DamagedFile: the epoch before is gone or damaged as well.
     """
     try:
-        return verified(folder), None
+        return load_verified(folder), None
     except DamagedFile as error:
         try:
-            before = verified(folder, PREVIOUS)
+            before = load_verified(folder, PREVIOUS)
         except DamagedFile:
             before = None
         if before is None or not before.entries:
@@ -178,7 +178,7 @@ def sound(folder: RunFolder) -> tuple[Checkpoints, DamagedFile | None]:
         return before, error
 
 
-def verified(folder: RunFolder, index: str = INDEX) -> Checkpoints:
+def load_verified(folder: RunFolder, index: str = INDEX) -> Checkpoints:
     """Return the checkpoints that an index names. Raises DamagedFile if a file of theirs or the curve is damaged."""
     found = Checkpoints(folder.checkpoints, index)
     found.verify()

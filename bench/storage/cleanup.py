@@ -9,19 +9,19 @@ from pathlib import Path
 
 from bench.data.status import prepared_twice
 from bench.errors import BenchError, DamagedFile, NothingMeasured
-from bench.storage.run_folder import Busy, RunFolder, folders_set_aside, run_folders
+from bench.storage.run_folder import RunFolder, RunFolderLocked, archived_folders, run_folders
 from bench.storage.store import FILE, Store
 
 
 @dataclass(frozen=True)
-class TakenIn:
+class Ingested:
     """A run folder that was to be taken in; `damage` says why it was not, None if it was."""
 
     name: str
     damage: str | None
 
 
-def ingest(results: Path, store: str | None) -> list[TakenIn]:
+def ingest(results: Path, store: str | None) -> list[Ingested]:
     """Take every run folder of `results` into the store, by name; folders that were set aside are left out.
 
     An empty store, or one that is not there yet, then holds what the one that the runs were stored in held, row by row.
@@ -38,9 +38,9 @@ def ingest(results: Path, store: str | None) -> list[TakenIn]:
         for folder in folders:
             try:
                 opened.ingest(folder)
-                taken.append(TakenIn(folder.path.name, None))
+                taken.append(Ingested(folder.path.name, None))
             except DamagedFile as error:
-                taken.append(TakenIn(folder.path.name, str(error)))
+                taken.append(Ingested(folder.path.name, str(error)))
     return taken
 
 
@@ -64,7 +64,7 @@ def removable(results: Path, data: Path | None = None, *, aside: bool = False) -
     for folder in run_folders(results):
         found += [_removable(path, what) for path, what in _left_over(folder)]
     if aside:
-        found += [_removable(folder.path, "a run that was set aside") for folder in folders_set_aside(results)]
+        found += [_removable(folder.path, "a run that was set aside") for folder in archived_folders(results)]
     if data is not None:
         found += [_removable(path, "prepared images, whose files are there") for path in prepared_twice(data)]
     return found
@@ -87,10 +87,10 @@ def _removable(path: Path, what: str) -> Removable:
 def _left_over(folder: RunFolder) -> Iterator[tuple[Path, str]]:
     """Yield what a worker left that was killed, and the place of attacks in a run that has ended since."""
     try:
-        with folder.hold():
+        with folder.lock():
             for path in sorted(folder.path.rglob(".*.tmp")):
                 yield path, "left by a process that was killed"
-            if folder.partial.exists() and folder.done() is not None:
+            if folder.partial.exists() and folder.result() is not None:
                 yield folder.partial, "the place of an attack, of a run that has ended"
-    except (Busy, DamagedFile):
+    except (RunFolderLocked, DamagedFile):
         return

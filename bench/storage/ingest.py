@@ -54,7 +54,7 @@ def _protocol(folder: RunFolder, cell: dict[str, Any]) -> ProtocolRow:
 
 def _run(folder: RunFolder, cell: dict[str, Any]) -> tuple[RunRow, list[dict[str, Any]]]:
     # How it ended comes first: a run that is going on may end while its files are read.
-    method, done, index = cell["cell"]["method"], folder.done(), _index(folder)
+    method, done, index = cell["cell"]["method"], folder.result(), _index(folder)
     ending, status = done or {}, done["status"] if done else "interrupted"
     # An epoch that was recorded but not committed is trained again when the run goes on.
     committed = folder.committed_epochs(index["finished_epochs"], index.get("curve_sha256"))

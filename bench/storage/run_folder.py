@@ -37,7 +37,7 @@ CHECKPOINTS = ("best", "best_on_test", "last")
 
 Status = Literal["new", "interrupted", "finished", "diverged", "failed"]
 
-ASIDE = ".aside-"  # in the name of a folder that was set aside, before a number
+ARCHIVED = ".aside-"  # in the name of a folder that was set aside, before a number
 
 PROGRESS_SECONDS = 0.5  # how often the display file is renewed at most
 
@@ -47,7 +47,7 @@ _NUMBERS = {"training": ("epoch", "epochs", "done", "of"), "evaluation": ("share
 INCIDENTS = 100  # that a run keeps, the latest ones
 
 
-class Busy(Exception):
+class RunFolderLocked(Exception):
     """Another process holds the run folder."""
 
 
@@ -60,7 +60,7 @@ class RunFolder:
         self.outcomes = path / "outcomes"
         self.partial = path / "partial"
         self.log = path / "log.txt"
-        self.lock = path / "lock"
+        self.lock_file = path / "lock"
         self._incidents = path / "incidents.json"
         self._epochs = path / "epochs.jsonl"
         self._done = path / "done.json"
@@ -79,28 +79,28 @@ class RunFolder:
         return cls(results / "runs" / name)
 
     @contextmanager
-    def hold(self, patience: float = 0) -> Iterator[None]:
+    def lock(self, patience: float = 0) -> Iterator[None]:
         """Within, no other process works in this folder, which is created if need be.
 
         The system takes the lock away from a process that dies, so it is never stale. `patience`: how many seconds to
         wait for another process to end.
 
         Raises:
-            Busy: another process works in it.
+            RunFolderLocked: another process works in it.
             DamagedFile: something in it is a symbolic link.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self.refuse_links()
-        self.lock.touch()
-        before, lock = self.lock.stat().st_ino, FileLock(self.lock)
+        self.lock_file.touch()
+        before, lock = self.lock_file.stat().st_ino, FileLock(self.lock_file)
         try:
             lock.acquire(timeout=patience)
         except Timeout:
-            raise Busy(self._holder()) from None
+            raise RunFolderLocked(self._holder()) from None
         try:
             # Between the two, another process may have set the folder aside, and the lock with it.
-            if not self.lock.exists() or self.lock.stat().st_ino != before:
-                raise Busy(self._holder())
+            if not self.lock_file.exists() or self.lock_file.stat().st_ino != before:
+                raise RunFolderLocked(self._holder())
             yield
         finally:
             lock.release()
@@ -129,7 +129,7 @@ class RunFolder:
         except FileNotFoundError:
             stated = False
         except DamagedFile as error:
-            self.note(f"{error}; it was written anew")
+            self.record_incident(f"{error}; it was written anew")
             stated = False
         if not stated:
             content = {
@@ -237,7 +237,7 @@ class RunFolder:
 
     # --- incidents ---------------------------------------------------------------------------------------------------
 
-    def note(self, incident: str) -> None:
+    def record_incident(self, incident: str) -> None:
         """Put what went wrong and was mended on the run's record, and into its log."""
         with self.log.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} WARNING {incident}\n")
@@ -260,7 +260,7 @@ class RunFolder:
         """Write `done.json`, the last file of a run."""
         write_record(self._done, {"status": status, **detail})
 
-    def done(self) -> dict[str, Any] | None:
+    def result(self) -> dict[str, Any] | None:
         """Return the content of `done.json`, or None while there is none."""
         try:
             return read_record(self._done)
@@ -275,16 +275,16 @@ class RunFolder:
 
     def status(self) -> Status:
         """Return how far the run got."""
-        done = self.done()
+        done = self.result()
         if done is not None:
             status: Status = done["status"]
             return status
         return "interrupted" if (self.path / "cell.json").exists() else "new"
 
-    def set_aside(self) -> Path:
+    def archive(self) -> Path:
         """Rename the folder so that the cell can be run anew, and return where it is kept."""
         for number in range(1, 10_000):
-            kept = self.path.with_name(f"{self.path.name}{ASIDE}{number}")
+            kept = self.path.with_name(f"{self.path.name}{ARCHIVED}{number}")
             if not kept.exists():
                 self.path.rename(kept)
                 return kept
@@ -303,7 +303,7 @@ class RunFolder:
             except OSError:
                 self._touch()
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Give a sign of life: the run is still where `progress` last said; cheap enough to be called all the time."""
         now = time.monotonic()
         if now - self._last_progress >= PROGRESS_SECONDS:
@@ -314,7 +314,7 @@ class RunFolder:
         with suppress(OSError):
             os.utime(self._progress)
 
-    def last_beat(self) -> int:
+    def last_heartbeat(self) -> int:
         """Return when the run last gave a sign of life, in nanoseconds; 0 if never."""
         try:
             return self._progress.stat().st_mtime_ns
@@ -334,12 +334,12 @@ class RunFolder:
 
 def run_folders(results: Path) -> list[RunFolder]:
     """Return the folders of runs in a results folder, by name; not those that were set aside."""
-    return [folder for folder in _folders(results) if ASIDE not in folder.path.name]
+    return [folder for folder in _folders(results) if ARCHIVED not in folder.path.name]
 
 
-def folders_set_aside(results: Path) -> list[RunFolder]:
+def archived_folders(results: Path) -> list[RunFolder]:
     """Return the folders in a results folder that were set aside, by name."""
-    return [folder for folder in _folders(results) if ASIDE in folder.path.name]
+    return [folder for folder in _folders(results) if ARCHIVED in folder.path.name]
 
 
 def _folders(results: Path) -> list[RunFolder]:

@@ -118,7 +118,7 @@ class Store:
         checkpoints = list(run.checkpoints.values())
         outcomes = [outcome for checkpoint in checkpoints for outcome in checkpoint.outcomes.values()]
         with self._writing.begin() as connection:
-            if digest(folder.done()) != run.done_sha256:
+            if digest(folder.result()) != run.done_sha256:
                 return False
             connection.execute(delete(RunRow).where(RunRow.fingerprint == run.fingerprint))
             known = connection.scalar(select(exists().where(ProtocolRow.fingerprint == protocol.fingerprint)))
@@ -136,7 +136,7 @@ class Store:
         query = select(RunRow.done_sha256).where(RunRow.fingerprint == cell_of(folder).get("fingerprint"))
         with reported(self._engine), Session(self._engine) as session:
             known = session.execute(query).one_or_none()
-        if known is None or known.done_sha256 is None or known.done_sha256 != digest(folder.done()):
+        if known is None or known.done_sha256 is None or known.done_sha256 != digest(folder.result()):
             self.ingest(folder)
 
     # --- answering ---------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def verify(store: Store, results: Path) -> Verdict:
             try:
                 if not damage:
                     rebuilt.ingest(folder)
-                    if folder.done() is not None:
+                    if folder.result() is not None:
                         ended.add(folder.cell()["fingerprint"])
             except DamagedFile as error:
                 damage = [str(error)]

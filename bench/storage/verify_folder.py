@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from bench.errors import DamagedFile
-from bench.storage.checkpoints import INDEX, Checkpoints, verified
+from bench.storage.checkpoints import INDEX, Checkpoints, load_verified
 from bench.storage.run_folder import CHECKPOINTS, RunFolder
 
 
 def damage_of(folder: RunFolder) -> list[str]:
     """Return what is damaged or missing in a run folder, a sentence each; nothing is written."""
     found = []
-    for look in (folder.refuse_links, folder.cell, folder.done, folder.incidents, lambda: verified(folder)):
+    for look in (folder.refuse_links, folder.cell, folder.result, folder.incidents, lambda: load_verified(folder)):
         try:
             look()
         except FileNotFoundError:  # no cell.json

@@ -19,7 +19,7 @@ from bench.data.batches import TrainingBatches
 from bench.data.dataset import Dataset, Images, ImageSet, Splits
 from bench.models.architecture import build_network
 from bench.models.sync_batchnorm import shared_statistics
-from bench.storage.checkpoints import Entry, sound
+from bench.storage.checkpoints import Entry, load_latest_valid
 from bench.storage.run_folder import RunFolder
 from bench.training.flops import CountedFlops
 from bench.training.lr_schedule import protocol_schedule
@@ -73,10 +73,12 @@ class Trainer:
         self.batches = TrainingBatches(
             splits.train, self.training.batch_size, self.training.augmentation, self.random, group
         )
-        self.checkpoints, damage = sound(folder)
+        self.checkpoints, damage = load_latest_valid(folder)
         if damage is not None and group.first:
             self.checkpoints.save()
-            folder.note(f"{damage}; training went back to the end of epoch {self.checkpoints.finished_epochs - 1}")
+            folder.record_incident(
+                f"{damage}; training went back to the end of epoch {self.checkpoints.finished_epochs - 1}"
+            )
         fresh = not self.checkpoints.entries
         self.method = build_method(cell, dataset, self.batches, self.random, device, initialise=fresh)
         self.lr_schedule = self.method.lr_schedule
@@ -155,7 +157,7 @@ class Trainer:
 
     def _beat(self, done: int, of: int, robust: float | None = None) -> None:
         if self.group.first:
-            self.folder.beat()
+            self.folder.heartbeat()
 
     def _check_equal(self) -> None:
         """Raise RuntimeError unless weights and statistics of all processes have equal bits, as far as sums tell."""

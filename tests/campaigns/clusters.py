@@ -6,7 +6,7 @@ import time
 
 from bench.config.suite import load_suite
 from bench.execution.driver import run_suite
-from bench.execution.executor import Spread
+from bench.execution.executor import ExecutorSettings
 from bench.storage.store import Store
 
 from ..execution.test_ray import ONE_THREAD, result_of
@@ -31,7 +31,9 @@ def test_a_killed_worker_and_a_node_that_goes_and_comes(load, tmp_path, ray_clus
             ray_cluster.add_node(num_cpus=2)
             done.append("added a node")
 
-    states = run_suite(loaded, results=tmp_path / "there", spread=Spread("ray", address=ray_cluster.address), watch=act)
+    states = run_suite(
+        loaded, results=tmp_path / "there", settings=ExecutorSettings("ray", address=ray_cluster.address), watch=act
+    )
     assert done == ["killed a worker", "removed its node", "added a node"]
     assert states[0].tries == 2
     assert states[1].tries == 1
@@ -44,16 +46,16 @@ def test_a_killed_worker_and_a_node_that_goes_and_comes(load, tmp_path, ray_clus
 def test_the_quickstart_suite_comes_to_the_same_everywhere(tmp_path, request):
     """One thread each, since sums depend on their number in the last bits."""
     loaded, came_to, took = load_suite("quickstart"), {}, {}
-    for name, spread in {
-        "local, one job": Spread(jobs=1, threads=1),
-        "local, two jobs": Spread(jobs=2, threads=1),
-        "ray": Spread("ray", threads=1),
-        "slurm": Spread("slurm", threads=1),
+    for name, settings in {
+        "local, one job": ExecutorSettings(jobs=1, threads=1),
+        "local, two jobs": ExecutorSettings(jobs=2, threads=1),
+        "ray": ExecutorSettings("ray", threads=1),
+        "slurm": ExecutorSettings("slurm", threads=1),
     }.items():
         if name == "slurm":
             request.getfixturevalue("slurm_cluster")
         began = time.monotonic()
-        came_to[name] = result_of(run_suite(loaded, results=tmp_path / name, spread=spread))
+        came_to[name] = result_of(run_suite(loaded, results=tmp_path / name, settings=settings))
         took[name] = time.monotonic() - began
         print(f"\nquickstart, {name}: {took[name]:.1f} s")
         assert came_to[name] == came_to["local, one job"]

@@ -11,7 +11,7 @@ import torch
 from bench.attacks.evaluate import attack_identity
 from bench.attacks.outcome import Outcome
 from bench.attacks.pgd import cross_entropy  # noqa: F401  (what a worker has loaded)
-from bench.execution.worker import Ending, Job, attack_key
+from bench.execution.worker import Job, WorkerResult, attack_key
 from bench.storage.checkpoints import Checkpoints
 from bench.utils.files import write_record
 
@@ -25,7 +25,7 @@ def pretend(job: Job, tell: Connection) -> None:
     """Do what a worker does with its folder, sleep in between, and say that it is finished."""
     cell, folder = job.cell, job.folder
     began = time.monotonic()
-    with folder.hold(4):
+    with folder.lock(4):
         folder.progress(force=True, phase="starting")
         folder.begin(cell, {"device": "cpu", "cpu": "asleep"})
         checkpoints, epoch = Checkpoints(folder.checkpoints), 0
@@ -50,7 +50,7 @@ def pretend(job: Job, tell: Connection) -> None:
             for name in ("best", "best_on_test", "last"):
                 write_record(folder.outcome_path(name, attack_key(attack, cell)), record)
         folder.finish("finished", classes=10, epochs=EPOCHS, train_seconds=1.0, track_seconds=1.0)
-    tell.send(Ending("finished"))
+    tell.send(WorkerResult("finished"))
 
 
 def record_of(epoch: int, seed: int) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def undisturbed(bed: Bed) -> dict[str, Any]:
 def phase_of(results: Path) -> str:
     """Say what a run was doing when it was killed."""
     for folder in run_folders(results):
-        if folder.done() is None:
+        if folder.result() is None:
             if list(folder.checkpoints.glob(".*.tmp")):
                 return "writing a checkpoint"
             if Checkpoints(folder.checkpoints).finished:

@@ -14,9 +14,9 @@ import pytest
 from bench.cli.progress import View
 from bench.config.suite import load_suite
 from bench.execution import local
-from bench.execution.driver import Limits, run_planned
-from bench.execution.executor import Place
-from bench.execution.local import LocalExecutor, Shares
+from bench.execution.driver import RetryPolicy, run_planned
+from bench.execution.executor import Paths
+from bench.execution.local import Allocation, LocalExecutor
 from bench.execution.plan import plan
 from bench.execution.watch import Watcher
 from bench.storage.cleanup import ingest
@@ -53,7 +53,7 @@ def test_a_thousand_cells_a_hundred_at_once(results: Path, tmp_path: Path, monke
     loaded = load_suite(str(tmp_path / "suite.yaml"))
     planned = plan(loaded.cells, results)
     print(f"\nplanned in {time.monotonic() - began:.1f} s")
-    executor = LocalExecutor(Shares((("cpu",),) * AT_ONCE, 1), Place(results, None))
+    executor = LocalExecutor(Allocation((("cpu",),) * AT_ONCE, 1), Paths(results, None))
     began, used = time.monotonic(), time.process_time()
     most = 0
     with View(quiet=True) as view:
@@ -63,7 +63,7 @@ def test_a_thousand_cells_a_hundred_at_once(results: Path, tmp_path: Path, monke
             most = max(most, sum(state.status == "running" for state in states))
             view.update(states)
 
-        states = run_planned(planned, executor, Place(results, None), None, Limits(), watch)
+        states = run_planned(planned, executor, Paths(results, None), None, RetryPolicy(), watch)
     wall, cpu = time.monotonic() - began, time.process_time() - used
     print(
         f"{CELLS} cells of {fake_cells.SECONDS:g} s, {most} at once: {wall:.0f} s, {100 * cpu / wall:.1f} % of a core"

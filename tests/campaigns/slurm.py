@@ -19,10 +19,10 @@ pytest.importorskip("submitit")
 from bench.errors import BenchError
 from bench.execution import slurm, slurm_commands
 from bench.execution.driver import run_suite
-from bench.execution.executor import Place, Spread
+from bench.execution.executor import ExecutorSettings, Paths
 from bench.execution.slurm import SlurmExecutor, SlurmHandle
 from bench.execution.slurm_commands import minutes, queue, request
-from bench.execution.worker import Ending, Job
+from bench.execution.worker import Job, WorkerResult
 from bench.storage.run_folder import RunFolder
 from bench.testing.conformance import curve
 from bench.utils.files import write_record
@@ -130,7 +130,7 @@ def executor(cluster, tmp_path):
     made = []
 
     def make(results=tmp_path / "results", jobs=None, **options):
-        made.append(SlurmExecutor(Spread("slurm", jobs=jobs, slurm=options), Place(results, None)))
+        made.append(SlurmExecutor(ExecutorSettings("slurm", jobs=jobs, slurm=options), Paths(results, None)))
         return made[-1]
 
     yield make
@@ -176,9 +176,9 @@ def test_cells_end_as_on_this_machine_whatever_befalls_their_jobs(cluster, load,
     (tmp_path / "plugin.py").write_text(MISFORTUNES)
     loaded = load({"methods: [pgd_at]": "methods: [preempted, killed]\nplugins: [plugin.py]"})
     seen, results = [], tmp_path / "a folder"
-    spread = Spread("slurm", threads=1, slurm={"partition": "short", "comment": "a word, and 'another'"})
+    settings = ExecutorSettings("slurm", threads=1, slurm={"partition": "short", "comment": "a word, and 'another'"})
     states = run_suite(
-        loaded, results=results, spread=spread, watch=lambda states: seen.append([state.status for state in states])
+        loaded, results=results, settings=settings, watch=lambda states: seen.append([state.status for state in states])
     )
     assert [(state.status, state.reason, state.tries) for state in states] == [
         ("finished", "", 0),
@@ -198,7 +198,7 @@ def test_cells_end_as_on_this_machine_whatever_befalls_their_jobs(cluster, load,
     assert incident.endswith(" is FAILED, exit code 137:0; srun: error: node: task 0: Killed (try 1 of 3)")
 
     # Nothing befalls them any more.
-    run_suite(loaded, results=tmp_path / "local", spread=Spread(threads=1))
+    run_suite(loaded, results=tmp_path / "local", settings=ExecutorSettings(threads=1))
     for cell in loaded.cells:
         assert result_of(cell, results) == result_of(cell, tmp_path / "local")
 
@@ -210,7 +210,7 @@ def test_cells_end_as_on_this_machine_whatever_befalls_their_jobs(cluster, load,
     assert "--wckey" not in text
     assert "export OMP_NUM_THREADS=1\n" in text
     assert re.search(r"^srun .*--cpus-per-task=1 ", text, re.MULTILINE)
-    assert [state.planned.action for state in run_suite(loaded, results=results, spread=spread)] == ["skip", "skip"]
+    assert [state.planned.action for state in run_suite(loaded, results=results, settings=settings)] == ["skip", "skip"]
     assert arrays(results) == [first, second]
 
 
@@ -224,7 +224,7 @@ def test_what_is_detached_goes_on_and_is_taken_in_later(executor, load, tmp_path
     (job,) = {handle.task.partition("_")[0] for handle in handles}
     assert "ArrayTaskThrottle=2 " in slurm.slurm("scontrol", "show", "job", "-o", job).stdout
 
-    states = run_suite(loaded, results=results, spread=Spread("slurm"))
+    states = run_suite(loaded, results=results, settings=ExecutorSettings("slurm"))
     assert [state.status for state in states] == ["finished", "finished"]
     assert arrays(results) == [f"{job}_cells.json"], "nothing was submitted a second time"
 
@@ -236,13 +236,13 @@ def test_closing_ends_what_was_submitted_and_nothing_else(executor, load, tmp_pa
     handles = one.submit(cells)
     adopted = other.submit(cells)
     assert [handle.task for handle in adopted] == [handle.task for handle in handles]
-    wait_until(lambda: handles[0].job.folder.last_beat())
+    wait_until(lambda: handles[0].job.folder.last_heartbeat())
     assert other.wait(1) == []
     other.close()
     assert queue().keys() == {handle.task for handle in handles}
     one.close()
     assert queue() == {}
-    with handles[0].job.folder.hold():
+    with handles[0].job.folder.lock():
         assert handles[0].job.folder.status() == "interrupted"
 
 
@@ -252,12 +252,12 @@ def test_a_job_that_somebody_cancels_is_not_tried_again(executor, load):
     first, second = one.submit(cells)
     slurm.slurm("scancel", first.task)
     wait_until(lambda: first in one.wait(0.2))
-    assert first.ending() == Ending("interrupted", f"its job {first.task} was cancelled")
+    assert first.result() == WorkerResult("interrupted", f"its job {first.task} was cancelled")
     second.kill()
     second._hung = True
     wait_until(lambda: second in one.wait(0.2))
-    assert second.ending().status == "lost"
-    assert "the worker hung" in second.ending().reason
+    assert second.result().status == "lost"
+    assert "the worker hung" in second.result().reason
 
 
 def test_what_is_too_large_for_one_array_goes_into_several(executor, load, tmp_path, monkeypatch):
@@ -306,7 +306,7 @@ def test_jobs_of_other_results_and_unknown_ones_are_not_taken_for_ours(executor,
 )
 def test_what_slurm_refuses_is_one_sentence_before_anything_is_written(cluster, tmp_path, options, words):
     with pytest.raises(BenchError, match=rf"^{words}"):
-        SlurmExecutor(Spread("slurm", slurm=options), Place(tmp_path / "results", None))
+        SlurmExecutor(ExecutorSettings("slurm", slurm=options), Paths(tmp_path / "results", None))
     assert not (tmp_path / "results").exists()
 
 
@@ -364,9 +364,9 @@ def test_a_job_that_finds_no_folder_says_so(executor, load, monkeypatch, tmp_pat
     finally:
         slurm.slurm("scontrol", "update", "NodeName=node", "State=RESUME")
     wait_until(lambda: handle in one.wait(0.2))
-    assert handle.ending().status == "lost"
-    assert handle.ending().reason.startswith(f"the worker died: job {handle.task} is FAILED, exit code ")
-    assert handle.ending().reason.endswith(f"left no log; its node may not see {tmp_path}/results/slurm")
+    assert handle.result().status == "lost"
+    assert handle.result().reason.startswith(f"the worker died: job {handle.task} is FAILED, exit code ")
+    assert handle.result().reason.endswith(f"left no log; its node may not see {tmp_path}/results/slurm")
 
 
 def test_while_slurm_does_not_answer_nothing_ends_and_nothing_is_submitted(executor, load, monkeypatch, caplog):
@@ -390,7 +390,7 @@ def test_while_slurm_does_not_answer_nothing_ends_and_nothing_is_submitted(execu
 def test_one_look_at_the_queue_is_for_all_jobs(executor, load, monkeypatch):
     one = executor(**LATER)
     handles = one.submit(load({"seeds: [0]": f"seeds: {list(range(50))}"}).cells)
-    handles[7].begun = True  # and then it was put back into the queue
+    handles[7].started = True  # and then it was put back into the queue
     looks = []
     real = slurm_commands.slurm
     monkeypatch.setattr(slurm_commands, "slurm", lambda *words: looks.append(words[0]) or real(*words))
@@ -398,17 +398,17 @@ def test_one_look_at_the_queue_is_for_all_jobs(executor, load, monkeypatch):
     for _ in range(5):
         assert one.wait(0.01) == []
     assert looks == ["squeue"]
-    assert not handles[7].begun
+    assert not handles[7].started
 
 
 def test_no_slurm_is_one_sentence(cluster, monkeypatch, tmp_path):
     (tmp_path / "slurm.conf").write_text("nonsense=1")
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
     with pytest.raises(BenchError, match=r"^Slurm does not answer: Unable to process configuration file"):
-        request(Spread("slurm"))
+        request(ExecutorSettings("slurm"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BenchError, match=r"^there is no sbatch on this machine"):
-        request(Spread("slurm"))
+        request(ExecutorSettings("slurm"))
 
 
 # --- without Slurm ---------------------------------------------------------------------------------------------------
@@ -418,7 +418,7 @@ def test_without_submitit_a_sentence_says_what_to_install(monkeypatch, load, tmp
     monkeypatch.setitem(sys.modules, "submitit", None)
     monkeypatch.delitem(sys.modules, "bench.execution.slurm")
     with pytest.raises(BenchError, match=r"pip install 'robust-overfitting-bench\[slurm\]'"):
-        run_suite(load(), results=tmp_path / "results", spread=Spread("slurm"))
+        run_suite(load(), results=tmp_path / "results", settings=ExecutorSettings("slurm"))
     assert not (tmp_path / "results").exists()
 
 
@@ -438,7 +438,7 @@ def test_devices_are_what_is_asked_for(monkeypatch):
     monkeypatch.setattr(slurm_commands.shutil, "which", lambda _name: "sbatch")
 
     def asked(**settings):
-        found = request(Spread("slurm", **settings))
+        found = request(ExecutorSettings("slurm", **settings))
         return found.devices, found.flags("cpus_per_task", "gres", "exclusive")
 
     assert asked() == (("cpu",), ["--cpus-per-task=1"])
@@ -451,7 +451,7 @@ def test_devices_are_what_is_asked_for(monkeypatch):
     )
     assert asked(device="cpu", slurm={"gres": "gpu:1"})[0] == ("cpu",)
     assert asked(device="cuda", slurm={"cpus_per_task": "9", "gpus": "1"}) == (("cuda:0",), ["--cpus-per-task=9"])
-    assert request(Spread("slurm")).options["time"] == "UNLIMITED"
+    assert request(ExecutorSettings("slurm")).options["time"] == "UNLIMITED"
     for settings, words in (
         ({"device": "cuda:1"}, "auto, cpu or cuda"),
         ({"gpus": (0,)}, "are not for Slurm"),
@@ -464,10 +464,10 @@ def test_devices_are_what_is_asked_for(monkeypatch):
 def test_a_job_that_waits_again_is_not_silent(load, tmp_path):
     cell = load().cells[0]
     handle = SlurmHandle(Job(cell, tmp_path, ("cpu",), None, 1), "1", tmp_path)
-    handle.begun, handle._silence = True, 1e6
+    handle.started, handle._silence = True, 1e6
     handle.waits()
-    handle.look(60)
-    assert not handle.begun
+    handle.check_heartbeat(60)
+    assert not handle.started
     assert not handle._hung
 
 

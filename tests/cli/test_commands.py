@@ -11,7 +11,7 @@ import pytest
 
 from bench.cli.run import run, without_rerun
 from bench.config.suite import load_suite, shipped_suites
-from bench.execution.driver import HANG_MINUTES, TRIES
+from bench.execution.driver import HEARTBEAT_TIMEOUT, MAX_ATTEMPTS
 from bench.storage.run_folder import RunFolder
 
 
@@ -146,4 +146,7 @@ def test_the_command_that_continues_asks_for_no_rerun():
 
 def test_options_have_the_defaults_of_the_library():
     defaults = inspect.signature(run).parameters
-    assert (defaults["max_attempts"].default, defaults["heartbeat_timeout"].default) == (TRIES, HANG_MINUTES)
+    assert (defaults["max_attempts"].default, defaults["heartbeat_timeout"].default) == (
+        MAX_ATTEMPTS,
+        HEARTBEAT_TIMEOUT,
+    )

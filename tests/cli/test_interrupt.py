@@ -95,7 +95,7 @@ def test_a_killed_driver_leaves_no_worker_behind(path, tmp_path):
 def test_a_cell_that_another_run_holds_is_left_alone(bench, path, tmp_path):
     folder = RunFolder.of(load_suite(str(path)).cells[0], tmp_path / "results")
     folder.path.mkdir(parents=True)
-    with FileLock(folder.lock):
+    with FileLock(folder.lock_file):
         result = bench("run", path, "--results", tmp_path / "results")
     assert result.code == 3
     assert "another bench run is working on it" in result.err

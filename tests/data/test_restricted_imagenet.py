@@ -9,7 +9,7 @@ from bench.data.datasets import restricted_imagenet as module
 from bench.data.datasets.restricted_imagenet import SUPER_CLASSES, synsets
 from bench.errors import BenchError, NotFound
 from bench.execution.driver import run_suite
-from bench.execution.executor import Spread
+from bench.execution.executor import ExecutorSettings
 from bench.storage.run_folder import RunFolder
 
 DOG, FROG, CAT = "n02085620", "n01641577", "n02123045"  # Chihuahua, bullfrog, tabby
@@ -146,7 +146,9 @@ def test_real_images_train(real, tmp_path):
         assert np.bincount(part.labels).tolist() == [118, 5, 3, 5, 21, 18, 9, 4, 20]
     (tmp_path / "suite.yaml").write_text(SUITE.replace("DIGEST", found.digest()))
     loaded = load_suite(str(tmp_path / "suite.yaml"))
-    (state,) = run_suite(loaded, results=tmp_path / "results", data=root, spread=Spread(device="cpu", threads=1))
+    (state,) = run_suite(
+        loaded, results=tmp_path / "results", data=root, settings=ExecutorSettings(device="cpu", threads=1)
+    )
     folder = RunFolder.of(loaded.cells[0], tmp_path / "results")
     assert state.status == "finished", folder.log.read_text()
     (epoch,) = folder.epochs()

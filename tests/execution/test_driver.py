@@ -7,11 +7,11 @@ import pytest
 
 from bench.errors import BenchError
 from bench.execution import driver, executor, local
-from bench.execution.driver import Limits, run_planned, run_suite
-from bench.execution.executor import Executor, Place, Spread
-from bench.execution.local import LocalHandle, share_out
+from bench.execution.driver import RetryPolicy, run_planned, run_suite
+from bench.execution.executor import Executor, ExecutorSettings, Paths
+from bench.execution.local import LocalHandle, allocate
 from bench.execution.plan import Rerun, plan
-from bench.execution.worker import Ending, Job
+from bench.execution.worker import Job, WorkerResult
 from bench.storage.run_folder import RunFolder
 from bench.storage.store import Store
 from bench.testing.conformance import curve
@@ -36,7 +36,7 @@ def test_two_cells_run_side_by_side_and_again_bit_for_bit(load, tmp_path):
     with Store.of(tmp_path / "a") as store:
         assert [run.status for run in store.runs()] == ["finished", "finished"]
 
-    second = run_suite(loaded, results=tmp_path / "b", spread=Spread(jobs=1))
+    second = run_suite(loaded, results=tmp_path / "b", settings=ExecutorSettings(jobs=1))
     for one, other in zip(first, second, strict=True):
         a, b = one.planned.folder, other.planned.folder
         assert weights(a) == weights(b)
@@ -45,11 +45,11 @@ def test_two_cells_run_side_by_side_and_again_bit_for_bit(load, tmp_path):
         outcomes = [{key: record["correct"] for key, record in folder.read_outcomes().items()} for folder in (a, b)]
         assert outcomes[0] == outcomes[1]
 
-    done = [state.planned.folder.done() for state in first]
+    done = [state.planned.folder.result() for state in first]
     (tmp_path / "a" / "bench.sqlite").unlink()
     again = run_suite(loaded, results=tmp_path / "a")
     assert [state.planned.action for state in again] == ["skip", "skip"]
-    assert [state.planned.folder.done() for state in again] == done
+    assert [state.planned.folder.result() for state in again] == done
     with Store.of(tmp_path / "a") as store:
         assert len(store.runs()) == 2, "the store is rebuilt from the run folders"
 
@@ -66,12 +66,12 @@ def test_a_diverged_cell_does_not_stop_the_others(load, tmp_path):
         "METHODS = {'diverging': Diverging}\n"
     )
     loaded = load({"methods: [pgd_at]": "methods: [diverging, pgd_at]\nplugins: [plugin.py]"})
-    states = run_suite(loaded, results=tmp_path / "results", spread=Spread(jobs=1))
+    states = run_suite(loaded, results=tmp_path / "results", settings=ExecutorSettings(jobs=1))
     assert [state.status for state in states] == ["diverged", "finished"]
     assert "epoch 0" in states[0].reason
     with Store.of(tmp_path / "results") as store:
         assert {run.status for run in store.runs()} == {"diverged", "finished"}
-    again = run_suite(loaded, results=tmp_path / "results", spread=Spread(jobs=1), rerun=Rerun.FAILED)
+    again = run_suite(loaded, results=tmp_path / "results", settings=ExecutorSettings(jobs=1), rerun=Rerun.FAILED)
     assert [state.planned.action for state in again] == ["reopen", "skip"]
 
 
@@ -103,7 +103,7 @@ def unlucky(load, tmp_path):
     def run(misfortune, **settings):
         (tmp_path / "plugin.py").write_text(MISFORTUNE.replace("MISFORTUNE", misfortune))
         loaded = load({"methods: [pgd_at]": "methods: [unlucky, pgd_at]\nplugins: [plugin.py]"})
-        states = run_suite(loaded, results=tmp_path / "results", spread=Spread(jobs=1), **settings)
+        states = run_suite(loaded, results=tmp_path / "results", settings=ExecutorSettings(jobs=1), **settings)
         begun = list(map(int, (tmp_path / "begun").read_text().split()))
         return states, RunFolder.of(loaded.cells[0], tmp_path / "results"), begun
 
@@ -116,7 +116,7 @@ def test_a_worker_that_dies_is_tried_three_times_and_fails_its_own_cell(unlucky)
     assert states[0].reason.startswith("the worker died: killed (signal 9)")
     assert states[0].reason.endswith("(try 3 of 3)")
     assert begun == [0, 0, 0]
-    assert folder.done() == {"status": "failed", "reason": states[0].reason}
+    assert folder.result() == {"status": "failed", "reason": states[0].reason}
     assert [incident[-12:] for incident in folder.incidents()] == ["(try 1 of 3)", "(try 2 of 3)", "(try 3 of 3)"]
     with Store.of(folder.path.parents[1]) as store:
         assert store.show_run("unlucky")["incidents"] == folder.incidents()
@@ -140,9 +140,11 @@ def test_a_worker_without_memory_is_lost(unlucky):
 
 
 def test_a_worker_that_hangs_is_ended(unlucky):
-    states, _, begun = unlucky("if times == 2: time.sleep(600)", limits=Limits(tries=1, hang_minutes=0.2))
+    states, _, begun = unlucky(
+        "if times == 2: time.sleep(600)", retry=RetryPolicy(max_attempts=1, heartbeat_timeout=0.2)
+    )
     assert [state.status for state in states] == ["failed", "finished"]
-    assert states[0].reason == "the worker hung: it gave no sign of life for 0.2 minutes (try 1 of 1)"
+    assert states[0].reason == "the worker hung: no heartbeat for 0.2 minutes (try 1 of 1)"
     assert begun == [0, 1]
 
 
@@ -162,7 +164,7 @@ def test_a_disk_error_in_one_folder_stops_no_other_cell(unlucky):
     states, folder, _ = unlucky(misfortune)
     assert [state.status for state in states] == ["interrupted", "finished"]
     assert states[0].reason == "index.json: Input/output error"
-    assert folder.done() is None
+    assert folder.result() is None
     states, _, _ = unlucky(misfortune)
     assert [state.status for state in states] == ["finished", "finished"]
 
@@ -191,20 +193,20 @@ def test_silence_is_counted_only_while_the_driver_is_awake(load, tmp_path, monke
     folder.begin(cell, {})
     handle = LocalHandle(Job(cell, tmp_path, ("cpu",), None, 1), process, None)
     now += 1e6  # the machine slept
-    handle.look(5)
+    handle.check_heartbeat(5)
     assert not process.killed
-    assert not handle.begun
+    assert not handle.started
     for second in range(20):
         now += 1
         if second % 4 == 0:
             folder.progress(force=True, phase="training")
-        handle.look(5)
-        assert handle.begun
+        handle.check_heartbeat(5)
+        assert handle.started
         assert not process.killed
     now += 3
     for _ in range(6):
         now += 1
-        handle.look(5)
+        handle.check_heartbeat(5)
     assert process.killed
 
 
@@ -226,7 +228,7 @@ class Cluster(Executor):
         self.handed += [cell.seed for cell in cells]
         handles = [LocalHandle(Job(cell, self.results, ("cpu",), None, 1), None, None) for cell in cells]
         for handle in handles:
-            handle.ending = lambda: Ending("finished")
+            handle.result = lambda: WorkerResult("finished")
         self.running += handles
         return handles
 
@@ -246,22 +248,22 @@ def test_a_cluster_that_takes_no_more_for_a_while_ends_nothing_that_runs(load, t
     cluster = Cluster()
     cluster.results = tmp_path
     planned = plan(load({"seeds: [0]": "seeds: [0, 1, 2]"}).cells, tmp_path)
-    states = run_planned(planned, cluster, Place(tmp_path, None), None, Limits(), lambda _states: None)
+    states = run_planned(planned, cluster, Paths(tmp_path, None), None, RetryPolicy(), lambda _states: None)
     assert [state.status for state in states] == ["finished"] * 3
     assert (cluster.handed, cluster.refusals) == ([0, 1, 2], 1)
 
 
 @pytest.mark.parametrize(
-    ("spread", "words"),
+    ("settings", "words"),
     [
-        (Spread(slurm={"partition": "gpu"}), "add --executor slurm"),
-        (Spread(address="auto"), "add --executor ray"),
+        (ExecutorSettings(slurm={"partition": "gpu"}), "add --executor slurm"),
+        (ExecutorSettings(address="auto"), "add --executor ray"),
     ],
 )
-def test_options_of_another_executor_are_refused(load, tmp_path, spread, words):
+def test_options_of_another_executor_are_refused(load, tmp_path, settings, words):
     with pytest.raises(BenchError, match=words):
-        run_suite(load(), results=tmp_path, spread=spread)
-    with pytest.raises(BenchError, match="--detach needs a queue"):
+        run_suite(load(), results=tmp_path, settings=settings)
+    with pytest.raises(BenchError, match="--detach needs --executor slurm"):
         run_suite(load(), results=tmp_path, detach=True)
 
 
@@ -279,8 +281,8 @@ def test_all_again_keeps_the_old_folders(load, tmp_path):
 
 
 def test_the_machine_is_shared_out(monkeypatch):
-    def shares(cells, **spread):
-        found = share_out(Spread(**spread), cells)
+    def shares(cells, **settings):
+        found = allocate(ExecutorSettings(**settings), cells)
         return [slot if len(slot) > 1 else slot[0] for slot in found.slots], found.threads
 
     monkeypatch.setattr(local, "cores", lambda: 8)
@@ -290,7 +292,7 @@ def test_the_machine_is_shared_out(monkeypatch):
     assert shares(5, jobs=1) == (["cpu"], 8)
     assert shares(5, devices=2) == ([("cpu", "cpu")] * 4, 1)
     assert shares(1, devices=2) == ([("cpu", "cpu")], 4)
-    for spread, words in (
+    for settings, words in (
         ({"jobs": 9}, "lower --jobs"),
         ({"threads": 9}, "lower --threads"),
         ({"jobs": 4, "threads": 4}, "16 cores"),
@@ -302,7 +304,7 @@ def test_the_machine_is_shared_out(monkeypatch):
         ({"device": "tpu!"}, "unknown device"),
     ):
         with pytest.raises(BenchError, match=words):
-            shares(100, **spread)
+            shares(100, **settings)
 
     monkeypatch.setattr(local.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 3)
@@ -312,14 +314,14 @@ def test_the_machine_is_shared_out(monkeypatch):
     assert shares(100, device="cuda:1") == (["cuda:1"], 8)
     assert shares(100, gpus=(2, 0), jobs_per_gpu=2) == (["cuda:2", "cuda:0", "cuda:2", "cuda:0"], 2)
     assert shares(100, devices=2) == ([("cuda:0", "cuda:1")], 4)
-    for spread, words in (
+    for settings, words in (
         ({"gpus": (3,)}, "there are 3 GPUs"),
         ({"jobs": 4}, "raise --jobs-per-gpu"),
         ({"devices": 4}, "there are 3 GPUs to use"),
         ({"jobs_per_gpu": 3, "threads": 1}, "9 cores"),
     ):
         with pytest.raises(BenchError, match=words):
-            shares(100, **spread)
+            shares(100, **settings)
 
 
 def test_a_damaged_ending_fails_its_own_cell_and_can_be_run_again(load, tmp_path):
@@ -339,7 +341,7 @@ def test_a_folder_that_is_held_is_not_set_aside(load, tmp_path):
     loaded = load({"epochs: 2": "epochs: 1"})
     run_suite(loaded, results=tmp_path)
     folder = RunFolder.of(loaded.cells[0], tmp_path)
-    with folder.hold():
+    with folder.lock():
         (state,) = run_suite(loaded, results=tmp_path, rerun=Rerun.ALL)
     assert state.status == "busy"
     assert not list(tmp_path.glob("runs/*aside*"))

@@ -7,7 +7,7 @@ import pytest
 
 from bench.errors import BenchError
 from bench.execution.driver import run_suite
-from bench.execution.executor import Place, Spread
+from bench.execution.executor import ExecutorSettings, Paths
 from bench.storage.store import Store
 from bench.testing.conformance import curve
 
@@ -47,7 +47,7 @@ def test_ray_comes_to_what_this_machine_alone_does(load, tmp_path):
     there = run_suite(
         loaded,
         results=tmp_path / "there",
-        spread=Spread("ray"),
+        settings=ExecutorSettings("ray"),
         watch=lambda states: seen.update(state.status for state in states),
     )
     assert result_of(here) == result_of(there)
@@ -61,7 +61,7 @@ def test_cells_go_where_the_gpus_are(load, tmp_path, cluster, jobs_per_gpu, shar
     """The node says that it has a GPU, which is not true, but enough to be asked for it."""
     cluster.add_node(num_cpus=2, num_gpus=1)
     executor = RayExecutor(
-        Spread("ray", address=cluster.address, jobs_per_gpu=jobs_per_gpu, threads=2), Place(tmp_path, None)
+        ExecutorSettings("ray", address=cluster.address, jobs_per_gpu=jobs_per_gpu, threads=2), Paths(tmp_path, None)
     )
     try:
         assert executor.devices == ("cuda:0",)
@@ -71,7 +71,7 @@ def test_cells_go_where_the_gpus_are(load, tmp_path, cluster, jobs_per_gpu, shar
 
 
 @pytest.mark.parametrize(
-    ("spread", "words"),
+    ("settings", "words"),
     [
         ({"address": "127.0.0.1:9"}, r"no Ray cluster answers at --address 127\.0\.0\.1:9"),
         ({"address": "nonsense"}, "no Ray cluster answers at --address nonsense"),
@@ -79,9 +79,9 @@ def test_cells_go_where_the_gpus_are(load, tmp_path, cluster, jobs_per_gpu, shar
         ({"threads": 500}, "no node of the Ray cluster has 500 CPUs"),
     ],
 )
-def test_a_cluster_that_cannot_be_had(load, tmp_path, spread, words):
+def test_a_cluster_that_cannot_be_had(load, tmp_path, settings, words):
     with pytest.raises(BenchError, match=words):
-        run_suite(load(), results=tmp_path, spread=Spread("ray", **spread))
+        run_suite(load(), results=tmp_path, settings=ExecutorSettings("ray", **settings))
     assert not list(tmp_path.glob("runs/*"))
 
 
@@ -91,7 +91,7 @@ def test_a_node_that_does_not_see_the_results(load, tmp_path, cluster, monkeypat
     cluster.add_node(num_cpus=1)
     monkeypatch.setattr(module, "_sees", lambda path: False)
     with pytest.raises(BenchError, match="does not see the results folder .*; name one that all nodes share"):
-        run_suite(load(), results=tmp_path, spread=Spread("ray", address=cluster.address))
+        run_suite(load(), results=tmp_path, settings=ExecutorSettings("ray", address=cluster.address))
     assert not list(tmp_path.glob("**/.probe*"))
 
 

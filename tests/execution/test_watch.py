@@ -38,7 +38,7 @@ def test_states_as_they_change(load, tmp_path):
 
     folders[3].progress(force=True, phase="training")
     (folders[0].path / "done.json").write_text("{}")
-    folders[1].set_aside()
+    folders[1].archive()
     assert seen(of_all) == {0: "failed", 1: "finished", 2: "diverged", 3: "running"}
     assert 1 not in seen(Watcher(tmp_path))
 
@@ -58,7 +58,7 @@ def test_ended_runs_are_read_once(load, tmp_path, monkeypatch):
     folder.finish("finished")
     watcher = Watcher(tmp_path)
     watcher.look()
-    monkeypatch.setattr(watch.RunFolder, "done", lambda _self: 1 / 0)
+    monkeypatch.setattr(watch.RunFolder, "result", lambda _self: 1 / 0)
     assert seen(watcher) == {0: "finished"}
 
 

@@ -13,7 +13,7 @@ from bench.data.datasets.digits import digits
 from bench.errors import DamagedFile
 from bench.execution import worker
 from bench.execution.plan import Rerun, plan
-from bench.execution.worker import Job, Lost, adopt_training, attack_key, execute
+from bench.execution.worker import Job, WorkerLost, attack_key, execute, reuse_training
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
 from bench.storage import run_folder
@@ -40,8 +40,8 @@ def finished(cell, tmp_path):
 
 
 def test_a_finished_run_folder_is_complete(cell, finished):
-    assert finished.done()["status"] == finished.status() == "finished"
-    assert finished.done()["epochs"] == len(finished.epochs()) == 2
+    assert finished.result()["status"] == finished.status() == "finished"
+    assert finished.result()["epochs"] == len(finished.epochs()) == 2
     assert finished.cell()["fingerprint"] == cell.fingerprint
     assert finished.cell()["environment"]["threads"] == 1
     checkpoints = Checkpoints(finished.checkpoints)
@@ -87,7 +87,7 @@ def test_equal_weights_are_judged_once(load, tmp_path, monkeypatch):
 def test_a_nan_loss_is_a_result(load, tmp_path):
     cell = load({"batch_size: 64": "batch_size: 64\n  optimizer: {lr: 1e30}"}).cells[0]
     assert execute(job_of(cell, tmp_path)) == "diverged"
-    done = RunFolder.of(cell, tmp_path).done()
+    done = RunFolder.of(cell, tmp_path).result()
     assert (done["status"], done["epoch"]) == ("diverged", 0)
     assert "epoch 0" in done["reason"]
 
@@ -99,7 +99,7 @@ def test_any_other_error_fails_the_cell_with_its_reason(cell, tmp_path, monkeypa
     monkeypatch.setattr(worker, "evaluate", broken)
     assert execute(job_of(cell, tmp_path)) == "failed"
     folder = RunFolder.of(cell, tmp_path)
-    assert folder.done()["reason"] == "RuntimeError: out of luck"
+    assert folder.result()["reason"] == "RuntimeError: out of luck"
     monkeypatch.undo()
     folder.reopen()
     assert execute(job_of(cell, tmp_path)) == "finished"
@@ -115,8 +115,8 @@ def test_a_damaged_checkpoint_is_not_evaluated(cell, finished, tmp_path):
         outcome.unlink()
     finished.reopen()
     assert execute(job_of(cell, tmp_path)) == "failed"
-    assert entry.file in finished.done()["reason"]
-    assert DamagedFile.__name__ in finished.done()["reason"]
+    assert entry.file in finished.result()["reason"]
+    assert DamagedFile.__name__ in finished.result()["reason"]
 
 
 def test_another_final_attack_retrains_nothing(load, cell, finished, tmp_path, monkeypatch):
@@ -145,7 +145,7 @@ def test_a_damaged_donor_is_passed_over(load, finished, tmp_path):
     (finished.checkpoints / "index.json").write_text("{}")
     folder = RunFolder.of(more, tmp_path)
     folder.begin(more, {})
-    adopt_training(more, folder)
+    reuse_training(more, folder)
     assert not (folder.checkpoints / "index.json").exists()
 
 
@@ -284,8 +284,8 @@ def test_with_nothing_to_go_back_to_the_cell_fails_and_can_be_run_anew(interrupt
     flip(folder.checkpoints / "resume-0001.safetensors")
     flip(folder.checkpoints / "resume-0000.safetensors")
     assert execute(job_of(cell, tmp_path / "cut")) == "failed"
-    assert "resume-0001.safetensors is damaged" in folder.done()["reason"]
-    assert "`--rerun failed` trains it anew" in folder.done()["reason"]
+    assert "resume-0001.safetensors is damaged" in folder.result()["reason"]
+    assert "`--rerun failed` trains it anew" in folder.result()["reason"]
     (planned,) = plan([cell], tmp_path / "cut", Rerun.FAILED)
     assert planned.action == "anew"
 
@@ -331,7 +331,7 @@ def test_no_memory_ends_no_cell(cell, tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr("bench.training.step.train_step", greedy)
-    with pytest.raises(Lost, match="out of memory: .*; run fewer cells at a time"):
+    with pytest.raises(WorkerLost, match="out of memory: .*; run fewer cells at a time"):
         execute(job_of(cell, tmp_path))
     assert RunFolder.of(cell, tmp_path).status() == "interrupted"
 

@@ -18,7 +18,7 @@ def test_a_lost_store_is_made_again_row_by_row(make_run, results, store_url):
     before = contents(store_url)
     for table in ("outcome", "checkpoint", "epoch", "run", "protocol", "alembic_version"):
         execute(store_url, f"DROP TABLE {table}")
-    make_run(seed=3).set_aside()
+    make_run(seed=3).archive()
     assert [item.damage for item in ingest(results, store_url)] == [None, None, None]
     assert contents(store_url) == before
     assert [item.damage for item in ingest(results, store_url)] == [None, None, None]
@@ -54,7 +54,7 @@ def littered(make_run, results):
     ]
     for path in (*litter, going_on.partial / "place.json"):
         path.write_bytes(b"x" * 1000)
-    return ended, going_on, aside.set_aside(), litter
+    return ended, going_on, aside.archive(), litter
 
 
 def test_what_can_be_removed_is_named_with_its_size(littered, results):
@@ -71,7 +71,7 @@ def test_nothing_else_is_removed(littered, results):
     kept = {path for path in results.rglob("*") if path.is_file() and path not in litter}
     remove(removable(results))
     assert {path for path in results.rglob("*") if path.is_file()} - {
-        folder.lock for folder in run_folders(results)
+        folder.lock_file for folder in run_folders(results)
     } == kept
     assert going_on.partial.exists()
     remove(removable(results, aside=True))
@@ -81,7 +81,7 @@ def test_nothing_else_is_removed(littered, results):
 
 def test_a_run_that_is_worked_on_is_left_alone(littered, results):
     _, going_on, _, litter = littered
-    with going_on.hold():
+    with going_on.lock():
         assert litter[2] not in {item.path for item in removable(results)}
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from bench.errors import DamagedFile
 from bench.storage import run_folder
-from bench.storage.run_folder import Busy, RunFolder
+from bench.storage.run_folder import RunFolder, RunFolderLocked
 
 
 @pytest.fixture
@@ -50,10 +50,10 @@ def test_a_run_keeps_its_first_statement(cell, folder):
 def test_status(cell, folder, tmp_path):
     assert RunFolder(tmp_path / "nowhere").status() == "new"
     assert folder.status() == "interrupted"
-    assert folder.done() is None
+    assert folder.result() is None
     folder.finish("diverged", epoch=3)
     assert folder.status() == "diverged"
-    assert folder.done() == {"status": "diverged", "epoch": 3}
+    assert folder.result() == {"status": "diverged", "epoch": 3}
     folder.reopen()
     folder.reopen()
     assert folder.status() == "interrupted"
@@ -96,10 +96,10 @@ def test_a_damaged_curve_names_its_line(folder, line):
 
 
 def test_set_aside_keeps_every_old_run(cell, folder, tmp_path):
-    first = folder.set_aside()
+    first = folder.archive()
     assert folder.status() == "new"
     folder.begin(cell, {"host": "again"})
-    second = folder.set_aside()
+    second = folder.archive()
     assert [first.name, second.name] == [f"{folder.path.name}.aside-1", f"{folder.path.name}.aside-2"]
     assert RunFolder(first).cell()["environment"] == {"host": "here"}
     assert RunFolder(second).cell()["environment"] == {"host": "again"}
@@ -136,23 +136,23 @@ def test_outcomes_are_found_by_checkpoint_and_attack(folder):
 
 
 def test_a_folder_is_held_by_one_process(folder):
-    with folder.hold():
+    with folder.lock():
         folder.progress(phase="starting")
         who = rf"^another bench run is working on it \(process {os.getpid()} on .+\)$"
-        with pytest.raises(Busy, match=who), RunFolder(folder.path).hold():
+        with pytest.raises(RunFolderLocked, match=who), RunFolder(folder.path).lock():
             pass
-    with RunFolder(folder.path).hold():
+    with RunFolder(folder.path).lock():
         pass
 
 
 def test_the_lock_of_a_dead_process_is_taken_over(folder):
     pid = os.fork()
     if not pid:
-        with folder.hold():
+        with folder.lock():
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
-    assert folder.lock.exists()
-    with folder.hold():
+    assert folder.lock_file.exists()
+    with folder.lock():
         pass
 
 
@@ -160,15 +160,15 @@ def test_a_folder_that_is_set_aside_while_it_is_being_locked_is_not_held(folder,
     real = run_folder.FileLock.acquire
 
     def late(lock, **settings):
-        folder.set_aside()
+        folder.archive()
         folder.path.mkdir()
         real(lock, **settings)
 
     monkeypatch.setattr(run_folder.FileLock, "acquire", late)
-    with pytest.raises(Busy), folder.hold():
+    with pytest.raises(RunFolderLocked), folder.lock():
         pass
     monkeypatch.undo()
-    with folder.hold():
+    with folder.lock():
         pass
 
 
@@ -180,7 +180,7 @@ def test_a_link_is_refused(folder, tmp_path, name):
     if path.exists():
         path.rename(tmp_path / "moved")
     path.symlink_to(elsewhere)
-    with pytest.raises(DamagedFile, match=f"^{re.escape(str(path))} is a symbolic link"), folder.hold():
+    with pytest.raises(DamagedFile, match=f"^{re.escape(str(path))} is a symbolic link"), folder.lock():
         pass
     assert list(elsewhere.iterdir()) in ([], [elsewhere / "lock"])
 
@@ -195,8 +195,8 @@ def test_a_damaged_statement_is_written_anew(cell, folder):
 
 def test_incidents_are_kept_and_logged(folder, monkeypatch):
     assert folder.incidents() == []
-    folder.note("the worker died")
-    folder.note("a file was damaged")
+    folder.record_incident("the worker died")
+    folder.record_incident("a file was damaged")
     assert folder.incidents() == ["the worker died", "a file was damaged"]
     assert [line[20:] for line in folder.log.read_text().splitlines()] == [
         "WARNING the worker died",
@@ -205,12 +205,12 @@ def test_incidents_are_kept_and_logged(folder, monkeypatch):
     (folder.path / "incidents.json").write_text("{")
     with pytest.raises(DamagedFile, match=r"incidents\.json is damaged"):
         folder.incidents()
-    folder.note("and that was noticed")
+    folder.record_incident("and that was noticed")
     assert len(folder.incidents()) == 2
     assert "incidents.json is damaged" in folder.incidents()[0]
     monkeypatch.setattr(run_folder, "INCIDENTS", 3)
     for number in range(5):
-        folder.note(f"{number}")
+        folder.record_incident(f"{number}")
     assert folder.incidents() == ["2", "3", "4"]
 
 
@@ -241,14 +241,14 @@ def test_the_curve_has_a_digest(folder):
 def test_signs_of_life(folder, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(run_folder.time, "monotonic", lambda: now)
-    assert folder.last_beat() == 0
+    assert folder.last_heartbeat() == 0
     folder.progress(phase="loading")
     os.utime(folder.path / "progress.json", (0, 0))
-    folder.beat()
-    assert folder.last_beat() == 0, "it costs nothing to be alive all the time"
+    folder.heartbeat()
+    assert folder.last_heartbeat() == 0, "it costs nothing to be alive all the time"
     now += run_folder.PROGRESS_SECONDS
-    folder.beat()
-    assert folder.last_beat() > 0
+    folder.heartbeat()
+    assert folder.last_heartbeat() > 0
     assert folder.read_progress()["phase"] == "loading"
 
 
@@ -261,4 +261,4 @@ def test_a_full_disk_does_not_silence_a_run(folder, monkeypatch):
 
     monkeypatch.setattr(run_folder, "write_atomically", full)
     folder.progress(force=True, phase="evaluation")
-    assert folder.last_beat() > 0
+    assert folder.last_heartbeat() > 0

@@ -89,7 +89,7 @@ def test_a_run_that_ends_while_it_is_read_is_no_damage(make_run, store, monkeypa
     path = folder.outcome_path("last", "clean-0")
     record = read_record(path)
     write_record(path, record | {"weights_sha256": "of weights that the index did not name yet"})
-    real, asked = RunFolder.done, []
+    real, asked = RunFolder.result, []
 
     def ends(self):
         found = real(self)
@@ -100,7 +100,7 @@ def test_a_run_that_ends_while_it_is_read_is_no_damage(make_run, store, monkeypa
             write_record(path, record)
         return found
 
-    monkeypatch.setattr(RunFolder, "done", ends)
+    monkeypatch.setattr(RunFolder, "result", ends)
     store.ingest(folder)
     assert len(asked) > 2
     assert store.runs()[0].status == "finished"
@@ -132,7 +132,7 @@ def test_taking_in_a_changed_run_replaces_all_of_it(make_run, store):
     folder.truncate_epochs(1)
     edit(folder, "checkpoints/index.json", finished_epochs=1)
     folder.finish("diverged", reason="the loss", epoch=1)
-    folder.note("the worker died")
+    folder.record_incident("the worker died")
     store.ingest(folder)
     shown = store.show_run("pgd-at")
     assert (shown["status"], shown["reason"], shown["diverged_in"]) == ("diverged", "the loss", 1)

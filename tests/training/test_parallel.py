@@ -21,7 +21,7 @@ from bench.data.dataset import dataset_of
 from bench.errors import BenchError
 from bench.execution.distributed import _portable, check_devices
 from bench.execution.driver import run_suite
-from bench.execution.executor import Spread
+from bench.execution.executor import ExecutorSettings
 from bench.execution.worker import Job, execute, work_in_process
 from bench.models.sync_batchnorm import shared_statistics
 from bench.storage.checkpoints import Checkpoints
@@ -131,7 +131,9 @@ def test_outside_of_training_nothing_is_shared():
 
 def test_a_cell_that_lost_a_process_goes_on_and_ends_as_on_one_device(load, tmp_path):
     loaded = load({"methods: [pgd_at]": "methods: [unlucky]", "seeds: [0]": PLUGIN, "small_cnn": "plain"})
-    (state,) = run_suite(loaded, results=tmp_path / "two", spread=Spread(device="cpu", devices=2, threads=1))
+    (state,) = run_suite(
+        loaded, results=tmp_path / "two", settings=ExecutorSettings(device="cpu", devices=2, threads=1)
+    )
     assert (state.status, state.tries) == ("finished", 1)
     folder = state.planned.folder
     (incident,) = folder.incidents()
@@ -202,7 +204,7 @@ def test_a_method_must_say_that_it_trains_on_several_devices(started):
     with pytest.raises(BenchError, match=r"method 'heir' cannot train on several devices; remove 'devices' from"):
         check_devices([job.cell], 2)
     assert execute(job) == "failed"
-    assert "cannot train on several devices" in job.folder.done()["reason"]
+    assert "cannot train on several devices" in job.folder.result()["reason"]
 
 
 def test_a_batch_must_be_divisible(load):
