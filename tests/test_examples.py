@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ from bench.registry import METHODS, load_plugin
 from bench.testing import conform
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-PLUGIN, PACKAGE, SUITE = EXAMPLES / "label_smoothing.py", EXAMPLES / "package", EXAMPLES / "plugin.yaml"
+PLUGIN, SUITE = EXAMPLES / "label_smoothing.py", EXAMPLES / "plugin.yaml"
 
 pytestmark = pytest.mark.usefixtures("forget_plugins")
 
@@ -111,21 +112,15 @@ def test_a_suite_that_does_not_name_the_file_does_not_know_the_method(tmp_path):
 # --- an installed package --------------------------------------------------------------------------------------------
 
 
-def test_the_package_holds_the_same_method():
-    assert (PACKAGE / "bench_label_smoothing.py").read_text() == PLUGIN.read_text()
-
-
 @pytest.mark.skipif(
     find_spec("hatchling") is None or find_spec("pip") is None, reason="needs pip and hatchling to build the package"
 )
 def test_the_package_is_found_through_its_entry_point(tmp_path):
-    site, source = tmp_path / "site", tmp_path / "package"
-    source.mkdir()
-    for file in PACKAGE.iterdir():
-        if file.is_file():
-            (source / file.name).write_bytes(file.read_bytes())
+    site, source = tmp_path / "site", tmp_path / "examples" / "package"
+    shutil.copytree(EXAMPLES, source.parent, ignore=shutil.ignore_patterns("__pycache__"))
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, "--target", site, source], check=True)
+    assert (site / "bench_label_smoothing.py").read_text() == PLUGIN.read_text()
     environment = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "200"}
     (tmp_path / "suite.yaml").write_text(SUITE.read_text().replace("plugins:", "# plugins:"))
 
