@@ -7,6 +7,8 @@ tree.
 
 from __future__ import annotations
 
+import datetime
+import re
 import stat
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -19,6 +21,11 @@ from bench.errors import BenchError
 
 MAX_BYTES = 256 * 1024  # a suite is a page of text; anything larger is a mistake or an attack
 MAX_DEPTH = 20
+
+_DECIMAL = re.compile(
+    r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|nan)", re.IGNORECASE
+)
+"""A number that reads the same in decimal; infinities and NaN are left to the settings, which refuse them."""
 
 Location = tuple[int | str, ...]
 
@@ -123,3 +130,24 @@ def _index(
             raise BenchError(f"{path}:{node.start_mark.line + 1}: invalid YAML: {problem}") from error
         if isinstance(scalar, int) and scalar.bit_length() > 64:
             raise BenchError(f"{path}:{node.start_mark.line + 1}: the number {node.value:.60} is too large")
+        if meant := _meant(node, scalar):
+            raise BenchError(f"{path}:{node.start_mark.line + 1}: {meant}")
+
+
+def _meant(node: yaml.Node, scalar: object) -> str | None:
+    """Return what to write instead of a plain scalar that YAML 1.1 reads as another value than people do.
+
+    030 is octal (24), 1:30 is sexagesimal (90), 1_000 and 0x10 are integers, yes and off are booleans, 2024-01-01 is a
+    date (https://yaml.org/type/).
+    """
+    text = node.value
+    if isinstance(scalar, bool):
+        word = str(scalar).lower()
+        if text.lower() == word:
+            return None
+        return f"'{text}' is the boolean {word} in YAML 1.1; write {word}, or quote it"
+    if isinstance(scalar, datetime.date):
+        return f"'{text}' is a date in YAML 1.1; quote it"
+    if isinstance(scalar, int | float) and not _DECIMAL.fullmatch(text):
+        return f"'{text:.60}' is the number {scalar:.10g} in YAML 1.1; write it as a plain decimal number, or quote it"
+    return None
