@@ -34,9 +34,9 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with _PUB
     from bench.errors import DamagedFile as DamagedFile
     from bench.errors import NotComparable as NotComparable
     from bench.errors import NothingMeasured as NothingMeasured
-    from bench.execution.driver import Limits as Limits
+    from bench.execution.driver import RetryPolicy as RetryPolicy
     from bench.execution.driver import run_suite as run_suite
-    from bench.execution.executor import Spread as Spread
+    from bench.execution.executor import ExecutorSettings as ExecutorSettings
     from bench.execution.external_evaluation import evaluate_network as evaluate_network
     from bench.models.activations import ACTIVATIONS as ACTIVATIONS
     from bench.models.activations import replace_relu as replace_relu
@@ -71,9 +71,9 @@ _PUBLIC = {
     "Context": "bench.training.method",
     "DamagedFile": "bench.errors",
     "EpochRecord": "bench.training.method",
+    "ExecutorSettings": "bench.execution.executor",
     "ExternalModel": "bench.config.suite",
     "Leaderboard": "bench.reporting.leaderboard",
-    "Limits": "bench.execution.driver",
     "LoadedSuite": "bench.config.suite",
     "Method": "bench.training.method",
     "MethodInfo": "bench.config.hyperparameters",
@@ -82,16 +82,16 @@ _PUBLIC = {
     "NotConforming": "bench.testing.conformance",
     "NothingMeasured": "bench.errors",
     "Origin": "bench.config.hyperparameters",
+    "RetryPolicy": "bench.execution.driver",
     "Schedule": "bench.training.lr_schedule",
-    "Spread": "bench.execution.executor",
     "Store": "bench.storage.store",
     "conform": "bench.testing.conformance",
     "cross_entropy": "bench.attacks.pgd",
     "curves_frame": "bench.reporting.frames",
     "draw": "bench.reporting.plots.render",
     "evaluate_network": "bench.execution.external_evaluation",
-    "file_sha256": "bench.utils.files",
     "figures": "bench.reporting.plots.data",
+    "file_sha256": "bench.utils.files",
     "frozen_copy": "bench.models.weight_averaging",
     "leaderboards": "bench.reporting.leaderboard",
     "load_network": "bench.training.load",
