@@ -1,8 +1,7 @@
-"""How sure a figure is, and whether two rows can be told apart.
+"""Confidence intervals, tests between two rows, and rank intervals. docs/statistics.md explains the choices.
 
-Two things make a measured accuracy a matter of chance: which images the test set holds, and which seeds were trained.
-Rows that were judged on the same images are paired: they share the first kind of luck, and comparing them image by
-image takes it out.
+A measured accuracy is random in two ways: through the images of the test set and through the training seeds. Rows that
+were evaluated on the same images are compared image by image, which removes the variance that they share.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from scipy.special import bdtr, ndtri, stdtr, stdtrit
+from scipy import stats
 
 from bench.attacks.outcome import Verdicts
 
@@ -22,20 +21,20 @@ Floats: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 CONFIDENCE = 0.95
 
 FLOOR = 0.5
-"""Smallest variance of a difference, as a share of its variance over images alone. Declared: the true share is 1 or
-more, but 1 here would make the test find too little; docs/statistics.md has the rates that were measured with both."""
+"""Lower bound of the variance of a difference, as a share of its variance over images. Our choice: the true share is 1
+or more, but with 1 the test would have too little power; docs/statistics.md has the error rates with 0.5."""
 
 NO_ERROR = 1e-7  # a standard error below this is rounding
 MOST_FREEDOM = 1e9  # degrees of freedom beyond which Student's t is the normal distribution
 EXACT_FLOAT32 = 2**24  # whole numbers up to here
 
 Covers = Literal["seeds", "images", "images and seeds"]
-"""Which kinds of chance an interval allows for."""
+"""The sources of variance that an interval covers."""
 
 Interval = tuple[float, float]
 
-Falls: TypeAlias = np.ndarray[Any, np.dtype[np.int8]]
-"""-1, 0 or 1, [n, m]: for each seed and image, right at best minus right at last."""
+Gaps: TypeAlias = np.ndarray[Any, np.dtype[np.int8]]
+"""-1, 0 or 1, [n, m]: for each seed and image, correct at best minus correct at last."""
 
 
 # --- one figure ------------------------------------------------------------------------------------------------------
@@ -43,10 +42,10 @@ Falls: TypeAlias = np.ndarray[Any, np.dtype[np.int8]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure measured with one or several seeds, all in shares from 0 to 1.
+    """A figure over one or several seeds, as shares from 0 to 1.
 
-    `values` has one value a seed; `sd` is their sample standard deviation (n - 1 in the denominator), None for one
-    seed. `interval` is at 95 %: over seeds, for these test images; or for one seed, over images, for that seed.
+    `values` has one value per seed. `sd` is their sample standard deviation (n - 1 in the denominator), None for one
+    seed. `interval` is the 95 % interval: over seeds, for these test images; with one seed, over images, for that seed.
     """
 
     values: tuple[float, ...]
@@ -57,7 +56,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float], over_images: Interval | None = None) -> Estimate:
-    """Return the estimate from one value a seed; `over_images` is the interval to state if there is one seed only."""
+    """Return the estimate from one value per seed; `over_images` is the interval to state if there is only one seed."""
     mean, sd = math.fsum(values) / len(values), standard_deviation(values)
     if sd is None:
         if over_images is None:
@@ -77,7 +76,7 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
     Source: Student, The probable error of a mean, Biometrika 1908.
     """
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    reach = float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * error
+    reach = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * error
     return mean - reach, mean + reach
 
 
@@ -91,23 +90,21 @@ def wilson_interval(right: int, count: int, confidence: float = CONFIDENCE) -> I
 
     Source: Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927.
     """
-    z2 = float(ndtri((1 + confidence) / 2)) ** 2
-    centre = (right + z2 / 2) / (count + z2)
-    reach = math.sqrt(z2 * (right * (count - right) / count + z2 / 4)) / (count + z2)
-    return max(0.0, centre - reach), min(1.0, centre + reach)
+    interval = stats.binomtest(right, count).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def paired_interval(a: Verdicts, b: Verdicts, confidence: float = CONFIDENCE) -> Interval:
     """Return the interval of the difference of two accuracies on the same images, a - b; both bool, [m].
 
-    With n10 images that only `a` has right and n01 that only `b` has, the difference is d = (n10 - n01) / m and its
-    variance (n10 + n01 - (n10 - n01)^2 / m) / m^2. Source: Agresti, Categorical data analysis, section on the
-    comparison of dependent proportions.
+    If only `a` is correct on n10 images and only `b` on n01, the difference is d = (n10 - n01) / m and its variance
+    (n10 + n01 - (n10 - n01)^2 / m) / m^2. Source: Agresti, Categorical data analysis, section on the comparison of
+    dependent proportions.
     """
     only_a, only_b, count = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
     difference = (only_a - only_b) / count
     variance = (only_a + only_b - (only_a - only_b) ** 2 / count) / count**2
-    reach = float(ndtri((1 + confidence) / 2)) * math.sqrt(variance)
+    reach = float(stats.norm.ppf((1 + confidence) / 2)) * math.sqrt(variance)
     return difference - reach, difference + reach
 
 
@@ -143,104 +140,112 @@ class Pairs:
 
 
 def compare(a: Verdicts, b: Verdicts) -> Difference:
-    """Return the difference a - b of two rows' mean accuracies and how sure it is; bool, [n, m] each.
+    """Return the difference a - b of two rows' mean accuracies; bool, [n, m] each.
 
-    With one seed each, McNemar's exact test and the paired interval: both cover images only, and say nothing about
-    what another seed would give. Otherwise Student's t over images and seeds; see `pairwise`.
+    With one seed each: McNemar's exact test and the paired interval. Both cover images only, not what another seed
+    would give. Otherwise Student's t over images and seeds; see `pairwise`.
     """
     pairs = pairwise([a, b])
-    mean, p = float(pairs.mean[0, 1]), float(pairs.p[0, 1])
     if len(a) == len(b) == 1:
-        return Difference(mean, paired_interval(a[0], b[0]), p, "images")
-    reach = float(stdtrit(pairs.freedom[0, 1], (1 + CONFIDENCE) / 2)) * float(pairs.error[0, 1])
-    return Difference(mean, (mean - reach, mean + reach), p, "images and seeds")
+        return Difference(float(pairs.mean[0, 1]), paired_interval(a[0], b[0]), float(pairs.p[0, 1]), "images")
+    return _difference(pairs, "images and seeds")
 
 
-def compare_gaps(a: Falls, b: Falls) -> Difference:
-    """Return the difference of two gaps, a - b, by Student's t over images and seeds.
+def compare_gaps(a: Gaps, b: Gaps) -> Difference:
+    """Return the difference a - b of two rows' mean gaps, by Student's t over images and seeds.
 
-    As `pairwise`, for values of -1, 0 and 1: its variance S + S' + D / m, without taking out what both parts
-    count, so that it errs towards not telling apart. With one seed each it is D / m with the normal distribution, and
-    covers images only.
+    The variance is that of `pairwise` without the subtraction of E, so the test is conservative. With one seed each it
+    is D / m, with the normal distribution, and covers images only.
     """
-    mean, images = float(a.mean() - b.mean()), a.shape[1]
-    over_images = float((a.mean(0) - b.mean(0)).var(ddof=1)) / images if images > 1 else 0.0
-    spread = [float(side.mean(1).var(ddof=1)) if len(side) > 1 else None for side in (a, b)]
-    of_a, of_b = ((own if own is not None else other or 0.0) for own, other in (spread, spread[::-1]))
-    of_a, of_b, degrees = of_a / len(a), of_b / len(b), (len(a) - 1, len(b) - 1)
-    uncertain = of_a**2 / max(degrees[0], 1) + of_b**2 / max(degrees[1], 1)
-    if 0 in degrees:  # both parts rest on one estimate
-        uncertain = (of_a + of_b) ** 2 / max(*degrees, 1)
-    variance = of_a + of_b + over_images
-    covers: Covers = "images" if degrees == (0, 0) else "images and seeds"
-    error = math.sqrt(variance)
-    if error < NO_ERROR:
-        return Difference(mean, (mean, mean), float(abs(mean) < NO_ERROR), covers)
-    freedom = min(variance**2 / uncertain, MOST_FREEDOM) if uncertain > 0 else MOST_FREEDOM
-    reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
-    return Difference(mean, (mean - reach, mean + reach), 2 * float(stdtr(freedom, -abs(mean) / error)), covers)
+    return _difference(_student([a, b], interaction=False), "images" if len(a) == len(b) == 1 else "images and seeds")
+
+
+def _difference(pairs: Pairs, covers: Covers) -> Difference:
+    """Return the first row minus the second, with Student's interval."""
+    mean, error, freedom, p = (float(part[0, 1]) for part in (pairs.mean, pairs.error, pairs.freedom, pairs.p))
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error if error >= NO_ERROR else 0.0
+    return Difference(mean, (mean - reach, mean + reach), p, covers)
 
 
 def mcnemar(a: Verdicts, b: Verdicts) -> float:
     """Return the two-sided p of McNemar's exact test for two networks on the same images; both bool, [m].
 
-    Of the images that only one of them has right, each has half of them but for chance. Source: McNemar, Psychometrika
-    1947.
+    Under the null hypothesis, of the images that only one of them classifies correctly, each has half. Source:
+    McNemar, Psychometrika 1947.
     """
     return float(_mcnemar(np.array((a & ~b).sum()), np.array((b & ~a).sum())))
 
 
 def _mcnemar(only_a: Floats, only_b: Floats) -> Floats:
-    p: Floats = np.minimum(1.0, 2 * bdtr(np.minimum(only_a, only_b), (only_a + only_b).astype(np.int64), 0.5))
+    p: Floats = np.minimum(1.0, 2 * stats.binom.cdf(np.minimum(only_a, only_b), only_a + only_b, 0.5))
     return p
 
 
 def pairwise(rows: Sequence[Verdicts]) -> Pairs:
     """Compare every row with every other one: bool, [n, m] each; n may differ between rows, the m images are the same.
 
-    Two rows with one seed each: McNemar's exact test. Otherwise images and seeds are both taken as drawn at random:
-    every image meets every seed, each seed belongs to one row. The difference d of two means over n and n' seeds and
-    m images then has the variance
+    Two rows with one seed each: McNemar's exact test. Otherwise images and seeds are two crossed random factors: every
+    image meets every seed, each seed belongs to one row. The difference d of two means over n and n' seeds and m images
+    has the variance
 
         S + S' + D / m - E - E'
 
     with S = sd^2 / n, the variance over the row's seeds of their accuracies; D the variance over images of the
-    difference of the shares of seeds that are right about an image; and E = MS / (n m), where MS is the mean square of
-    what is peculiar to one seed on one image. S and D / m both hold E, hence it is taken out once. Student's t has
-    variance^2 / (S^2 / (n - 1) + S'^2 / (n' - 1)) degrees of freedom. A row with one seed is taken to vary over seeds,
-    and over seeds and images, as the other row does.
+    difference between the shares of seeds that are correct on an image; and E = MS / (n m), where MS is the mean square
+    of the interaction of seed and image. S and D / m both contain E, hence it is subtracted once. Student's t has
+    variance^2 / (S^2 / (n - 1) + S'^2 / (n' - 1)) degrees of freedom. A row with one seed is assumed to vary over
+    seeds, and over seeds and images, as the other row does.
 
-    The variance is not let below `FLOOR` times D / m, or seeds that agree by luck would make any difference certain.
+    The variance is at least `FLOOR` times D / m. Otherwise seeds that agree by chance would make it certain.
 
     Sources: Searle, Casella and McCulloch, Variance components, 1992 (two crossed random factors, by analysis of
-    variance); Gallas, One-shot estimate of MRMC variance, Academic Radiology 2006 (the same for readers and cases in
-    the place of seeds and images); Satterthwaite, Biometrics Bulletin 1946, and Welch, Biometrika 1947 (degrees of
+    variance); Gallas, One-shot estimate of MRMC variance, Academic Radiology 2006 (the same for readers and cases
+    instead of seeds and images); Satterthwaite, Biometrics Bulletin 1946, and Welch, Biometrika 1947 (degrees of
     freedom); McNemar, Psychometrika 1947. docs/statistics.md has measured rates of false positives.
 
     Raises:
-        ValueError: the rows were not judged on equally many images.
+        ValueError: the rows were evaluated on different numbers of images.
+    """
+    pairs = _student(rows, interaction=True)
+    single = [index for index, row in enumerate(rows) if len(row) == 1]
+    if single:
+        only = np.concatenate([rows[index] for index in single]).astype(np.float64)
+        only = only @ (1 - only).T  # [k, k]: images on which the first is correct and the second is not
+        pairs.p[np.ix_(single, single)] = _mcnemar(only, only.T)
+    return pairs
+
+
+def _student(rows: Sequence[Verdicts | Gaps], *, interaction: bool) -> Pairs:
+    """Return the pairs of `pairwise` by Student's t; without `interaction`, E is taken to be 0.
+
+    Values are integers from -1 to 1.
     """
     if len({row.shape[1] for row in rows}) > 1:
-        raise ValueError("rows that were judged on different images cannot be compared")
+        raise ValueError("rows that were evaluated on different images cannot be compared")
     if not rows:
         return Pairs(*(np.zeros((0, 0)) for _ in range(4)))
     seeds = np.array([len(row) for row in rows])
     images = rows[0].shape[1]
     exact = np.float32 if images * int(seeds.max()) ** 2 <= EXACT_FLOAT32 else np.float64
-    counts = np.stack([row.sum(0, dtype=exact) for row in rows])  # seeds that are right about each image
+    counts = np.stack([row.sum(0, dtype=exact) for row in rows])  # over seeds, of each image
     both = (counts @ counts.T).astype(np.float64)
-    right = counts.sum(1, dtype=np.float64)
+    total = counts.sum(1, dtype=np.float64)
     a, b = np.triu_indices(len(rows), 1)  # every pair once
 
-    means = right / (seeds * images)
+    means = total / (seeds * images)
     mean = means[a] - means[b]
     own = both.diagonal() / seeds**2
     squares = own[a] + own[b] - 2 * both[a, b] / (seeds[a] * seeds[b]) - images * mean**2
     over_images = np.maximum(squares, 0.0) / max(images - 1, 1) / images
 
-    spread, peculiar = _over_seeds(rows, right - seeds * own)
+    spread, peculiar = _over_seeds(rows, total - seeds * own)
+    if not interaction:
+        peculiar[:] = 0
     single = seeds == 1
-    like_a, like_b = np.where(single[a], b, a), np.where(single[b], a, b)  # whose seeds say how a's, and b's, vary
+    like_a, like_b = (
+        np.where(single[a], b, a),
+        np.where(single[b], a, b),
+    )  # the row whose seeds estimate the variance of a, and of b
     of_a, of_b = spread[like_a] / seeds[a], spread[like_b] / seeds[b]
     twice = peculiar[like_a] / seeds[a] + peculiar[like_b] / seeds[b]
     error = np.sqrt(np.maximum(of_a + of_b + over_images - twice, FLOOR * over_images))
@@ -250,19 +255,16 @@ def pairwise(rows: Sequence[Verdicts]) -> Pairs:
     freedom = np.clip(error**4 / np.maximum(uncertain, NO_ERROR**4 / MOST_FREEDOM), NO_ERROR, MOST_FREEDOM)
 
     p = np.where(np.abs(mean) < NO_ERROR, 1.0, 0.0)  # all seeds agree on all images, or all disagree on all
-    alone = single[a] & single[b]
-    chance = (error >= NO_ERROR) & ~alone
-    p[chance] = 2 * stdtr(freedom[chance], -np.abs(mean[chance]) / error[chance])
-    agreed = both[a[alone], b[alone]]
-    p[alone] = _mcnemar(right[a[alone]] - agreed, right[b[alone]] - agreed)
+    random = error >= NO_ERROR
+    p[random] = 2 * stats.t.sf(np.abs(mean[random]) / error[random], freedom[random])
     return Pairs(_square(mean, -mean), _square(error, error), _square(freedom, freedom), _square(p, p, diagonal=1.0))
 
 
-def _over_seeds(rows: Sequence[Verdicts], within: Floats) -> tuple[Floats, Floats]:
-    """Return, for each row, the variance over seeds of their accuracies, and MS / m of `pairwise`: [k] each.
+def _over_seeds(rows: Sequence[Verdicts | Gaps], within: Floats) -> tuple[Floats, Floats]:
+    """Return, for each row, the variance over seeds of their means, and MS / m of `pairwise`: [k] each.
 
-    `within`: [k], the sum over images of the squared deviations of a row's verdicts from their mean over seeds. Rows
-    with one seed have 0.
+    `within`: [k], the sum over images of the squared deviations of a row's values from their mean over seeds. Rows with
+    one seed have 0.
     """
     spread, peculiar = np.zeros(len(rows)), np.zeros(len(rows))
     for index, row in enumerate(rows):
@@ -301,12 +303,12 @@ def holm(p: Floats) -> Floats:
 
 
 def rank_intervals(pairs: Pairs) -> list[tuple[int, int]]:
-    """Return for each row the ranks that it may have, from best to worst, at 95 %: 1 is the highest accuracy.
+    """Return for each row its best and worst rank at 95 %; 1 is the highest accuracy.
 
-    A row's best rank is one more than the number of rows that are significantly better than it, its worst rank the
-    number of rows less those that are significantly worse. Its comparisons with all others are tested together, by
-    Holm's procedure, so that with 95 % probability none of them is wrong and the interval holds the row's true rank.
-    (Ranks counted over bootstrap resamples hold it too seldom where rows are nearly equal.)
+    A row's best rank is one more than the number of rows that are significantly better, its worst rank the number of
+    rows minus those that are significantly worse. Holm's procedure adjusts a row's comparisons with all others, so with
+    95 % probability none of them is a false positive and the interval contains the row's true rank. (Ranks counted over
+    bootstrap resamples cover it too rarely where rows are nearly equal.)
 
     Sources: Mogstad, Romano, Shaikh and Wilhelm, Inference for ranks, Review of Economic Studies 2024; Holm,
     Scandinavian Journal of Statistics 1979; against resampled ranks: Xie, Singh and Zhang, JASA 2009.
@@ -316,6 +318,6 @@ def rank_intervals(pairs: Pairs) -> list[tuple[int, int]]:
         return [(1, 1)] * rows
     others = ~np.eye(rows, dtype=bool)
     p, mean = pairs.p[others].reshape(rows, rows - 1), pairs.mean[others].reshape(rows, rows - 1)
-    found = holm(p) < 1 - CONFIDENCE
-    better, worse = (found & (mean < 0)).sum(1), (found & (mean > 0)).sum(1)
+    significant = holm(p) < 1 - CONFIDENCE
+    better, worse = (significant & (mean < 0)).sum(1), (significant & (mean > 0)).sum(1)
     return [(1 + int(above), rows - int(below)) for above, below in zip(better, worse, strict=True)]
