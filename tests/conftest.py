@@ -1,21 +1,17 @@
-"""What all tests share: one thread, and a suite that trains in about a second."""
+"""Shared by all tests: one thread a process, a suite that trains in about a second, and the slow tests' option."""
 
 import os
 import signal
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start; torch reads it when imported
+os.environ["OMP_NUM_THREADS"] = "1"  # here and in the processes that tests start; torch reads it when imported
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import registry
 from bench.config.suite import LoadedSuite, load_suite
-
-torch.set_num_threads(1)
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so all processes that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,11 +39,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip the slow tests without `--slow`."""
-    if not config.getoption("--slow"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="slow; run it with --slow"))
+    """Deselect the slow tests without `--slow`."""
+    slow = [] if config.getoption("--slow") else [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
 
 
 @pytest.fixture(scope="session")
@@ -86,21 +82,21 @@ def store_url() -> str | None:
     return None
 
 
-class Convolutions(TorchDispatchMode):
-    """Counts convolutions: forwards, and backwards by what they compute (input, weight, bias)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.forwards, self.backwards = 0, []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.forwards += func is torch.ops.aten.convolution.default
-        if func is torch.ops.aten.convolution_backward.default:
-            self.backwards.append(tuple(args[-1]))
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.fixture
-def convolutions() -> type[Convolutions]:
-    """Return the context that counts convolutions."""
+def convolutions() -> type:
+    """Return a context that counts convolutions: forwards, and backwards by what they compute."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Convolutions(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.forwards, self.backwards = 0, []  # of each backward, whether of the input, weight and bias
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.forwards += func is torch.ops.aten.convolution.default
+            if func is torch.ops.aten.convolution_backward.default:
+                self.backwards.append(tuple(args[-1]))
+            return func(*args, **(kwargs or {}))
+
     return Convolutions

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -16,6 +17,15 @@ cluster_utils = pytest.importorskip("ray.cluster_utils")
 RayExecutor = pytest.importorskip("bench.execution.ray").RayExecutor
 
 ONE_THREAD = {"seeds: [0]": "seeds: [0, 1]\nexecution: {threads: 1}"}
+
+
+@pytest.fixture(autouse=True)
+def own_ray_folder(monkeypatch):
+    """Keep other clusters of this machine out of sight; the path is short, because Ray puts sockets into it."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        yield
 
 
 @pytest.fixture
