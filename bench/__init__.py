@@ -21,12 +21,12 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with _PUB
     from bench.attacks.pgd import cross_entropy as cross_entropy
     from bench.attacks.pgd import mode as mode
     from bench.attacks.pgd import pgd as pgd
+    from bench.config.cell import Cell as Cell
+    from bench.config.cell import ExternalModel as ExternalModel
     from bench.config.hyperparameters import MethodInfo as MethodInfo
     from bench.config.hyperparameters import MethodParams as MethodParams
     from bench.config.hyperparameters import Origin as Origin
     from bench.config.hyperparameters import sourced as sourced
-    from bench.config.suite import Cell as Cell
-    from bench.config.suite import ExternalModel as ExternalModel
     from bench.config.suite import LoadedSuite as LoadedSuite
     from bench.config.suite import load_suite as load_suite
     from bench.data.batches import Batch as Batch
@@ -67,12 +67,12 @@ _PUBLIC = {
     "ACTIVATIONS": "bench.models.activations",
     "Batch": "bench.data.batches",
     "BenchError": "bench.errors",
-    "Cell": "bench.config.suite",
+    "Cell": "bench.config.cell",
     "Context": "bench.training.method",
     "DamagedFile": "bench.errors",
     "EpochRecord": "bench.training.method",
     "ExecutorSettings": "bench.execution.executor",
-    "ExternalModel": "bench.config.suite",
+    "ExternalModel": "bench.config.cell",
     "Leaderboard": "bench.reporting.leaderboard",
     "LoadedSuite": "bench.config.suite",
     "Method": "bench.training.method",

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.config.protocol import Threat
+from bench.config.attacks import Threat
 
 STEPS = 100
 MOMENTUM = 0.75  # of a step, the share that the gradient decides

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from bench.attacks.apgd import apgd, cross_entropy, targeted_dlr
 from bench.attacks.outcome import Verdicts, pack, unpack
-from bench.config.protocol import STANDARD, AutoAttack, Threat
+from bench.config.attacks import STANDARD, AutoAttack, Threat
 from bench.errors import BenchError, DamagedFile
 from bench.utils.device import out_of_memory
 

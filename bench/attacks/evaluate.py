@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench.attacks.autoattack import PASSES, Cascade, CascadeState, Tick
 from bench.attacks.outcome import Outcome
 from bench.attacks.pgd import cross_entropy, frozen, margin, mode, pgd, random_start
-from bench.config.protocol import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, Threat
+from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, Threat
 from bench.data.batches import to_float
 from bench.data.dataset import Images
 from bench.utils.cuda_graphs import Recorder, replayed

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.config.protocol import Threat
+from bench.config.attacks import Threat
 from bench.utils.distributed import SINGLE_PROCESS, Group
 
 Objective = Callable[[Tensor], Tensor]

@@ -78,7 +78,8 @@ def evaluate(
     """
     from pydantic import ValidationError
 
-    from bench.config.suite import ExternalModel, load_suite
+    from bench.config.cell import ExternalModel
+    from bench.config.suite import load_suite
     from bench.errors import BenchError
     from bench.execution.executor import ExecutorSettings
     from bench.execution.external_evaluation import evaluate_network

@@ -80,6 +80,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def named(value: Any) -> Any:
+    """Let `flip` stand for `{name: flip}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
 Number = Annotated[float, BeforeValidator(parse_number, json_schema_input_type=float | str)]
 """A finite float, also written "8/255" or "5e-4"."""
 

@@ -8,18 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
-from bench.config.base import Indices, Number, Settings, parse_indices, ranges
-from bench.config.hyperparameters import Setting
+from bench.config.attacks import PGD, AutoAttack, Clean, FinalAttack, NamedTrainingAttack, Threat, TrainingAttack
+from bench.config.base import Indices, Number, Settings, named, parse_indices, ranges
 from bench.utils.files import fingerprint
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$", max_length=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 Side = Annotated[int, Field(ge=1, le=4096)]
-
-
-def named(value: Any) -> Any:
-    """Let `flip` stand for `{name: flip}`."""
-    return {"name": value} if isinstance(value, str) else value
 
 
 # --- data and augmentation -------------------------------------------------------------------------------------------
@@ -122,168 +117,6 @@ class Rotate(Settings):
 _Augmentation = Annotated[Crop | Flip | Rotate, Field(discriminator="name")]
 _AugmentationInput = _Augmentation | Literal["crop", "flip", "rotate"]
 Augmentation = Annotated[_Augmentation, BeforeValidator(named, json_schema_input_type=_AugmentationInput)]
-
-
-# --- attacks ---------------------------------------------------------------------------------------------------------
-
-
-class Threat(Settings):
-    """What the adversary may do to an image in [0, 1]."""
-
-    norm: Literal["linf", "l2"]
-    eps: Number = Field(gt=0)
-    """Radius of the ball, in units of the pixel range [0, 1]."""
-
-    @model_validator(mode="after")
-    def _radius_fits_the_pixel_range(self) -> Threat:
-        if self.norm == "linf" and self.eps > 1:
-            raise PydanticCustomError("eps", f"eps {self.eps:g} exceeds the pixel range [0, 1]; write 8/255, not 8")
-        return self
-
-
-class TrainingAttack(Settings):
-    """How training images are perturbed: projected gradient ascent on the cross-entropy, or not at all."""
-
-    name: Literal["pgd", "none"] = "pgd"
-    steps: int = Field(10, ge=1, le=1000)
-    step_size: Number = Field(2 / 255, gt=0)
-    random_start: bool = True
-    """Start at a uniformly random point of the ball."""
-    batch_norm: Literal["train", "eval"] = "train"
-    """Mode of the network while crafting. In train mode batch statistics are used and running ones are updated."""
-
-    @property
-    def setting(self) -> Setting:
-        if self.name == "none":
-            return "natural"
-        return "single_step" if self.steps == 1 else "multi_step"
-
-
-_TrainingAttackInput = TrainingAttack | Literal["pgd", "none"]
-NamedTrainingAttack = Annotated[TrainingAttack, BeforeValidator(named, json_schema_input_type=_TrainingAttackInput)]
-
-
-class Clean(Settings):
-    """No attack."""
-
-    name: Literal["clean"] = "clean"
-
-    @property
-    def title(self) -> str:
-        return "Clean"
-
-
-class FGSM(Settings):
-    """One step as long as the ball is wide, from the image along the sign of the gradient; in L2 along the gradient.
-
-    Goodfellow, Shlens and Szegedy, Explaining and harnessing adversarial examples, 2015.
-    """
-
-    name: Literal["fgsm"] = "fgsm"
-    images: int | None = Field(None, ge=1)
-    """Attack only this many test images: the class-balanced subset of `bench.attacks.evaluate.balanced_subset`."""
-
-    @property
-    def title(self) -> str:
-        return "FGSM"
-
-
-class _Ascent(Settings):
-    """What attacks by projected gradient ascent against the network in eval mode have in common."""
-
-    steps: int = Field(20, ge=1, le=10_000)
-    step_size: Number = Field(2 / 255, gt=0)
-    random_start: bool = True
-    restarts: int | None = Field(None, ge=2, le=1000)
-    """Run this often, each time from another random start; an image stands if it does every time. Default: once."""
-    iterate: Literal["worst"] | None = None
-    """worst: an image falls if any iterate fools the network, the start among them. Default: the last one counts."""
-    images: int | None = Field(None, ge=1)
-    """Attack only this many test images: the class-balanced subset of `bench.attacks.evaluate.balanced_subset`."""
-
-    @model_validator(mode="after")
-    def _restarts_differ(self) -> _Ascent:
-        if self.restarts and not self.random_start:
-            raise PydanticCustomError("restarts", "without a random start all 'restarts' are the same")
-        return self
-
-    def _titled(self, kind: str) -> str:
-        restarts = f"x{self.restarts}" if self.restarts else ""
-        return f"{kind}-{self.steps}{restarts}{' (worst)' if self.iterate else ''}"
-
-
-class PGD(_Ascent):
-    """Projected gradient ascent on the cross-entropy against the network in eval mode.
-
-    Madry et al., Towards deep learning models resistant to adversarial attacks, 2018.
-    """
-
-    name: Literal["pgd"] = "pgd"
-
-    @property
-    def title(self) -> str:
-        return self._titled("PGD")
-
-
-class CW(_Ascent):
-    """Projected gradient ascent on the margin: the largest wrong logit minus the right one.
-
-    The objective of Carlini and Wagner, Towards evaluating the robustness of neural networks, 2017, inside the ball, as
-    papers on adversarial training report it under the name of CW-inf.
-    """
-
-    name: Literal["cw"] = "cw"
-
-    @property
-    def title(self) -> str:
-        return self._titled("CW")
-
-
-AutoAttackPart = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
-
-STANDARD: tuple[AutoAttackPart, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
-"""AutoAttack's standard version."""
-
-
-class AutoAttack(Settings):
-    """AutoAttack: apgd-ce, apgd-t, fab-t and square in a cascade, with the official parameters.
-
-    Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks,
-    2020.
-    """
-
-    name: Literal["autoattack"] = "autoattack"
-    version: Literal["standard", "standard-bf16-confirmed"] = "standard"
-    """The second searches in bfloat16, and counts an image as broken only if the fp32 network is fooled by what it
-    found: it never calls a robust image broken, but is another attack, never ranked beside the first."""
-    attacks: tuple[AutoAttackPart, ...] | None = Field(None, min_length=1)
-    """Only these parts, in this order; what is left standing is then no result of AutoAttack proper."""
-    images: int | None = Field(None, ge=1)
-    """Attack only this many test images: the class-balanced subset of `bench.attacks.evaluate.balanced_subset`."""
-    batch_size: int = Field(250, ge=1)
-    """Part of the attack's identity: every batch reseeds, so the perturbations depend on it."""
-
-    @field_validator("attacks")
-    @classmethod
-    def _no_part_twice(cls, attacks: tuple[AutoAttackPart, ...] | None) -> tuple[AutoAttackPart, ...] | None:
-        if attacks and len(set(attacks)) < len(attacks):
-            raise PydanticCustomError("attacks", "the same attack stands twice")
-        return attacks
-
-    @property
-    def cascade(self) -> tuple[AutoAttackPart, ...]:
-        """The attacks, in order."""
-        return self.attacks or STANDARD
-
-    @property
-    def title(self) -> str:
-        parts = f" ({', '.join(self.attacks)})" if self.attacks else ""
-        return f"AutoAttack{' (bf16-confirmed)' if self.version != 'standard' else ''}{parts}"
-
-
-_FinalAttack = Annotated[Clean | FGSM | PGD | CW | AutoAttack, Field(discriminator="name")]
-_FinalAttackInput = _FinalAttack | Literal["clean", "fgsm", "pgd", "cw", "autoattack"]
-FinalAttack = Annotated[_FinalAttack, BeforeValidator(named, json_schema_input_type=_FinalAttackInput)]
 
 
 # --- training and evaluation -----------------------------------------------------------------------------------------

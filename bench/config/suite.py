@@ -12,12 +12,13 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from bench import registry
-from bench.config.base import Settings, shown
-from bench.config.hyperparameters import MethodInfo, MethodParams, Source, weakest
-from bench.config.protocol import Crop, Name, Protocol, Seed, named
+from bench.config.base import Settings, named
+from bench.config.cell import EVALUATED, Cell, ResolvedMethod
+from bench.config.hyperparameters import MethodInfo, MethodParams, weakest
+from bench.config.messages import sentence
+from bench.config.protocol import Crop, Name, Protocol, Seed
 from bench.config.yaml_file import Location, SuiteFile, read_suite_file
 from bench.errors import BenchError, did_you_mean
-from bench.utils.files import fingerprint
 
 
 class MethodEntry(Settings):
@@ -29,71 +30,6 @@ class MethodEntry(Settings):
 
 
 MethodRow = Annotated[MethodEntry, BeforeValidator(named, json_schema_input_type=MethodEntry | str)]
-
-
-class ResolvedMethod(Settings):
-    """A method with every parameter filled in."""
-
-    name: Name
-    version: int
-    params: dict[str, Any]
-    label: str
-    custom: bool
-    """Some parameter differs from the canonical one."""
-    origin: Source | None
-    """The weakest origin among the canonical parameters that are in force; None for a method without parameters."""
-    final_is_best: bool
-    """The last model is the best one by definition, so the gap is zero by construction."""
-
-
-EVALUATED = "evaluated"
-"""The method of networks that were trained elsewhere and only evaluated here; its parameters say which network."""
-
-
-class ExternalModel(Settings):
-    """A network trained elsewhere: where it is, and what must be known to build it."""
-
-    source: str
-    """A weights file, `robustbench:<threat>/<name>`, or `<file>.py:<factory>`."""
-    model: Name | None = None
-    """Architecture of a weights file."""
-    normalisation: str | None = None
-    """Of a weights file: none, dataset, or means and standard deviations as "m,m,m/s,s,s"."""
-    model_dir: str = "models"
-    """Local folder of RobustBench's zoo."""
-
-
-class Cell(Settings):
-    """One (protocol, method with parameters, seed): the unit of work."""
-
-    protocol: Protocol
-    method: ResolvedMethod
-    seed: Seed
-    suite: str
-    """Name of the suite it came from; not part of its identity."""
-    plugins: tuple[str, ...] = ()
-    """Absolute paths of the plug-in files that the method may need; not part of its identity."""
-    network: ExternalModel | None = None
-    """Where to find the network of a cell that is only evaluated; its identity is in the method's parameters."""
-
-    def identity(self) -> dict[str, Any]:
-        """Return the plain data that makes this cell what it is: protocol, method with parameters, seed."""
-        method = self.method.model_dump(mode="json", include={"name", "version", "params"})
-        return {"protocol": self.protocol.identity(), "method": method, "seed": self.seed}
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return fingerprint(self.identity())
-
-    @cached_property
-    def training_fingerprint(self) -> str:
-        """Digest of all that the trained weights depend on: the identity without the final attacks."""
-        identity = self.identity()
-        del identity["protocol"]["evaluation"]["final"]
-        return fingerprint(identity)
-
-    def __str__(self) -> str:
-        return self.method.label if self.network else f"{self.method.label} seed {self.seed}"
 
 
 class Execution(Settings):
@@ -238,60 +174,12 @@ class LoadedSuite:
         if first["type"] in {"unknown_key", "not_a_number"}:
             location = (*location, first["ctx"]["key"])
         missing = (*prefix, location[-1]) if first["type"] == "missing" else ()
-        return BenchError(f"{self._where(location, missing)}: {_sentence(first)}")
+        return BenchError(f"{self._where(location, missing)}: {sentence(first)}")
 
     def _where(self, location: Location, missing: Location = ()) -> str:
         held = self._file.held(location)
         keys = [f"{part!s:.60}" for part in (*held, *(part for part in missing if part not in held))]
         return f"{self._file.path}:{self._file.line(location)}" + (f": {'.'.join(keys)}" if keys else "")
-
-
-_COMPLAINTS = {
-    "missing": "this key is required",
-    "union_tag_not_found": "this needs a key 'name'",
-    "greater_than": "must be greater than {gt:.10g}",
-    "greater_than_equal": "must be at least {ge:.10g}",
-    "less_than": "must be less than {lt:.10g}",
-    "less_than_equal": "must be at most {le:.10g}",
-    "finite_number": "must be a finite number",
-    "int_type": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "int_parsing_size": "must be a whole number of fewer digits",
-    "bool_type": "must be true or false",
-    "bool_parsing": "must be true or false",
-    "literal_error": "must be {expected}",
-    "string_type": "must be text",
-    "string_too_short": "must not be empty",
-    "string_too_long": "must have at most {max_length} characters",
-    "string_pattern_mismatch": "must match {pattern}",
-    "tuple_type": "must be a list",
-    "list_type": "must be a list",
-    "too_short": "must not be empty",
-    "dict_type": "must be a mapping of keys to values",
-    "model_type": "must be a mapping of keys to values",
-    "model_attributes_type": "must be a mapping of keys to values",
-}
-"""What a suite's author reads for each of pydantic's error types; the others keep pydantic's message."""
-
-
-def _sentence(problem: Any) -> str:
-    """Say pydantic's complaint in the words of the file."""
-    kind, value, context = problem["type"], problem.get("input"), problem.get("ctx", {})
-    if kind == "union_tag_invalid":
-        return f"unknown name '{context['tag']:.60}'{did_you_mean(context['tag'], _quoted(context['expected_tags']))}"
-    if kind not in _COMPLAINTS:
-        message: str = problem["msg"]
-        return message[0].lower() + message[1:]
-    sentence = _COMPLAINTS[kind].format(**context)
-    if kind == "missing" or not isinstance(value, str | int | float | None):
-        return sentence
-    return f"{sentence} (got {shown(value)})"
-
-
-def _quoted(words: str) -> list[str]:
-    """Return the words of pydantic's list `'clean', 'pgd'`."""
-    return [word.strip(" '") for word in words.split(",")]
 
 
 def load_suite(name_or_path: str) -> LoadedSuite:

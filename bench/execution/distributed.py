@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bench import registry
-from bench.config.suite import Cell
+from bench.config.cell import Cell
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError
 from bench.storage.run_folder import RunFolder

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from bench.config.suite import Cell, LoadedSuite, select_cells
+from bench.config.cell import Cell
+from bench.config.suite import LoadedSuite, select_cells
 from bench.errors import BenchError, DamagedFile
 from bench.execution.executor import Executor, ExecutorSettings, Handle, Paths
 from bench.execution.local import LocalExecutor, allocate

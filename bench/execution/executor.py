@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from bench.config.suite import Cell
+from bench.config.cell import Cell
 from bench.errors import BenchError
 from bench.execution.worker import Job, WorkerResult
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from bench.config.suite import EVALUATED, Cell, ExternalModel, LoadedSuite, ResolvedMethod
+from bench.config.cell import EVALUATED, Cell, ExternalModel, ResolvedMethod
+from bench.config.suite import LoadedSuite
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError
 from bench.execution.driver import CellState, RetryPolicy, Watch, by_suite, open_executor, run_planned

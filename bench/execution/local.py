@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import torch
 
-from bench.config.suite import Cell
+from bench.config.cell import Cell
 from bench.errors import BenchError
 from bench.execution.distributed import exit_cause
 from bench.execution.executor import Executor, ExecutorSettings, Handle, Paths

@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 
 from bench.attacks.autoattack import check_classes
-from bench.config.protocol import AutoAttack, Protocol
-from bench.config.suite import Cell
+from bench.config.attacks import AutoAttack
+from bench.config.cell import Cell
+from bench.config.protocol import Protocol
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError, DamagedFile
 from bench.execution.distributed import check_devices
@@ -20,7 +21,7 @@ from bench.execution.estimate import Work, work_of
 from bench.storage.checkpoints import load_latest_valid
 from bench.storage.run_folder import RunFolder, Status
 from bench.storage.verify_folder import damage_of
-from bench.training.trainer import build_without_data
+from bench.training.build import build_without_data
 from bench.utils.files import fingerprint
 
 Action = Literal["skip", "run", "reopen", "anew"]

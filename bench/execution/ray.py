@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bench.config.suite import Cell
+from bench.config.cell import Cell
 from bench.errors import BenchError
 from bench.execution.executor import Executor, ExecutorSettings, Handle, Paths
 from bench.execution.worker import Job, WorkerResult, work

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.config.suite import Cell
+from bench.config.cell import Cell
 from bench.errors import BenchError, DamagedFile
 from bench.execution.executor import Executor, ExecutorSettings, Handle, Paths
 from bench.execution.slurm_commands import check_seen, largest_array, last_line, queue, request, slurm, state_of

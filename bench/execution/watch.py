@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from bench.config.suite import Cell
+from bench.config.cell import Cell
 from bench.errors import BenchError, DamagedFile
 from bench.execution.driver import CellState
 from bench.execution.plan import Planned

@@ -23,8 +23,8 @@ from torch import nn
 from bench import registry
 from bench.attacks.autoattack import CascadeState, Tick
 from bench.attacks.evaluate import attack_identity, evaluate, evaluated_images, forward_passes
-from bench.config.protocol import FinalAttack
-from bench.config.suite import Cell, ExternalModel
+from bench.config.attacks import FinalAttack
+from bench.config.cell import Cell, ExternalModel
 from bench.data.dataset import Dataset, Images, dataset_of
 from bench.errors import BenchError, DamagedFile
 from bench.execution.distributed import ProcessDied, train_together
@@ -32,7 +32,8 @@ from bench.models.architecture import Network
 from bench.models.external import load_foreign
 from bench.storage.checkpoints import Checkpoints, load_latest_valid
 from bench.storage.run_folder import ARCHIVED, CHECKPOINTS, RunFolder, RunFolderLocked
-from bench.training.trainer import LAST_EPOCH, Diverged, Trainer, build_evaluated
+from bench.training.build import build_evaluated
+from bench.training.trainer import LAST_EPOCH, Diverged, Trainer
 from bench.utils.device import check_precision, out_of_memory, peak_memory, use_device
 from bench.utils.environment import describe
 from bench.utils.files import fingerprint, read_record, write_atomically, write_record

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from bench import registry
-from bench.config.protocol import Protocol, Threat
-from bench.config.suite import ExternalModel
+from bench.config.attacks import Threat
+from bench.config.cell import ExternalModel
+from bench.config.protocol import Protocol
 from bench.data.dataset import Dataset
 from bench.errors import BenchError, did_you_mean
 from bench.models.architecture import Network, build_network

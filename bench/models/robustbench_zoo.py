@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from bench.config.protocol import Threat
+from bench.config.attacks import Threat
 from bench.errors import BenchError, did_you_mean
 from bench.models.state_dict import read_plain
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from bench.config.suite import EVALUATED
+from bench.config.cell import EVALUATED
 from bench.errors import BenchError, NotComparable, NothingMeasured, did_you_mean
 from bench.reporting.rows import (
     Measured,

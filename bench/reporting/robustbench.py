@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench import registry
-from bench.config.protocol import STANDARD, DatasetSettings
-from bench.config.suite import EVALUATED
+from bench.config.attacks import STANDARD
+from bench.config.cell import EVALUATED
+from bench.config.protocol import DatasetSettings
 from bench.errors import BenchError
 from bench.models.architecture import Architecture
 from bench.reporting.leaderboard import radius

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from bench.attacks.outcome import Verdicts, unpack
+from bench.config.attacks import STANDARD
+from bench.config.cell import EVALUATED
 from bench.config.hyperparameters import weakest
-from bench.config.protocol import STANDARD
-from bench.config.suite import EVALUATED
 from bench.reporting.autoattack_flags import Doubt, doubts_of
 from bench.reporting.statistics import (
     CONFIDENCE,

@@ -14,7 +14,7 @@ from bench import registry
 from bench.attacks.autoattack import Cascade
 from bench.attacks.evaluate import EVALUATION_SEED, balanced_subset, exact_arithmetic
 from bench.attacks.pgd import cross_entropy, pgd
-from bench.config.protocol import AutoAttack, Threat
+from bench.config.attacks import AutoAttack, Threat
 from bench.data.batches import to_float
 from bench.errors import NotFound
 from bench.models.architecture import Architecture, build_network

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from bench.attacks.evaluate import exact_arithmetic
-from bench.config.suite import Cell
+from bench.config.cell import Cell
 from bench.data.dataset import Dataset, dataset_of
 from bench.errors import BenchError
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from bench.config.protocol import Threat, TrainingAttack
+from bench.config.attacks import Threat, TrainingAttack
 
 WORKERS = 2
 """Of the loader, as in that code."""

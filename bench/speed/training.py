@@ -18,9 +18,9 @@ from bench.data.batches import Batch, TrainingBatches, to_float
 from bench.data.dataset import ImageSet
 from bench.speed import reference
 from bench.speed.process import Arena, Work
+from bench.training.build import build_method
 from bench.training.method import Method
 from bench.training.step import Steps, Totals, sgd, train_step
-from bench.training.trainer import build_method
 from bench.utils.cuda_graphs import recorder_of
 from bench.utils.device import keep_memory
 from bench.utils.rng import RngStreams, generator

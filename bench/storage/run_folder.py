@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from bench.config.suite import Cell
+from bench.config.cell import Cell
 from bench.errors import BenchError, DamagedFile
 from bench.utils.files import read_record, write_atomically, write_record
 

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from bench.attacks.evaluate import correct_under
 from bench.attacks.pgd import frozen
-from bench.config.protocol import Clean
-from bench.config.suite import Cell, Suite, resolve_method
+from bench.config.attacks import Clean
+from bench.config.cell import Cell
+from bench.config.suite import Suite, resolve_method
 from bench.data.batches import Batch, to_float
 from bench.data.dataset import Splits, dataset_of
 from bench.storage.run_folder import RunFolder
+from bench.training.build import build_evaluated
 from bench.training.method import Method
 from bench.training.step import Totals, train_step
-from bench.training.trainer import Trainer, build_evaluated
+from bench.training.trainer import Trainer
 from bench.utils.rng import generator
 
 EPOCHS = 6  # both rate drops, at 3 and at 4 or 5, lie inside

@@ -9,12 +9,12 @@ from pydantic import ValidationError
 from torch import nn
 
 from bench import registry
-from bench.config.suite import Cell
+from bench.config.cell import Cell
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.storage.checkpoints import Checkpoints
 from bench.storage.run_folder import RunFolder, run_folders
-from bench.training.trainer import build_evaluated
+from bench.training.build import build_evaluated
 
 
 def load_network(

@@ -9,25 +9,21 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import nn
 
-from bench import registry
 from bench.attacks.evaluate import correct_under
-from bench.config.protocol import PGD, Clean
-from bench.config.suite import Cell
+from bench.config.attacks import PGD, Clean
+from bench.config.cell import Cell
 from bench.data.batches import TrainingBatches
-from bench.data.dataset import Dataset, Images, ImageSet, Splits
-from bench.models.architecture import build_network
+from bench.data.dataset import Dataset, Images, Splits
 from bench.models.sync_batchnorm import shared_statistics
 from bench.storage.checkpoints import Entry, load_latest_valid
 from bench.storage.run_folder import RunFolder
+from bench.training.build import build_method
 from bench.training.flops import CountedFlops
-from bench.training.lr_schedule import protocol_schedule
-from bench.training.method import Context, Method
-from bench.training.step import Steps, Totals, sgd
+from bench.training.step import Steps, Totals
 from bench.utils.cuda_graphs import recorder_of
 from bench.utils.distributed import SINGLE_PROCESS, Group
-from bench.utils.rng import RngStreams, derive_seed
+from bench.utils.rng import RngStreams
 
 log = logging.getLogger(__name__)
 
@@ -245,51 +241,3 @@ class Trainer:
         self.checkpoints.commit(
             entries, finished_epochs=epochs, finished=finished, curve_sha256=self.folder.curve_sha256(epochs)
         )
-
-
-def build_method(
-    cell: Cell,
-    dataset: Dataset,
-    batches: TrainingBatches,
-    random: RngStreams,
-    device: torch.device,
-    *,
-    initialise: bool = True,
-) -> Method[Any]:
-    """Return the method of `cell` with its model on `device`, its optimiser and its schedule, ready to train.
-
-    Without `initialise`, the initial weights are left as drawn, since trained ones are loaded next.
-
-    Raises:
-        BenchError: the method refuses the network or its parameters, such as weights that do not fit.
-    """
-    protocol = cell.protocol
-    context = Context(protocol, dataset.classes, batches, random, device)
-    kind: type[Method[Any]] = registry.METHODS.get(cell.method.name)
-    method = kind(kind.Params.model_validate(cell.method.params), context)
-    network = build_network(registry.MODELS.get(protocol.model), dataset, derive_seed(cell.seed, "weights"))
-    with torch.random.fork_rng(devices=[]):  # a method may draw fresh layers
-        torch.manual_seed(derive_seed(cell.seed, "build"))
-        built = method.build(network)
-        if initialise:
-            method.initialise(built)
-    method.model = built.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    method.optimizer = sgd(method.model, protocol.training.optimizer)
-    method.lr_schedule = method.schedule(protocol_schedule(protocol.training))
-    random.start_epoch(0)
-    method.begin_training()
-    return method
-
-
-def build_without_data(cell: Cell, dataset: Dataset, device: torch.device, *, initialise: bool = True) -> Method[Any]:
-    """Return the method of `cell` as `build_method` does, with no images to train on; raises as it does."""
-    random = RngStreams(cell.seed, device)
-    nothing = ImageSet(torch.empty(0, *dataset.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
-    return build_method(cell, dataset, TrainingBatches(nothing, 1, (), random), random, device, initialise=initialise)
-
-
-def build_evaluated(cell: Cell, dataset: Dataset, weights: dict[str, Any], device: torch.device) -> nn.Module:
-    """Return the network of `cell` with `weights`, on `device`, in eval mode with frozen parameters."""
-    model = build_without_data(cell, dataset, device, initialise=False).evaluated_model()
-    model.load_state_dict(weights)
-    return model.eval().requires_grad_(False)

@@ -10,8 +10,8 @@ from torch import nn
 
 from bench.attacks.autoattack import Cascade, CascadeState, check_classes
 from bench.attacks.evaluate import balanced_subset
-from bench.config.protocol import STANDARD, Threat
-from bench.config.protocol import AutoAttack as AutoAttackSettings
+from bench.config.attacks import STANDARD, Threat
+from bench.config.attacks import AutoAttack as AutoAttackSettings
 from bench.data.batches import to_float
 from bench.data.datasets.digits import load
 from bench.errors import BenchError, DamagedFile

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from bench.attacks.autoattack import PASSES, SAME_LOGITS, SQUARE_GAIN
-from bench.config.protocol import CW, FGSM, PGD, AutoAttack, Clean, Evaluation
+from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean
+from bench.config.protocol import Evaluation
 from bench.reporting.autoattack_flags import FAR_ABOVE
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.attacks.pgd import frozen, mode, pgd, project, random_start
-from bench.config.protocol import Threat
+from bench.config.attacks import Threat
 from bench.models.small_cnn import SmallCNN
 
 LINF, L2 = Threat(norm="linf", eps=0.1), Threat(norm="l2", eps=0.6)

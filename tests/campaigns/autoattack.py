@@ -19,7 +19,8 @@ import torch
 
 from bench.attacks.autoattack import Cascade
 from bench.attacks.evaluate import correct_under
-from bench.config.protocol import STANDARD, AutoAttack, Clean, DatasetSettings, Threat
+from bench.config.attacks import STANDARD, AutoAttack, Clean, Threat
+from bench.config.protocol import DatasetSettings
 from bench.errors import DamagedFile
 from bench.models.resnet import resnet18
 from bench.storage.run_folder import RunFolder

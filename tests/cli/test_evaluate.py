@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 from bench.attacks.evaluate import correct_under
 from bench.attacks.outcome import Outcome
-from bench.config.suite import ExternalModel, load_suite
+from bench.config.cell import ExternalModel
+from bench.config.suite import load_suite
 from bench.data.dataset import dataset_of
 from bench.data.datasets.cifar import CIFAR10_CLASSES
 from bench.execution.external_evaluation import evaluate_network

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from bench.config.suite import Cell, Suite, resolve_method
+from bench.config.cell import Cell
+from bench.config.suite import Suite, resolve_method
 from bench.data.batches import Batch, TrainingBatches
 from bench.data.dataset import dataset_of
 from bench.data.datasets.digits import digits
+from bench.training.build import build_method
 from bench.training.method import Method
-from bench.training.trainer import build_method
 from bench.utils.rng import RngStreams
 
 CPU = torch.device("cpu")

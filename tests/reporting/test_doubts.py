@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from rich.console import Console
 
-from bench.config.suite import EVALUATED
+from bench.config.cell import EVALUATED
 from bench.reporting.autoattack_flags import FAR_ABOVE, Doubt, far_above
 from bench.reporting.formats.csv import render_csv
 from bench.reporting.formats.html import render_html

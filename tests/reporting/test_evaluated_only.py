@@ -7,7 +7,8 @@ import json
 import jsonschema
 import pytest
 
-from bench.config.suite import EVALUATED, load_suite
+from bench.config.cell import EVALUATED
+from bench.config.suite import load_suite
 from bench.reporting.comparison import compared
 from bench.reporting.formats.csv import render_csv
 from bench.reporting.formats.html import render_html

@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 import pytest
 
-from bench.config.suite import EVALUATED
+from bench.config.cell import EVALUATED
 from bench.errors import BenchError
 from bench.models.robustbench_zoo import import_robustbench
 from bench.reporting.robustbench import FIELDS, model_information

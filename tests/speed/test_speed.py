@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from bench.attacks.pgd import random_start
 from bench.cli.main import app
-from bench.config.protocol import Threat, TrainingAttack
+from bench.config.attacks import Threat, TrainingAttack
 from bench.errors import BenchError
 from bench.models.small_cnn import SmallCNN
 from bench.speed import autoattack, measure, reference, training

@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import create_engine, select
 
 from bench.attacks.outcome import Outcome, Verdicts
-from bench.config.protocol import AutoAttack, Clean, Protocol
-from bench.config.suite import Cell, ResolvedMethod
+from bench.config.attacks import AutoAttack, Clean
+from bench.config.cell import Cell, ResolvedMethod
+from bench.config.protocol import Protocol
 from bench.storage.run_folder import RunFolder
 from bench.storage.schema import Base
 from bench.storage.store import Store

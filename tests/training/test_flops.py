@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bench.attacks.pgd import cross_entropy, frozen, pgd
-from bench.config.protocol import Threat
+from bench.config.attacks import Threat
 from bench.models.architecture import size_of
 from bench.models.small_cnn import small_cnn
 from bench.training.flops import CountedFlops

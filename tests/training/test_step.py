@@ -14,8 +14,8 @@ from bench.data.dataset import dataset_of
 from bench.data.datasets.digits import digits
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
+from bench.training.build import build_method
 from bench.training.step import WARM_UP, Steps, Totals, compute_gradients, sgd, train_step
-from bench.training.trainer import build_method
 from bench.utils.cuda_graphs import recorder_of
 from bench.utils.rng import RngStreams, derive_seed
 

@@ -16,14 +16,15 @@ from torch import nn
 
 from bench import registry
 from bench.attacks.evaluate import correct_under
-from bench.config.protocol import PGD, Threat
+from bench.config.attacks import PGD, Threat
 from bench.data.batches import Batch, TrainingBatches
 from bench.data.dataset import Splits, dataset_of
 from bench.models.sync_batchnorm import shared_statistics
 from bench.storage.run_folder import RunFolder
 from bench.testing.conformance import curve, small_cell
+from bench.training.build import build_method
 from bench.training.step import Totals, train_step
-from bench.training.trainer import Trainer, build_method
+from bench.training.trainer import Trainer
 from bench.utils.distributed import SINGLE_PROCESS, Group
 from bench.utils.rng import RngStreams, generator
 

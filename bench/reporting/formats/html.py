@@ -21,7 +21,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from bench.config.protocol import TrainingAttack
+from bench.config.attacks import TrainingAttack
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.method_card import Description, describe
 from bench.reporting.plots.data import Figures, figures

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from bench.config.cell import ExternalModel
 from bench.config.protocol import DatasetSettings, Protocol
-from bench.config.suite import ExternalModel
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError
 from bench.models.architecture import build_network

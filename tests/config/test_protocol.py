@@ -1,17 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from bench.config.protocol import (
-    PGD,
-    AutoAttack,
-    Clean,
-    Evaluation,
-    Piecewise,
-    Protocol,
-    Threat,
-    Training,
-    TrainingAttack,
-)
+from bench.config.attacks import PGD, AutoAttack, Clean, Threat, TrainingAttack
+from bench.config.protocol import Evaluation, Piecewise, Protocol, Training
 
 MINIMAL = {
     "dataset": "digits",

@@ -20,7 +20,7 @@ WRONG = {
         "epochs: many": "6: training.epochs: must be a whole number (got 'many')",
         "epochs: [2]": "6: training.epochs: must be a whole number",
         "epochs:": "6: training.epochs: must be a whole number (got nothing)",
-        "epochs: yes": "6: training.epochs: must be a number, not true or false",
+        "epochs: true": "6: training.epochs: must be a number, not true or false",
     },
     "model:": {
         "modell:": "3: modell: unknown key 'modell'; did you mean 'model'?",
@@ -68,7 +68,7 @@ WRONG = {
         ),
         "{name: digits, validation: 0}": "2: dataset.validation: must be at least 1 (got 0)",
         "{name: digits, validation: 2.5}": "2: dataset.validation: must be a whole number (got 2.5)",
-        "{name: digits, validation: yes}": "2: dataset.validation: must be a whole number (got True)",
+        "{name: digits, validation: true}": "2: dataset.validation: must be a whole number (got True)",
         "{name: digits, validation: 9-3}": "2: dataset.validation: the range 9-3 ends before it begins",
         "{name: digits, validation: some}": (
             "2: dataset.validation: 'some' is no set of indices; write 0-3999 or 0-99,500-599"
@@ -132,13 +132,13 @@ WRONG = {
         "seeds: [0, -1]": "13: seeds.1: must be at least 0 (got -1)",
         "seeds: [3000000000]": "13: seeds.0: must be less than 2147483648 (got 3000000000)",
         "seeds: 0": "13: seeds: must be a list (got 0)",
-        "seeds: [no]": "13: seeds.0: must be a whole number (got False)",
+        "seeds: [false]": "13: seeds.0: must be a whole number (got False)",
         "execution: {threads: 0}": "13: execution.threads: must be at least 1 (got 0)",
     },
     "name: tiny": {
         "name: ../tiny": "1: name: must match ^[A-Za-z0-9][A-Za-z0-9_-]*$ (got '../tiny')",
         f"name: {'a' * 61}": f"1: name: must have at most 60 characters (got '{'a' * 56}...)",
-        "name: 2024-12-05": "1: name: must be text",
+        "name: 2024-12-05": "1: '2024-12-05' is a date in YAML 1.1; quote it",
         '"na\\nme\\e[2J": tiny': "1: na me [2J: unknown key 'na\\nme\\x1b[2J'; did you mean 'name'?",
     },
 }
@@ -447,7 +447,7 @@ def test_a_row_without_parameters_of_its_own_is_canonical(load):
         ("{name: needy, params: {beta: 4}}", "teacher: this key is required"),
         ("{name: needy, params: {teacher: a, betta: 3}}", "betta: unknown key 'betta'; did you mean 'beta'?"),
         ("{name: needy, params: {teacher: a, beta: 0}}", "beta: must be at least 1 (got 0)"),
-        ("{name: needy, params: {teacher: a, beta: yes}}", "beta: must be a number, not true or false"),
+        ("{name: needy, params: {teacher: a, beta: true}}", "beta: must be a number, not true or false"),
         ("{name: needy, params: {teacher: 5}}", "teacher: must be text (got 5)"),
         ("{name: mine, params: {alpha: .nan}}", "alpha: must be a finite number (got nan)"),
         ("{name: mine, params: {alpha: -.inf}}", "alpha: must be a finite number (got -inf)"),

@@ -8,8 +8,8 @@ import urllib.request
 import pytest
 import torch
 
+from bench.config.cell import ExternalModel
 from bench.config.protocol import Protocol
-from bench.config.suite import ExternalModel
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError
 from bench.models.external import load_foreign

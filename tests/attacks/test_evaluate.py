@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from bench.attacks import evaluate as evaluation
 from bench.attacks.evaluate import attack_identity, balanced_subset, correct_under, evaluate, forward_passes
 from bench.attacks.pgd import pgd, random_start
-from bench.config.protocol import CW, FGSM, PGD, AutoAttack, Clean, Threat
+from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean, Threat
 from bench.data.batches import to_float
 from bench.data.dataset import ImageSet
 from bench.data.datasets.digits import digits, load

@@ -1,0 +1,66 @@
+"""A cell's method with its network, optimiser and schedule, and its trained network for the evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench import registry
+from bench.config.cell import Cell
+from bench.data.batches import TrainingBatches
+from bench.data.dataset import Dataset, ImageSet
+from bench.models.architecture import build_network
+from bench.training.lr_schedule import protocol_schedule
+from bench.training.method import Context, Method
+from bench.training.step import sgd
+from bench.utils.rng import RngStreams, derive_seed
+
+
+def build_method(
+    cell: Cell,
+    dataset: Dataset,
+    batches: TrainingBatches,
+    random: RngStreams,
+    device: torch.device,
+    *,
+    initialise: bool = True,
+) -> Method[Any]:
+    """Return the method of `cell` with its model on `device`, its optimiser and its schedule, ready to train.
+
+    Without `initialise`, the initial weights are left as drawn, since trained ones are loaded next.
+
+    Raises:
+        BenchError: the method refuses the network or its parameters, such as weights that do not fit.
+    """
+    protocol = cell.protocol
+    context = Context(protocol, dataset.classes, batches, random, device)
+    kind: type[Method[Any]] = registry.METHODS.get(cell.method.name)
+    method = kind(kind.Params.model_validate(cell.method.params), context)
+    network = build_network(registry.MODELS.get(protocol.model), dataset, derive_seed(cell.seed, "weights"))
+    with torch.random.fork_rng(devices=[]):  # a method may draw fresh layers
+        torch.manual_seed(derive_seed(cell.seed, "build"))
+        built = method.build(network)
+        if initialise:
+            method.initialise(built)
+    method.model = built.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method.optimizer = sgd(method.model, protocol.training.optimizer)
+    method.lr_schedule = method.schedule(protocol_schedule(protocol.training))
+    random.start_epoch(0)
+    method.begin_training()
+    return method
+
+
+def build_without_data(cell: Cell, dataset: Dataset, device: torch.device, *, initialise: bool = True) -> Method[Any]:
+    """Return the method of `cell` as `build_method` does, with no images to train on; raises as it does."""
+    random = RngStreams(cell.seed, device)
+    nothing = ImageSet(torch.empty(0, *dataset.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
+    return build_method(cell, dataset, TrainingBatches(nothing, 1, (), random), random, device, initialise=initialise)
+
+
+def build_evaluated(cell: Cell, dataset: Dataset, weights: dict[str, Any], device: torch.device) -> nn.Module:
+    """Return the network of `cell` with `weights`, on `device`, in eval mode with frozen parameters."""
+    model = build_without_data(cell, dataset, device, initialise=False).evaluated_model()
+    model.load_state_dict(weights)
+    return model.eval().requires_grad_(False)
