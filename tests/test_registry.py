@@ -6,8 +6,8 @@ import pytest
 
 from bench import registry
 from bench.attacks.pgd import pgd
-from bench.cli import catalogue
-from bench.cli.diagnosis import diagnose
+from bench.cli.doctor import diagnose
+from bench.cli.listing import list_models, show_model
 from bench.errors import BenchError
 from bench.models.architecture import Architecture, Family
 from bench.registry import DATASETS, METHODS, MODELS, Registry, load_plugin
@@ -238,14 +238,14 @@ MODELS = {"cnn_of": Family("cnn_of", "CNN", "<width>", member, listed=("4", "8")
 def test_a_plugin_may_bring_a_family(plugin):
     load_plugin(plugin(FAMILY_PLUGIN))
     assert MODELS.get("cnn_of/4").build(10, (1, 8, 8)).conv1.weight.shape == (4, 1, 3, 3)
-    listed = {row["name"]: row for row in catalogue.models()}
+    listed = {row["name"]: row for row in list_models()}
     assert {"cnn_of/4", "cnn_of/8"} <= listed.keys()
     assert "cnn_of" not in listed
     assert listed["cnn_of/8"]["parameters"] > listed["cnn_of/4"]["parameters"] > 0
 
 
 def test_what_is_listed_and_shown_of_families():
-    rows = {row["name"]: row for row in catalogue.models()}
+    rows = {row["name"]: row for row in list_models()}
     assert {"timm/<name>", "wide_resnet/28-10", "wide_resnet/34-10", "resnet18"} <= rows.keys()
     assert len({tuple(row) for row in rows.values()}) == 1  # a table
     for name, row in rows.items():
@@ -254,14 +254,14 @@ def test_what_is_listed_and_shown_of_families():
             assert row["title"]
         else:
             assert NAME.fullmatch(name)
-            assert row == {key: catalogue.model(name)[key] for key in row}
+            assert row == {key: show_model(name)[key] for key in row}
             assert row["parameters"] > 0
             assert row["gflops"] > 0
-    assert catalogue.model("timm/resnet18")["parameters"] == 11_689_512
+    assert show_model("timm/resnet18")["parameters"] == 11_689_512
     with pytest.raises(
         BenchError, match=r"^'wide_resnet' is a family of models: write 'wide_resnet/<depth>-<width>', "
     ):
-        catalogue.model("wide_resnet")
+        show_model("wide_resnet")
 
 
 def test_a_model_that_cannot_be_measured_is_shown_without_a_size():
@@ -269,8 +269,8 @@ def test_a_model_that_cannot_be_measured_is_shown_without_a_size():
         raise NotImplementedError
 
     MODELS.add("odd", Architecture("odd", "Odd", "none", build))
-    assert catalogue.model("odd")["parameters"] is None
-    assert catalogue.model("odd")["gflops"] is None
+    assert show_model("odd")["parameters"] is None
+    assert show_model("odd")["gflops"] is None
 
 
 def test_a_suite_may_name_a_member(load):
@@ -283,9 +283,9 @@ def test_a_suite_may_name_a_member(load):
 
 def test_the_check_of_the_installation_counts_a_family_as_one():
     names = MODELS.names()
-    (found,) = [check for check in diagnose(Path("results"), None) if check.name == "models"]
+    (found,) = [check for check in diagnose(Path("results"), None) if check.check == "models"]
     assert found.ok
-    assert found.detail == f"{len(names)} import: {', '.join(names)}"
+    assert found.detail == f"{len(names)} can be imported: {', '.join(names)}"
 
 
 # --- packages and plug-ins that are wrong ----------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""The command line: parse, call, print; no logic."""
+"""The command line, one module for each command. Commands do not import each other."""

@@ -1,14 +1,15 @@
-"""`bench check`: are a suite's fresh runs worse than its baseline?"""
+"""`bench check`: the regression gate, which compares the runs of a suite with its baseline."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.cli.options import Json, Results, StoreURL, Suite, print_json
+from bench.cli.options import Json, Results, StoreURL, Suite
+from bench.cli.output import print_json, table_console
 from bench.errors import printable
 
 if TYPE_CHECKING:
@@ -19,30 +20,32 @@ if TYPE_CHECKING:
 def check(
     suite: Suite,
     baseline: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--baseline", help="The baseline; default results/baselines/NAME.json, by the suite's name."),
+        Path | None,
+        typer.Option("--baseline", help="The baseline; default: results/baselines/NAME.json, with the suite's name."),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0, max=100, help="Points that a figure may move whatever the evidence.")
+        float,
+        typer.Option("--tolerance", min=0, max=100, help="Points that a figure may change without being a regression."),
     ] = 2.0,
     accept_improvements: Annotated[
-        bool, typer.Option("--accept-improvements", help="Exit 0 although a figure under attack is better.")
+        bool, typer.Option("--accept-improvements", help="Exit 0 even if a figure under attack is better.")
     ] = False,
     update: Annotated[
-        bool, typer.Option("--update", help="Make the runs the new baseline, and say what moved.")
+        bool, typer.Option("--update", help="Write the runs as the new baseline, and print what changed.")
     ] = False,
-    junit: Annotated[Optional[Path], typer.Option("--junit", help="Write JUnit XML here.")] = None,  # noqa: UP045
+    junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML here.")] = None,
     summary: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--summary", help="Append a summary in markdown to this file, such as $GITHUB_STEP_SUMMARY."),
     ] = None,
     results: Results = Path("results"),
     store: StoreURL = None,
     json: Json = False,
 ) -> None:
-    """Compare the runs of a suite with its baseline; exit 1 if a figure is worse.
+    """Compare a suite's runs with its baseline.
 
-    Exit 4 if the protocol is not the baseline's, or something was not measured.
+    Exit 1 for a regression or an unexpected improvement, 4 if the protocol is not the baseline's or something was not
+    measured.
     """
     from bench.config.suite import load_suite
     from bench.errors import BenchError
@@ -94,22 +97,18 @@ def _show_what_moves(found: Snapshot, path: Path, tolerance: float) -> None:
 
 
 def _print(found: Check, *, accept_improvements: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from bench.regression import formats
 
-    console = Console()
-    if not console.is_terminal:  # a file or another program has no edge to wrap at
-        console.width = 200
     table = Table(box=None, pad_edge=False)
     for heading in formats.HEADINGS:
         table.add_column(heading, justify="left" if heading in {"row", "figure", "verdict"} else "right")
     for finding in formats.ordered(found):
         style = {"regression": "bold red", "improvement": "bold green", "not judged": "bold yellow"}
         table.add_row(*(Text(printable(cell)) for cell in formats.cells(finding)), style=style.get(finding.verdict))
-    console.print(table)
+    table_console().print(table)
     for line in (*formats.remarks(found), formats.rules(found)):
         print(printable(line))
     print(printable(formats.verdict(found, accept_improvements=accept_improvements)))

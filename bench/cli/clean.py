@@ -1,4 +1,4 @@
-"""`bench clean`: free the disk of what can be made again."""
+"""`bench clean`: remove files that can be recreated."""
 
 from __future__ import annotations
 
@@ -8,34 +8,39 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.options import Data, Json, Results, print_json
+from bench.cli.options import Data, Json, Results
+from bench.cli.output import print_json
 
 
 def clean(
     results: Results = Path("results"),
     data: Data = None,
-    aside: Annotated[bool, typer.Option("--aside", help="The runs too that `--rerun` set aside.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this option, nothing is removed.")] = False,
+    archived: Annotated[bool, typer.Option("--archived", help="Include run folders archived by `--rerun`.")] = False,
+    aside: Annotated[bool, typer.Option("--aside", hidden=True)] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove the files; without this option, nothing is removed.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Say what can be removed and made again, and how large it is; with --yes, remove it.
+    """Remove files that can be recreated.
 
-    That is: what killed processes left, places of attacks in runs that have ended, copies of the store in older
-    schemas, and with --data, prepared images whose original files are there. Checkpoints, outcomes and curves stay.
+    Lists them with their sizes; `--yes` removes them. These are leftovers of killed processes, intermediate state of
+    attacks in runs that have ended, copies of the database in older schemas, and with --data prepared images whose
+    original files exist. Checkpoints, outcomes and curves are kept.
     """
     from bench.storage.cleanup import removable, remove
 
-    found = removable(results, data, aside=aside)
-    total = sum(item.bytes for item in found)
+    files = removable(results, data, archived=archived or aside)
+    total = sum(item.bytes for item in files)
     if json:
-        print_json([{"path": str(item.path), "bytes": item.bytes, "what": item.what} for item in found])
+        print_json([{"path": str(item.path), "bytes": item.bytes, "what": item.what} for item in files])
     else:
-        for item in found:
+        for item in files:
             print(f"{_size(item.bytes):>10}  {item.path}: {item.what}")
-    if not found:
-        print("bench: there is nothing to remove", file=sys.stderr)
+    if not files:
+        print("bench: nothing to remove", file=sys.stderr)
     elif yes:
-        remove(found)
+        remove(files)
         print(f"bench: {_size(total)} freed", file=sys.stderr)
     else:
         print(f"bench: {_size(total)} can be freed; add --yes to remove it", file=sys.stderr)

@@ -1,13 +1,14 @@
-"""`bench compare`: two methods or two runs, on the same test images."""
+"""`bench compare`: compare two methods or runs on the same test images."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli.options import Json, Results, SelectedBy, Selection, StoreURL, complete_suite, print_json
+from bench.cli.options import Json, Results, SelectedBy, Selection, StoreURL, complete_suite
+from bench.cli.output import print_json, table_console
 from bench.errors import printable
 
 if TYPE_CHECKING:
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
 
 def compare(
     a: Annotated[str, typer.Argument(help="A method's name or label, or the beginning of a run's name.")],
-    b: Annotated[str, typer.Argument(help="What to compare it with.")],
+    b: Annotated[str, typer.Argument(help="The method or run to compare with.")],
     suite: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--suite", help="Only this suite's protocol.", autocompletion=complete_suite),
     ] = None,
     protocol: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--protocol", help="Only this protocol: the beginning of its fingerprint."),
     ] = None,
     selection: SelectedBy = Selection.VALIDATION,
@@ -31,7 +32,10 @@ def compare(
     store: StoreURL = None,
     json: Json = False,
 ) -> None:
-    """Compare two methods or runs, paired by test image; exit 4 if they are not comparable."""
+    """Compare two methods or runs.
+
+    Paired by test image. Exit 4 if they are not comparable.
+    """
     from bench.config.suite import load_suite
     from bench.reporting.comparison import compared
     from bench.storage.store import Store
@@ -55,13 +59,9 @@ def _as_json(found: Comparison) -> dict[str, Any]:
 
 
 def _print(found: Comparison, *, images: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    if not console.is_terminal:  # a file or another program has no edge to wrap at
-        console.width = 200
     for name, side in (("A", found.a), ("B", found.b)):
         print(f"{name}: {printable(_described(side))}")
     table = Table(box=None, pad_edge=False)
@@ -69,7 +69,7 @@ def _print(found: Comparison, *, images: bool) -> None:
         table.add_column(heading, justify="left" if heading in {"attack", "checkpoint"} else "right")
     for figure in found.figures:
         table.add_row(*(Text(printable(cell)) for cell in _cells(figure)))
-    console.print(table)
+    table_console().print(table)
     covers = " and ".join(sorted({figure.difference.covers for figure in found.figures}, key=len))
     print(f"Percent of the test images; gap: best minus last. Interval and p cover the choice of {covers}.")
     if len(found.a.seeds) > 1 or len(found.b.seeds) > 1:

@@ -1,4 +1,4 @@
-"""`bench data`: which datasets are there, whether they are whole, and how to bring them there."""
+"""`bench data`: list, verify, download and decode datasets."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.options import Data, Json, interruptible, print_json
+from bench.cli.options import Data, Json, interruptible
+from bench.cli.output import print_fields, print_json, print_rows
 
 app = typer.Typer(
-    help="List, check, download and decode datasets.", no_args_is_help=True, rich_markup_mode=None
+    help="List, check and prepare datasets.", no_args_is_help=True, rich_markup_mode=None
 )  # fmt: skip
 
 
@@ -26,15 +27,17 @@ def complete_name(incomplete: str) -> list[str]:
 Name = Annotated[
     str,
     typer.Argument(
-        help="A dataset's name, or a suite file, or the name of a shipped suite.", autocompletion=complete_name
+        help="Name of a dataset, a suite file, or the name of a shipped suite.", autocompletion=complete_name
     ),
 ]
 
 
 @app.command("list")
 def list_(data: Data = None, json: Json = False) -> None:
-    """List the datasets: what they are, where they are found, and whether their images are prepared."""
-    from bench.cli.listing import print_rows
+    """List the datasets and their state.
+
+    With the paths where they are found, and whether their images are prepared.
+    """
     from bench.data.status import overview
 
     rows = overview(data)
@@ -45,11 +48,13 @@ def list_(data: Data = None, json: Json = False) -> None:
 def check(
     name: Name,
     data: Data = None,
-    decode: Annotated[bool, typer.Option("--decode", help="Decode every image, and name the broken ones.")] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image, and list the damaged ones.")] = False,
     json: Json = False,
 ) -> None:
-    """Say what there is of a dataset; exit 2 if it is missing, incomplete or damaged."""
-    from bench.cli.listing import print_fields
+    """Verify the files of a dataset.
+
+    Exit 2 if files are missing, incomplete or damaged.
+    """
     from bench.data import status
 
     with _progress("decoding") as tick:
@@ -66,10 +71,13 @@ def check(
 
 @app.command()
 def prepare(name: Name, data: Data = None) -> None:
-    """Download a dataset, or decode the files of one once, so that runs start at once; what is done stays done."""
+    """Download or decode a dataset.
+
+    Decoding its image files once lets runs start faster.
+    """
     from bench.data import status
 
-    with interruptible(lambda: "nothing half is left"), _progress("preparing") as tick:
+    with interruptible(lambda: "no incomplete file is left"), _progress("preparing") as tick:
         print(status.bring(status.named(name), data, tick, _say))
 
 
@@ -79,7 +87,7 @@ def _say(sentence: str) -> None:
 
 @contextmanager
 def _progress(verb: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield what is called with (done, of); on a terminal it draws a bar on stderr."""
+    """Yield a callback of (done, of) that draws a progress bar on stderr, on a terminal only."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,11 +1,11 @@
-"""`bench evaluate`: judge a network that was trained elsewhere, as a row of a suite's leaderboard."""
+"""`bench evaluate`: evaluate an external model and add it to the leaderboard of a suite."""
 
 from __future__ import annotations
 
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,10 +18,10 @@ from bench.cli.options import (
     StoreURL,
     Threads,
     complete_suite,
+    how_to_resume,
     interruptible,
-    print_json,
 )
-from bench.cli.run import print_leaderboard, saved
+from bench.cli.output import print_json, print_leaderboard
 
 if TYPE_CHECKING:
     from bench.execution.driver import CellState
@@ -35,20 +35,22 @@ def complete_model(incomplete: str) -> list[str]:
 
 
 def complete_normalisation(incomplete: str) -> list[str]:
-    """Complete a normalisation that has a name."""
+    """Complete a named normalisation."""
     return [word for word in ("none", "dataset") if word.startswith(incomplete)]
 
 
 def evaluate(
     network: Annotated[
-        str, typer.Argument(help="A weights file, robustbench:<threat>/<name>, or <file>.py:<factory>, which is run.")
+        str,
+        typer.Argument(help="A weights file, robustbench:<threat>/<name>, or <file>.py:<factory>, which is executed."),
     ],
     suite: Annotated[
-        str, typer.Option("--suite", help="Whose protocol: a suite file or name.", autocompletion=complete_suite)
+        str,
+        typer.Option("--suite", help="Suite whose protocol applies: a file or a name.", autocompletion=complete_suite),
     ],
-    name: Annotated[str, typer.Option("--name", help="What the leaderboard calls it.")],
+    name: Annotated[str, typer.Option("--name", help="Label in the leaderboard.")],
     model: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--model",
             help="Architecture of a weights file; default: the suite's.",
@@ -56,11 +58,11 @@ def evaluate(
         ),
     ] = None,
     normalisation: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--normalisation",
             metavar="HOW",
-            help='What a weights file was trained with: none, dataset, or "m,m,m/s,s,s" (means / standard deviations).',
+            help='Normalisation of a weights file: none, dataset, or "m,m,m/s,s,s" (means / standard deviations).',
             autocompletion=complete_normalisation,
         ),
     ] = None,
@@ -72,9 +74,10 @@ def evaluate(
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Judge a network trained elsewhere under a suite's final attacks, then print the leaderboard.
+    """Evaluate an external model.
 
-    Nothing in a weights file is executed. Interrupted, the same command goes on.
+    Runs the final attacks of a suite, then prints the leaderboard. Nothing in a weights file is executed. Rerun the
+    same command to resume.
     """
     from pydantic import ValidationError
 
@@ -93,7 +96,7 @@ def evaluate(
     from bench.cli.progress import View
 
     started = time.monotonic()
-    with interruptible(lambda: saved(results)), View(quiet=json) as view:
+    with interruptible(lambda: how_to_resume(results)), View(quiet=json) as view:
         state = evaluate_network(
             loaded,
             where,
@@ -114,19 +117,19 @@ def evaluate(
 
 
 def _say(state: CellState, seconds: float) -> None:
-    """Say on stderr what became of the network."""
+    """Print the result of the evaluation on stderr."""
     name = _label(state)
     if state.status != "finished":
         text = f"{name}: {state.status}; {state.reason or 'see ' + str(state.planned.folder.log)}"
     elif state.planned.action == "skip":
-        text = f"nothing to do: this network was evaluated before, as '{name}'"
+        text = f"nothing to do: this network is already evaluated, as '{name}'"
     else:
         text = f"{name}: evaluated in {seconds:.1f} s"
     print(f"bench: {text}", file=sys.stderr)
 
 
 def _label(state: CellState) -> str:
-    """Return what the network is called: by the run that judged it first, whatever it is called now."""
+    """Return the label of the run that first evaluated the network, whatever it is called now."""
     from bench.errors import BenchError
 
     try:
@@ -141,7 +144,7 @@ def _as_json(state: CellState) -> dict[str, Any]:
 
     cell, folder = state.planned.cell, state.planned.folder
     outcomes = read_run(folder)[1].checkpoints["last"].outcomes if state.status == "finished" else {}
-    judged = [outcomes[attack_key(attack, cell)] for attack in cell.protocol.evaluation.final] if outcomes else []
+    evaluated = [outcomes[attack_key(attack, cell)] for attack in cell.protocol.evaluation.final] if outcomes else []
     return {
         "name": folder.path.name,
         "label": _label(state),
@@ -151,6 +154,6 @@ def _as_json(state: CellState) -> dict[str, Any]:
         "network": cell.method.params,
         "outcomes": [
             {"attack": outcome.title, "images": outcome.count, "right": outcome.right, "accuracy": outcome.accuracy}
-            for outcome in judged
+            for outcome in evaluated
         ],
     }

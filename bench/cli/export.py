@@ -1,24 +1,28 @@
-"""`bench export`: a run in the form that other benchmarks take."""
+"""`bench export`: write a run in the format of another benchmark."""
 
 from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from bench.cli.options import Results, StoreURL
+from bench.cli.options import Output, Results, StoreURL
+from bench.cli.output import write_output
 
-app = typer.Typer(help="Write a run as other benchmarks take it.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Write a run in another benchmark's format.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def complete_run(incomplete: str) -> list[str]:
     """Complete the name of a run in the default store."""
-    from bench.cli import catalogue
+    from bench.storage.store import Store
 
-    return [row["name"] for row in catalogue.runs(Path("results"), None) if row["name"].startswith(incomplete)]
+    with suppress(FileNotFoundError), Store.of(Path("results"), create=False) as store:
+        return [row["name"] for row in store.list_runs() if row["name"].startswith(incomplete)]
+    return []
 
 
 def complete_checkpoint(incomplete: str) -> list[str]:
@@ -30,7 +34,7 @@ def complete_checkpoint(incomplete: str) -> list[str]:
 
 @app.callback()
 def _export() -> None:
-    """Write a run as other benchmarks take it."""
+    """Write a run in another benchmark's format."""
 
 
 @app.command("robustbench")
@@ -40,35 +44,38 @@ def robustbench(
         typer.Argument(help="The beginning of a run's folder name or fingerprint.", autocompletion=complete_run),
     ],
     checkpoint: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--checkpoint", help="best, best_on_test or last.", autocompletion=complete_checkpoint),
     ] = None,
-    title: Annotated[Optional[str], typer.Option("--title", help="Title of the paper.")] = None,  # noqa: UP045
-    authors: Annotated[Optional[str], typer.Option("--authors", help="Its authors, with commas.")] = None,  # noqa: UP045
-    venue: Annotated[Optional[str], typer.Option("--venue", help='As "NeurIPS 2019".')] = None,  # noqa: UP045
-    link: Annotated[Optional[str], typer.Option("--link", help="Where the paper is.")] = None,  # noqa: UP045
+    title: Annotated[str | None, typer.Option("--title", help="Title of the paper.")] = None,
+    authors: Annotated[str | None, typer.Option("--authors", help="Authors, comma-separated.")] = None,
+    venue: Annotated[str | None, typer.Option("--venue", help='Venue, such as "NeurIPS 2019".')] = None,
+    link: Annotated[str | None, typer.Option("--link", help="URL of the paper.")] = None,
     additional_data: Annotated[
-        Optional[bool],  # noqa: UP045
-        typer.Option("--additional-data/--no-additional-data", help="Trained on more than the dataset's images?"),
+        bool | None,
+        typer.Option(
+            "--additional-data/--no-additional-data", help="Whether training used more than the dataset's images."
+        ),
     ] = None,
     reported: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option("--reported", min=0, max=100, help="Robust accuracy that the paper reports, in percent."),
     ] = None,
-    architecture: Annotated[Optional[str], typer.Option("--architecture", help="Its name; default: ours.")] = None,  # noqa: UP045
+    architecture: Annotated[
+        str | None, typer.Option("--architecture", help="Architecture; default: the run's.")
+    ] = None,
     passes: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--forward-passes", min=1, help="Forward passes of a prediction."),
+        int | None,
+        typer.Option("--forward-passes", min=1, help="Number of forward passes per prediction."),
     ] = None,
-    output: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", help="Write to this file, whole or not at all; default: stdout."),
-    ] = None,
+    output: Output = None,
     results: Results = Path("results"),
     store: StoreURL = None,
 ) -> None:
-    """Write RobustBench's model information of a run; what nobody states is left out, and named on stderr."""
-    from bench.cli.report import write_text
+    """Write RobustBench's model information.
+
+    Fields that no option and no run states are left out, and named on stderr.
+    """
     from bench.reporting.robustbench import model_information
     from bench.storage.store import Store
 
@@ -83,13 +90,10 @@ def robustbench(
         "number_forward_passes": passes,
     }
     with Store.of(results, store, create=False) as opened:
-        found, unknown = model_information(opened.show_run(run), checkpoint, stated)
-    text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
-    if output is None:
-        sys.stdout.write(text)
-    else:
-        write_text(output, text)
+        information, unknown = model_information(opened.show_run(run), checkpoint, stated)
+    text = json.dumps(information, indent=2, ensure_ascii=False) + "\n"
+    write_output(output, text)
     if unknown:
-        print(f"bench: left out, because nothing states it: {', '.join(unknown)}", file=sys.stderr)
-    if note := found.get("footnote"):
-        print(f"bench: RobustBench judges on the whole test set. {note}", file=sys.stderr)
+        print(f"bench: left out, not stated anywhere: {', '.join(unknown)}", file=sys.stderr)
+    if note := information.get("footnote"):
+        print(f"bench: RobustBench evaluates on the whole test set. {note}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`bench ingest`: make the store anew from the run folders."""
+"""`bench ingest`: import the run folders into the database."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from pathlib import Path
 
 import typer
 
-from bench.cli.options import Json, Results, StoreURL, print_json
+from bench.cli.options import EXIT_SOME_FAILED, Json, Results, StoreURL
+from bench.cli.output import print_json
 
 
 def ingest(results: Results = Path("results"), store: StoreURL = None, json: Json = False) -> None:
-    """Take every run folder into the store, which is made if there is none; exit 3 if one is damaged.
+    """Import run folders into the database.
 
-    The run folders are the truth: a store that is lost or damaged can be deleted and made again. Folders that
-    `--rerun` set aside are left out.
+    Creates the database if necessary. Use it to rebuild a lost or damaged database: delete it, then import. Run folders
+    archived by `--rerun` are left out. Exit 3 if a run folder is damaged; the others are imported.
     """
-    from bench.storage.cleanup import ingest as take_in
+    from bench.storage.cleanup import ingest as import_all
 
-    taken = take_in(results, store)
-    damaged = [item for item in taken if item.damage]
+    imported = import_all(results, store)
+    damaged = [item for item in imported if item.damage]
     if json:
-        print_json([{"name": item.name, "ok": item.damage is None, "reason": item.damage or ""} for item in taken])
+        print_json([{"name": item.name, "ok": item.damage is None, "reason": item.damage or ""} for item in imported])
     else:
         for item in damaged:
             print(f"bench: {item.damage}", file=sys.stderr)
-        print(f"{len(taken) - len(damaged)} of {len(taken)} run folders taken in")
+        print(f"{len(imported) - len(damaged)} of {len(imported)} run folders imported")
     if damaged:
-        raise typer.Exit(3)
+        raise typer.Exit(EXIT_SOME_FAILED)

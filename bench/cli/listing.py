@@ -1,14 +1,20 @@
-"""`bench list` and `bench show`: what there is, and all that is known of one thing."""
+"""`bench list` and `bench show`: methods, models, datasets, suites and runs as plain data."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli.options import Json, Results, StoreURL, print_json
+from bench.cli.options import Json, Results, StoreURL
+from bench.cli.output import print_fields, print_json, print_rows
+
+if TYPE_CHECKING:
+    from bench.models.architecture import Architecture
 
 
 class Kind(StrEnum):
@@ -37,77 +43,208 @@ def list_(
     store: StoreURL = None,
     json: Json = False,
 ) -> None:
-    """List methods, models, datasets, suites or runs, one line each."""
-    from bench.cli import catalogue
+    """List methods, models, datasets, suites, runs.
 
-    if kind is Kind.RUNS:
-        rows = catalogue.runs(results, store)
-    else:
-        rows = getattr(catalogue, kind.value)()
+    One line each.
+    """
+    lists: dict[Kind, Callable[[], list[dict[str, Any]]]] = {
+        Kind.METHODS: list_methods,
+        Kind.MODELS: list_models,
+        Kind.DATASETS: list_datasets,
+        Kind.SUITES: list_suites,
+        Kind.RUNS: lambda: list_runs(results, store),
+    }
+    rows = lists[kind]()
     print_json(rows) if json else print_rows(rows)
 
 
 def show(
-    thing: Annotated[Thing, typer.Argument(help="What kind of thing.")],
-    name: Annotated[
-        str, typer.Argument(help="Its name; for a run, the beginning of its folder's name or fingerprint.")
-    ],
+    thing: Annotated[Thing, typer.Argument(help="Kind of object.")],
+    name: Annotated[str, typer.Argument(help="Name; for a run, the beginning of its folder's name or fingerprint.")],
     results: Results = Path("results"),
     store: StoreURL = None,
     json: Json = False,
 ) -> None:
-    """Show all that is known of one method, model, dataset, suite or run."""
-    from bench.cli import catalogue
+    """Show all details of one object.
 
-    if thing is Thing.RUN:
-        found = catalogue.run(name, results, store)
-    else:
-        found = getattr(catalogue, thing.value)(name)
-    print_json(found) if json else print_fields(found)
-
-
-def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Print a table of equal dicts; nothing at all for an empty list."""
-    from rich.console import Console
-    from rich.table import Table
-
-    if not rows:
-        return
-    console = Console()
-    texts = [[_text(value) for value in row.values()] for row in rows]
-    headings = [key.replace("_", " ") for key in rows[0]]
-    widths = [max(map(len, column)) for column in zip(headings, *texts, strict=True)]
-    if console.is_terminal:  # one line each: the last column gives way
-        widths[-1] = max(10, min(widths[-1], console.width - sum(widths[:-1]) - 2 * len(widths) + 2))
-    else:  # a file or another program has no edge to wrap at
-        console.width = sum(widths) + 2 * len(widths)
-    table = Table(box=None, pad_edge=False)
-    for heading, width in zip(headings, widths, strict=True):
-        table.add_column(heading, width=width, no_wrap=True, overflow="ellipsis")
-    for row in texts:
-        table.add_row(*row)
-    console.print(table)
+    A method, model, dataset, suite or run.
+    """
+    shows: dict[Thing, Callable[[str], dict[str, Any]]] = {
+        Thing.METHOD: show_method,
+        Thing.MODEL: show_model,
+        Thing.DATASET: show_dataset,
+        Thing.SUITE: show_suite,
+        Thing.RUN: lambda name: show_run(name, results, store),
+    }
+    fields = shows[thing](name)
+    print_json(fields) if json else print_fields(fields)
 
 
-def print_fields(fields: dict[str, Any]) -> None:
-    """Print one dict: plain values as lines, lists of dicts as tables."""
-    for key, value in fields.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            print(f"{key.replace('_', ' ')}:")
-            print_rows(value)
-        elif isinstance(value, dict):
-            print(f"{key.replace('_', ' ')}:")
-            for name, item in value.items():
-                print(f"  {name}: {_text(item)}")
+def list_methods() -> list[dict[str, Any]]:
+    """Return name, title, year and description of every method."""
+    from bench.registry import METHODS
+
+    infos = [METHODS.get(name).info for name in METHODS.names()]
+    return [{key: getattr(info, key) for key in ("name", "title", "year", "description")} for info in infos]
+
+
+def show_method(name: str) -> dict[str, Any]:
+    """Return all details of one method, with every parameter's unit, default and provenance.
+
+    Raises:
+        BenchError: no such method.
+    """
+    from bench.registry import METHODS
+
+    method = METHODS.get(name)
+    canonical = method.Params.canonical("", "multi_step")
+    parameters: list[dict[str, Any]] = []
+    for field, known in method.Params.sources().items():
+        value = canonical[field].value if field in canonical else None
+        defaults = [(value, "any", known.source)]
+        defaults += [(origin.value, key, origin.source) for key, origin in known.by_dataset.items()]
+        parameters += [
+            {"name": field, "default": value, "unit": known.unit, "for": key, "source": source, "note": known.note}
+            for value, key, source in defaults
+        ]
+    stated = ("name", "title", "description", "paper", "year", "version", "final_is_best")
+    return {**{key: getattr(method.info, key) for key in stated}, "parameters": parameters}
+
+
+def list_models() -> list[dict[str, Any]]:
+    """Return name, size and forward GFLOP per image of every architecture; a multiply-add counts as two.
+
+    A family is listed as its listed members, or as one row without a size.
+    """
+    from bench.models.architecture import Architecture, Family
+    from bench.registry import MODELS
+
+    rows = []
+    for name in MODELS.names():
+        entry: Architecture | Family = MODELS.entry(name)
+        if isinstance(entry, Architecture):
+            rows.append(_model(entry))
+        elif entry.listed:
+            rows += [_model(MODELS.get(f"{name}/{variant}")) for variant in entry.listed]
         else:
-            print(f"{key.replace('_', ' ')}: {_text(value)}")
+            row = dict.fromkeys(("name", "title", "parameters", "gflops", "image", "classes"))
+            rows.append({**row, "name": f"{name}/{entry.written}", "title": entry.title})
+    return rows
 
 
-def _text(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(_text(item) for item in value)
-    return str(value)
+def show_model(name: str) -> dict[str, Any]:
+    """Return all details of one architecture.
+
+    Raises:
+        BenchError: no such architecture, or the name of a whole family.
+    """
+    from bench.registry import MODELS
+
+    architecture: Architecture = MODELS.get(name)
+    return {**_model(architecture), "reference": architecture.reference}
+
+
+def _model(architecture: Architecture) -> dict[str, Any]:
+    from bench.models.architecture import size_of
+
+    parameters, gflops = None, None
+    with suppress(NotImplementedError):  # torch cannot count it
+        parameters, flops = size_of(architecture)
+        gflops = flops / 1e9
+    classes, *image = architecture.typical
+    return {
+        "name": architecture.name,
+        "title": architecture.title,
+        "parameters": parameters,
+        "gflops": gflops,
+        "image": "x".join(map(str, image)),
+        "classes": classes,
+    }
+
+
+def list_datasets() -> list[dict[str, Any]]:
+    """Return name, size and licence of every dataset."""
+    from bench.registry import DATASETS
+
+    rows = map(show_dataset, DATASETS.names())
+    return [
+        {key: row[key] for key in ("name", "title", "classes", "image", "train", "test", "licence")} for row in rows
+    ]
+
+
+def show_dataset(name: str) -> dict[str, Any]:
+    """Return all details of one dataset. Raises BenchError: no such dataset."""
+    from bench.registry import DATASETS
+
+    dataset = DATASETS.get(name)
+    return {
+        "name": dataset.name,
+        "title": dataset.title,
+        "classes": None if dataset.own_files else dataset.classes,  # the suite states them
+        "image": None if dataset.own_files else "x".join(map(str, dataset.shape)),
+        "train": dataset.train_images,
+        "test": dataset.test_images,
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "augmentation": [step.model_dump(mode="json") for step in dataset.augmentation],
+        "licence": dataset.licence,
+        "citation": dataset.citation,
+        "obtain": dataset.obtain or None,
+    }
+
+
+def list_suites() -> list[dict[str, Any]]:
+    """Return name, description and size of every shipped suite."""
+    from bench.config.suite import load_suite, shipped_suites
+
+    return [
+        {
+            "name": loaded.suite.name,
+            "description": loaded.suite.description,
+            "methods": len(loaded.suite.methods),
+            "seeds": len(loaded.suite.seeds),
+            "cells": len(loaded.cells),
+        }
+        for loaded in map(load_suite, map(str, shipped_suites().values()))
+    ]
+
+
+def show_suite(name: str) -> dict[str, Any]:
+    """Return a suite's protocol and rows, defaults included. Raises BenchError: no such suite."""
+    from bench.config.suite import load_suite
+
+    loaded = load_suite(name)
+    return {
+        "name": loaded.suite.name,
+        "description": loaded.suite.description,
+        "protocol_fingerprint": loaded.suite.protocol.fingerprint,
+        "protocol": loaded.suite.protocol.identity(),
+        "seeds": list(loaded.suite.seeds),
+        "methods": [
+            {key: getattr(row, key) for key in ("name", "label", "custom", "origin", "params")}
+            for row in loaded.methods
+        ],
+    }
+
+
+def list_runs(results: Path, store: str | None) -> list[dict[str, Any]]:
+    """Return one row for every run in the database; none if there is no database yet."""
+    from bench.storage.store import Store
+
+    try:
+        with Store.of(results, store, create=False) as opened:
+            return opened.list_runs()
+    except FileNotFoundError:
+        return []
+
+
+def show_run(name: str, results: Path, store: str | None) -> dict[str, Any]:
+    """Return all details of one run, found by the beginning of its folder's name or its fingerprint.
+
+    Raises:
+        BenchError: none or several runs match.
+    """
+    from bench.storage.store import Store
+
+    with Store.of(results, store, create=False) as opened:
+        return opened.show_run(name)

@@ -1,4 +1,4 @@
-"""The command `bench`: parse, call, print. Each command imports what it needs when it runs, so `--help` is quick."""
+"""The command `bench`. Each command imports what it needs when it runs, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         print(version("robust-overfitting-bench"))
@@ -47,10 +47,10 @@ def _version(asked: bool) -> None:
 def _global(
     version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
 ) -> None:
-    """Data goes to stdout, messages to stderr.
+    """Benchmark robust overfitting in adversarial training.
 
-    Exit codes: 0 fine; 1 a regression was found; 2 the command or the suite is wrong; 3 some cells
-    failed (the others are stored); 4 nothing was measured or nothing is comparable; 130 interrupted.
+    Data go to stdout, messages to stderr. Exit codes: 0 success; 1 regression found; 2 invalid command, suite or
+    environment; 3 some cells failed (the others are stored); 4 nothing measured or comparable; 130 interrupted.
     """
 
 
@@ -73,7 +73,7 @@ app.add_typer(export.app, name="export")
 
 
 def main() -> None:
-    """Run the command line; what a user can mend is one sentence on stderr, never a traceback."""
+    """Run the command line; an error that the user can fix is one sentence on stderr, without a traceback."""
     try:
         app()
     except BenchError as error:

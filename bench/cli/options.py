@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 EXIT_SOME_FAILED = 3
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
 class Selection(StrEnum):
-    """Which images chose the best checkpoint."""
+    """The images that select the best checkpoint."""
 
     VALIDATION = "validation"
     TEST = "test"
@@ -31,54 +32,66 @@ def complete_suite(incomplete: str) -> list[str]:
 
 
 Suite = Annotated[
-    str, typer.Argument(help="A suite file, or the name of a shipped one.", autocompletion=complete_suite)
+    str, typer.Argument(help="A suite file, or the name of a shipped suite.", autocompletion=complete_suite)
 ]
 OnlySuite = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Argument(help="Only this suite's protocol; default: every one.", autocompletion=complete_suite),
+    str | None,
+    typer.Argument(help="Only this suite's protocol; default: all protocols.", autocompletion=complete_suite),
 ]
 SelectedBy = Annotated[
-    Selection, typer.Option("--selection", help="Images that chose `best`; the test set is an oracle.")
+    Selection, typer.Option("--selection", help="Images that select `best`; the test set is an oracle.")
 ]
-Results = Annotated[Path, typer.Option("--results", help="Folder of the run folders and the default store.")]
-StoreURL = Annotated[Optional[str], typer.Option("--store", help="SQLAlchemy URL of the store.")]  # noqa: UP045
-Data = Annotated[Optional[Path], typer.Option("--data", envvar="BENCH_DATA", help="Root folder of the datasets.")]  # noqa: UP045
+Results = Annotated[Path, typer.Option("--results", help="Folder of the run folders and the default database.")]
+StoreURL = Annotated[
+    str | None,
+    typer.Option("--store", help="SQLAlchemy URL of the database; default: SQLite in the results folder."),
+]
+Data = Annotated[Path | None, typer.Option("--data", envvar="BENCH_DATA", help="Root folder of the datasets.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Threads = Annotated[Optional[int], typer.Option("--threads", min=1, help="CPU threads of each worker.")]  # noqa: UP045
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of each worker.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Methods = Annotated[Optional[str], typer.Option("--methods", help="Only these methods: names or labels, with commas.")]  # noqa: UP045
-Seeds = Annotated[Optional[str], typer.Option("--seeds", help="Only these seeds, with commas.")]  # noqa: UP045
+Methods = Annotated[str | None, typer.Option("--methods", help="Only these methods: names or labels, comma-separated.")]
+Seeds = Annotated[str | None, typer.Option("--seeds", help="Only these seeds, comma-separated.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file, atomically; default: stdout.")]
 
 
 def words(text: str | None) -> list[str]:
-    """Split a list with commas; None is an empty one."""
+    """Split a comma-separated list; None is an empty one."""
     return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
 def numbers(text: str | None) -> list[int]:
-    """Split a list of whole numbers with commas. Raises typer.BadParameter for anything else."""
-    found = words(text)
-    for word in found:
+    """Split a comma-separated list of whole numbers. Raises typer.BadParameter for anything else."""
+    for word in words(text):
         if not word.isdecimal():
             raise typer.BadParameter(f"'{word}' is not a whole number")
-    return [int(word) for word in found]
+    return list(map(int, words(text)))
 
 
 @contextmanager
 def interruptible(saved: Callable[[], str]) -> Iterator[None]:
-    """Say on stderr what is `saved` when the block is interrupted, by Ctrl-C or SIGTERM, and exit with 130."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """When the block is interrupted by Ctrl-C or SIGTERM, print on stderr what is `saved` and exit with 130."""
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
         print(f"bench: interrupted; {saved()}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, handler)
 
 
-def print_json(value: object) -> None:
-    """Print `value` as JSON on stdout."""
-    import json
+def how_to_resume(results: Path) -> str:
+    """Return what is saved after an interruption, and the command that resumes."""
+    command = shlex.join(["bench", *without_rerun(sys.argv[1:])])
+    return f"every finished epoch and attack is saved in {results}; resume with: {command}"
 
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+def without_rerun(words: list[str]) -> list[str]:
+    """Return a command's words without `--rerun`: the cells that it selected are reset by now, and count as missing."""
+    kept, skip = [], False
+    for word in words:
+        if not (skip or word == "--rerun" or word.startswith("--rerun=")):
+            kept.append(word)
+        skip = word == "--rerun"
+    return kept

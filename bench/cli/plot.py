@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -15,19 +15,19 @@ from bench.cli.options import (
     SelectedBy,
     Selection,
     StoreURL,
-    print_json,
     words,
 )
+from bench.cli.output import print_json, write_file
 from bench.errors import BenchError, NothingMeasured, did_you_mean
 
 
 def plot(
     suite: OnlySuite = None,
-    output: Annotated[Path, typer.Option("--output", help="Folder to write to; made if need be.")] = Path("figures"),
-    format: Annotated[str, typer.Option("--format", help="png, svg, pdf; several with commas.")] = "png",
+    output: Annotated[Path, typer.Option("--output", help="Output folder; created if necessary.")] = Path("figures"),
+    format: Annotated[str, typer.Option("--format", help="png, svg, pdf; comma-separated.")] = "png",
     figure: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--figure", help="curves, gap, cost, agreement; several with commas; default: all."),
+        str | None,
+        typer.Option("--figure", help="curves, gap, cost, agreement; comma-separated; default: all."),
     ] = None,
     selection: SelectedBy = Selection.VALIDATION,
     methods: Methods = None,
@@ -35,7 +35,10 @@ def plot(
     store: StoreURL = None,
     json: Json = False,
 ) -> None:
-    """Draw the figures of each leaderboard and print the files' paths."""
+    """Draw the figures of leaderboards.
+
+    Prints the paths of the files.
+    """
     from bench.config.suite import load_suite
     from bench.reporting.leaderboard import leaderboards
     from bench.reporting.plots.data import figures
@@ -57,7 +60,7 @@ def plot(
         for name in names:
             for extension in formats:
                 path = output / f"{stem}-{name}.{extension}"
-                _write(path, render(data, name, extension))
+                write_file(path, render(data, name, extension), parents=True)
                 written.append(
                     {"file": str(path), "figure": name, "format": extension, "protocol": board.fingerprint[:12]}
                 )
@@ -69,20 +72,10 @@ def plot(
 
 def _known(text: str, known: tuple[str, ...], what: str) -> list[str]:
     """Return the words of `text`, each once. Raises BenchError if there is none, or one that is not among `known`."""
-    found = list(dict.fromkeys(words(text)))
-    for word in found:
+    chosen = list(dict.fromkeys(words(text)))
+    for word in chosen:
         if word not in known:
             raise BenchError(f"there is no {what} '{word:.40}'{did_you_mean(word, known)}")
-    if not found:
-        raise BenchError(f"--{what} names none; known: {', '.join(known)}")
-    return found
-
-
-def _write(path: Path, data: bytes) -> None:
-    from bench.utils.files import write_atomically
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, data)
-    except OSError as error:
-        raise BenchError(f"{path} cannot be written: {error.strerror or error}") from error
+    if not chosen:
+        raise BenchError(f"--{what} is empty; known: {', '.join(known)}")
+    return chosen

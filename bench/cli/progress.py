@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bench.cli.options import print_json
+from bench.cli.output import print_json
 from bench.execution.driver import CellState
 from bench.execution.estimate import Machine
 from bench.execution.plan import Planned

@@ -1,12 +1,10 @@
-"""`bench run`: run what a suite still needs, and show the leaderboard."""
+"""`bench run`: run the cells of a suite that are not complete, then print the leaderboard."""
 
 from __future__ import annotations
 
-import shlex
-import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -18,20 +16,19 @@ from bench.cli.options import (
     Methods,
     Results,
     Seeds,
-    Selection,
     StoreURL,
     Suite,
     Threads,
+    how_to_resume,
     interruptible,
     numbers,
-    print_json,
     words,
 )
-from bench.cli.report import Format, print_boards
+from bench.cli.output import print_json, print_leaderboard
 
 
 class Kind(StrEnum):
-    """What runs the cells."""
+    """Executors of cells."""
 
     LOCAL = "local"
     RAY = "ray"
@@ -46,41 +43,48 @@ def run(
     store: StoreURL = None,
     data: Data = None,
     device: Device = "auto",
-    executor: Annotated[Kind, typer.Option("--executor", help="Where cells run.")] = Kind.LOCAL,
-    jobs: Annotated[Optional[int], typer.Option("--jobs", min=1, help="Cells at a time.")] = None,  # noqa: UP045
+    executor: Annotated[Kind, typer.Option("--executor", help="Executor of the cells.")] = Kind.LOCAL,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Maximum number of cells that run at a time.")
+    ] = None,
     threads: Threads = None,
     gpus: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--gpus", help="Only these GPUs of this machine: numbers, with commas."),
+        str | None,
+        typer.Option("--gpus", help="Only these GPUs of this machine: comma-separated numbers."),
     ] = None,
-    jobs_per_gpu: Annotated[int, typer.Option("--jobs-per-gpu", min=1, help="Cells that share a GPU.")] = 1,
+    jobs_per_gpu: Annotated[int, typer.Option("--jobs-per-gpu", min=1, help="Number of cells that share a GPU.")] = 1,
     address: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--address", help="Of a Ray cluster: auto or host:port; default: one on this machine."),
+        str | None,
+        typer.Option(
+            "--address", help="Address of a Ray cluster: auto or host:port; default: a cluster of this machine."
+        ),
     ] = None,
     slurm: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--slurm", help="Option of sbatch, such as partition=gpu or time=1-00:00:00; may be repeated."),
+        list[str] | None,
+        typer.Option("--slurm", help="Option of sbatch, such as partition=gpu or time=1-00:00:00; repeatable."),
     ] = None,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Leave the cells to Slurm's queue; look with `bench watch`.")
+        bool, typer.Option("--detach", help="Submit to Slurm and exit; monitor with `bench watch`.")
     ] = False,
-    rerun: Annotated[str, typer.Option("--rerun", help="missing, failed or all.")] = "missing",
+    rerun: Annotated[str, typer.Option("--rerun", help="Cells to run: missing, failed or all.")] = "missing",
     max_attempts: Annotated[
         int, typer.Option("--max-attempts", min=1, help="Maximum attempts per cell if its worker dies.")
     ] = 3,
-    tries: Annotated[Optional[int], typer.Option("--tries", min=1, hidden=True)] = None,  # noqa: UP045  former spelling
+    tries: Annotated[int | None, typer.Option("--tries", min=1, hidden=True)] = None,
     heartbeat_timeout: Annotated[
         float,
-        typer.Option("--heartbeat-timeout", min=1, help="Minutes without a heartbeat after which a worker is killed."),
+        typer.Option(
+            "--heartbeat-timeout", min=1, help="Minutes without a heartbeat after which a worker counts as hung."
+        ),
     ] = 30,
-    hang: Annotated[Optional[float], typer.Option("--hang", min=1, hidden=True)] = None,  # noqa: UP045  former spelling
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
+    hang: Annotated[float | None, typer.Option("--hang", min=1, hidden=True)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, then exit.")] = False,
     json: Json = False,
 ) -> None:
-    """Train and evaluate the cells of a suite that have not ended, then print the leaderboard.
+    """Train and evaluate the cells of a suite.
 
-    Interrupted, it says what is saved and which command goes on from there.
+    Only cells that are not complete run. Then the leaderboard is printed. Rerun the same command to resume after an
+    interruption.
     """
     from bench.config.suite import load_suite, select_cells
     from bench.errors import BenchError, did_you_mean
@@ -113,7 +117,7 @@ def run(
 
     from bench.cli.progress import View
 
-    with interruptible(lambda: saved(results)), View(quiet=json) as view:
+    with interruptible(lambda: how_to_resume(results)), View(quiet=json) as view:
         states = run_suite(
             loaded,
             results=results,
@@ -146,8 +150,8 @@ def run(
         )
     elif detach:
         queued = sum(state.status == "waiting" for state in states)
-        print(f"{queued} of {len(states)} cells are in the queue; `bench watch` shows them, and the same command")
-        print("without --detach takes in what they came to")
+        print(f"{queued} of {len(states)} cells are queued; `bench watch` monitors them, and the same command without")
+        print("--detach collects their results")
     else:
         print_leaderboard(loaded.suite.protocol.fingerprint, results, store)
     if any(state.status not in {"finished", *(["waiting"] if detach else [])} for state in states):
@@ -156,37 +160,8 @@ def run(
 
 def pairs(words: list[str]) -> dict[str, str]:
     """Return KEY=VALUE words as a dict. Raises typer.BadParameter for anything else."""
-    found = dict(word.partition("=")[::2] for word in words)
-    for key, value in found.items():
+    options = dict(word.partition("=")[::2] for word in words)
+    for key, value in options.items():
         if not (key and value):
             raise typer.BadParameter(f"'{key:.60}' is not of the form option=value")
-    return found
-
-
-def saved(results: Path) -> str:
-    """Return what is kept after an interruption, and the command that goes on from there."""
-    command = shlex.join(["bench", *without_rerun(sys.argv[1:])])
-    return f"every finished epoch and attack is saved in {results}; continue with: {command}"
-
-
-def without_rerun(words: list[str]) -> list[str]:
-    """Return a command's words without `--rerun`: what it asked for has been prepared, and is now merely missing."""
-    kept, skip = [], False
-    for word in words:
-        if not (skip or word == "--rerun" or word.startswith("--rerun=")):
-            kept.append(word)
-        skip = word == "--rerun"
-    return kept
-
-
-def print_leaderboard(protocol: str, results: Path, store: str | None) -> None:
-    """Print the protocol's leaderboard, unless no cell of it has been measured."""
-    from bench.errors import NothingMeasured
-    from bench.reporting.leaderboard import leaderboards
-    from bench.storage.store import Store
-
-    try:
-        with Store.of(results, store) as opened:
-            print_boards(leaderboards(opened, protocol=protocol, selection=Selection.VALIDATION.value), Format.TERMINAL)
-    except NothingMeasured as error:
-        print(f"bench: {error}", file=sys.stderr)
+    return options

@@ -1,14 +1,15 @@
-"""`bench speed`: this harness against what it replaces, side by side on this machine."""
+"""`bench speed`: the speed of training and AutoAttack, compared with public code."""
 
 from __future__ import annotations
 
 import sys
 from enum import StrEnum
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
-from bench.cli.options import Data, Json, complete_suite, interruptible, print_json
+from bench.cli.options import Data, Json, complete_suite, interruptible
+from bench.cli.output import print_json
 
 
 class What(StrEnum):
@@ -29,37 +30,43 @@ class Precision(StrEnum):
 
 def speed(
     suite: Annotated[
-        str, typer.Argument(help="The suite whose recipe is timed.", autocompletion=complete_suite)
+        str, typer.Argument(help="Suite whose recipe is measured.", autocompletion=complete_suite)
     ] = "cifar10",
     what: Annotated[
         What,
         typer.Option(
-            "--what", help="training, autoattack, both (all), or changes: the reference loop, changed step by step."
+            "--what",
+            help="Measure training, autoattack, both (all), or changes: the reference loop, changed step by step.",
         ),
     ] = What.TRAINING,
-    model: Annotated[Optional[str], typer.Option("--model", help="Another architecture than the suite's.")] = None,  # noqa: UP045
-    batch_size: Annotated[Optional[int], typer.Option("--batch-size", min=2, help="Of training.")] = None,  # noqa: UP045
+    model: Annotated[str | None, typer.Option("--model", help="Architecture; default: the suite's.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=2, help="Batch size of training; default: the suite's.")
+    ] = None,
     precision: Annotated[
-        Optional[Precision],  # noqa: UP045
+        Precision | None,
         typer.Option("--precision", help="fp32 or bf16; default: the suite's. AutoAttack then confirms in fp32."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[Optional[int], typer.Option("--threads", min=1, help="CPU threads; default: all.")] = None,  # noqa: UP045
-    repetitions: Annotated[int, typer.Option("--repetitions", min=1, help="Turns of each contender.")] = 5,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: all.")] = None,
+    repetitions: Annotated[
+        int, typer.Option("--repetitions", min=1, help="Number of repetitions of each candidate.")
+    ] = 5,
     images: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--images", min=1, help="That AutoAttack sees; default: 16 on a CPU, 512 on a GPU."),
+        int | None,
+        typer.Option("--images", min=1, help="Number of images for AutoAttack; default: 16 on a CPU, 512 on a GPU."),
     ] = None,
     eps: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--eps", help="AutoAttack's radius; default: where PGD-20 fools half of the images."),
+        float | None,
+        typer.Option("--eps", help="AutoAttack's radius; default: where PGD-20 breaks half of the images."),
     ] = None,
     data: Data = None,
     json: Json = False,
 ) -> None:
-    """Time training against the loop of public code, and AutoAttack against plain pyautoattack, taking turns.
+    """Measure the speed of training and AutoAttack.
 
-    Exit 1 if the fast path does not compute what the plain one does.
+    Compares training with the loop common to public code, and AutoAttack with plain pyautoattack, interleaved. Exit 1
+    if the fast path does not compute the same as the plain one.
     """
     from bench import registry
     from bench.config.suite import load_suite

@@ -1,31 +1,35 @@
-"""`bench validate`: is a suite right, and what is its JSON Schema?"""
+"""`bench validate`: check suite files, or print their JSON Schema."""
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from bench.cli.options import Json, complete_suite, print_json
+from bench.cli.options import Json, complete_suite
+from bench.cli.output import print_json
 
 
 def validate(
     suites: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Argument(help="Suite files or names of shipped suites.", autocompletion=complete_suite),
     ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of suite files.")] = False,
     json: Json = False,
 ) -> None:
-    """Check suites without running them, or print their JSON Schema for editors."""
+    """Check suite files without running them.
+
+    With --schema, print their JSON Schema for an editor.
+    """
     from bench.config.suite import Suite, load_suite
 
     if schema:
         print_json(Suite.model_json_schema())
         return
     if not suites:
-        raise typer.BadParameter("name at least one suite, or ask for --schema")
-    found = [load_suite(name) for name in suites]
+        raise typer.BadParameter("name at least one suite, or pass --schema")
+    loaded_suites = [load_suite(name) for name in suites]
     if json:
         print_json(
             [
@@ -34,11 +38,11 @@ def validate(
                     "protocol": loaded.suite.protocol.fingerprint,
                     "cells": [{"label": str(cell), "fingerprint": cell.fingerprint} for cell in loaded.cells],
                 }
-                for loaded in found
+                for loaded in loaded_suites
             ]
         )
         return
-    for loaded in found:
+    for loaded in loaded_suites:
         suite = loaded.suite
         print(
             f"{suite.name}: {len(suite.methods)} methods x {len(suite.seeds)} seeds = {len(loaded.cells)} cells, "

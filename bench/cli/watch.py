@@ -1,14 +1,15 @@
-"""`bench watch`: what the cells of a results folder are doing, from any machine that sees it."""
+"""`bench watch`: monitor the cells of a results folder, from any machine that sees it."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli.options import EXIT_SOME_FAILED, Json, Results, complete_suite, interruptible, print_json
+from bench.cli.options import EXIT_SOME_FAILED, Json, Results, complete_suite, interruptible
+from bench.cli.output import print_json
 
 if TYPE_CHECKING:
     from bench.execution.driver import CellState
@@ -18,16 +19,17 @@ LOOK_SECONDS = 1.0
 
 def watch(
     suite: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(help="Only this suite's cells, those not begun included.", autocompletion=complete_suite),
+        str | None,
+        typer.Argument(help="Only this suite's cells, including those not started.", autocompletion=complete_suite),
     ] = None,
     results: Results = Path("results"),
-    once: Annotated[bool, typer.Option("--once", help="Show how it stands, and stop.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show the current state, then exit.")] = False,
     json: Json = False,
 ) -> None:
-    """Show all cells that run below a results folder, whichever machine runs them, until none does.
+    """Monitor the cells of a results folder.
 
-    Nothing is written, and nothing is stored: `bench run` and `bench ingest` take runs that have ended into the store.
+    Shows the cells from any machine that sees the folder, until none is running. Writes nothing: `bench run` and
+    `bench ingest` import runs that have ended into the database. Exit 3 if a cell failed or diverged.
     """
     from bench.cli.progress import View
     from bench.config.suite import load_suite
@@ -41,7 +43,7 @@ def watch(
     if json:
         print_json([_as_json(state) for state in states])
     else:
-        with interruptible(lambda: "what runs goes on"), View() as view:
+        with interruptible(lambda: "the cells keep running"), View() as view:
             while not once and any(state.status in {"running", "waiting"} for state in states):
                 view.update(states)
                 time.sleep(LOOK_SECONDS)

@@ -53,17 +53,17 @@ class Removable:
     what: str
 
 
-def removable(results: Path, data: Path | None = None, *, aside: bool = False) -> list[Removable]:
+def removable(results: Path, data: Path | None = None, *, archived: bool = False) -> list[Removable]:
     """Return what can be removed and made again; nothing of a run that another process works on.
 
     Args:
         data: look for prepared images below this root too; those are named whose original files are there.
-        aside: name the folders that were set aside by `--rerun` too: only training makes these again.
+        archived: include the folders archived by `--rerun`; only training recreates these.
     """
     found = [_removable(path, "a copy of the store in an older schema") for path in results.glob(f"{FILE}.schema-*")]
     for folder in run_folders(results):
         found += [_removable(path, what) for path, what in _left_over(folder)]
-    if aside:
+    if archived:
         found += [_removable(folder.path, "a run that was set aside") for folder in archived_folders(results)]
     if data is not None:
         found += [_removable(path, "prepared images, whose files are there") for path in prepared_twice(data)]

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from bench.cli.run import run, without_rerun
+from bench.cli.options import without_rerun
+from bench.cli.run import run
 from bench.config.suite import load_suite, shipped_suites
 from bench.execution.driver import HEARTBEAT_TIMEOUT, MAX_ATTEMPTS
 from bench.storage.run_folder import RunFolder
@@ -127,6 +128,18 @@ def test_version_and_help(bench):
     assert bench("--version").out.strip() == "0.1.0"
     assert "run" in bench("--help").out
     assert bench().code == 2
+
+
+def test_help_summaries_are_short_and_complete(bench, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for group in ((), ("data",), ("export",)):
+        lines = bench(*group, "--help").out.partition("Commands:\n")[2].splitlines()
+        assert lines
+        for line in lines:
+            name, summary = line.split(maxsplit=1)
+            assert len(summary.rstrip(".")) <= 45, line
+            described = bench(*group, name, "--help").out.splitlines()[2].strip()
+            assert described == summary, "cut off"
 
 
 def test_help_is_quick_and_loads_nothing_heavy():

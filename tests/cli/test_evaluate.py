@@ -253,7 +253,7 @@ def test_interrupted_within_autoattack_and_continued(suite, trained, tmp_path):
         folder = folder_of(tmp_path / "results")
         assert folder.status() == "interrupted"
     assert process.returncode == 130
-    assert "continue with: bench evaluate" in err
+    assert "resume with: bench evaluate" in err
     assert evaluate_network(loaded, where, NAME, results=tmp_path / "results").status == "finished"
     assert outcomes(folder) == outcomes(folder_of(tmp_path / "whole"))
 

@@ -15,14 +15,14 @@ def started(bench, suite, tmp_path):
 def test_a_store_is_lost_and_made_again(bench, suite, tmp_path):
     path, results = started(bench, suite, tmp_path)
     table = bench("report", "--results", results).out
-    assert "every file has its digest" in bench("doctor", "--results", results).out
+    assert "all digests and accuracies match" in bench("doctor", "--results", results).out
     for left in results.glob("bench.sqlite*"):
         left.unlink()
     doctor = bench("doctor", "--results", results)
     assert doctor.code == 2
-    assert "`bench ingest` makes it" in doctor.out
+    assert "`bench ingest` rebuilds it" in doctor.out
     ingested = bench("ingest", "--results", results)
-    assert (ingested.code, ingested.out) == (0, "1 of 1 run folders taken in\n")
+    assert (ingested.code, ingested.out) == (0, "1 of 1 run folders imported\n")
     assert bench("report", "--results", results).out == table
 
     weights = next(results.glob("runs/*/checkpoints/*.safetensors"))

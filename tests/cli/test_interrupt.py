@@ -58,7 +58,7 @@ def test_interrupted_and_continued(path, tmp_path, undisturbed):
     assert process.returncode == 130
     assert "Traceback" not in err
     assert "saved in" in err
-    assert f"continue with: bench run {path} --results {tmp_path / 'results'}" in err
+    assert f"resume with: bench run {path} --results {tmp_path / 'results'}" in err
     assert 2 <= len(folder.epochs()) < 12
 
     process = start(path, tmp_path / "results")

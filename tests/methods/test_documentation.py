@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli import catalogue
+from bench.cli.listing import show_method
 from bench.config.suite import load_suite
 from bench.registry import METHODS
 
@@ -18,7 +18,7 @@ def cells(line):
 
 @pytest.mark.parametrize("name", OURS)
 def test_a_page_states_the_parameters_of_its_method(name):
-    known, page = catalogue.method(name), (DOCS / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    known, page = show_method(name), (DOCS / "methods" / f"{name}.md").read_text(encoding="utf-8")
     assert page.startswith(f"# {known['title']} (`{name}`)\n")
     for heading in ("**Paper.** ", "## Uncertainties", "## Parameters", "## Usage"):
         assert heading in page

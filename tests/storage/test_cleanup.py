@@ -63,7 +63,7 @@ def test_what_can_be_removed_is_named_with_its_size(littered, results):
     assert {(item.path, item.bytes) for item in found} == {
         (litter[0], 1000), (ended.partial, 1000), (litter[2], 1000), (litter[3], 1000)
     }  # fmt: skip
-    assert {item.path for item in removable(results, aside=True)} - {item.path for item in found} == {aside}
+    assert {item.path for item in removable(results, archived=True)} - {item.path for item in found} == {aside}
 
 
 def test_nothing_else_is_removed(littered, results):
@@ -74,9 +74,9 @@ def test_nothing_else_is_removed(littered, results):
         folder.lock_file for folder in run_folders(results)
     } == kept
     assert going_on.partial.exists()
-    remove(removable(results, aside=True))
+    remove(removable(results, archived=True))
     assert not aside.exists()
-    assert removable(results, aside=True) == []
+    assert removable(results, archived=True) == []
 
 
 def test_a_run_that_is_worked_on_is_left_alone(littered, results):
@@ -90,7 +90,7 @@ def test_links_are_neither_followed_nor_removed(littered, results, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / ".a.tmp").write_text("precious")
     (ended.path / "more").symlink_to(tmp_path / "mine")
-    remove(removable(results, aside=True))
+    remove(removable(results, archived=True))
     assert (tmp_path / "mine" / ".a.tmp").exists()
 
 

@@ -1,0 +1,161 @@
+"""What commands print and write: JSON, tables, leaderboards, files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.reporting.leaderboard import Leaderboard
+
+
+class Format(StrEnum):
+    """Formats of leaderboards."""
+
+    TERMINAL = "terminal"
+    MARKDOWN = "markdown"
+    LATEX = "latex"
+    CSV = "csv"
+    JSON = "json"
+    HTML = "html"
+
+
+def print_json(value: object) -> None:
+    """Print `value` as JSON on stdout."""
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table_console() -> Console:
+    """Return a console on stdout; a table that goes to a file or another program is not wrapped at 80 columns."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    return console
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """Print a table of dicts with equal keys, one line each; nothing for an empty list."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        return
+    console = Console()
+    texts = [[_text(value) for value in row.values()] for row in rows]
+    headings = [key.replace("_", " ") for key in rows[0]]
+    widths = [max(map(len, column)) for column in zip(headings, *texts, strict=True)]
+    if console.is_terminal:  # cut the last column
+        widths[-1] = max(10, min(widths[-1], console.width - sum(widths[:-1]) - 2 * len(widths) + 2))
+    else:
+        console.width = sum(widths) + 2 * len(widths)
+    table = Table(box=None, pad_edge=False)
+    for heading, width in zip(headings, widths, strict=True):
+        table.add_column(heading, width=width, no_wrap=True, overflow="ellipsis")
+    for row in texts:
+        table.add_row(*row)
+    console.print(table)
+
+
+def print_fields(fields: dict[str, Any]) -> None:
+    """Print one dict: plain values as lines, lists of dicts as tables."""
+    for key, value in fields.items():
+        heading = f"{key.replace('_', ' ')}:"
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            print(heading)
+            print_rows(value)
+        elif isinstance(value, dict):
+            print(heading)
+            for name, item in value.items():
+                print(f"  {name}: {_text(item)}")
+        else:
+            print(heading, _text(value))
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(item) for item in value)
+    return str(value)
+
+
+def print_leaderboard(protocol: str, results: Path, store: str | None) -> None:
+    """Print the leaderboard of a protocol (by fingerprint), unless none of its cells has been measured."""
+    from bench.errors import NothingMeasured
+    from bench.reporting.leaderboard import leaderboards
+    from bench.storage.store import Store
+
+    try:
+        with Store.of(results, store) as opened:
+            print_boards(leaderboards(opened, protocol=protocol, selection="validation"), Format.TERMINAL)
+    except NothingMeasured as error:
+        print(f"bench: {error}", file=sys.stderr)
+
+
+def print_boards(boards: Sequence[Leaderboard], format: Format) -> None:
+    """Print leaderboards on stdout, in any format but HTML."""
+    if format is Format.TERMINAL:
+        from rich.console import Console
+
+        from bench.reporting.formats.terminal import render_terminal
+
+        console = Console()  # with the terminal's width and colours
+        for board in boards:
+            render_terminal(board, console)
+    else:
+        sys.stdout.write(render_boards(boards, format))
+
+
+def render_boards(boards: Sequence[Leaderboard], format: Format) -> str:
+    """Return leaderboards as the text of a file, in any format but HTML."""
+    if format is Format.TERMINAL:
+        from bench.reporting.formats.terminal import render_text
+
+        return render_text(boards)
+    if format is Format.MARKDOWN:
+        from bench.reporting.formats.markdown import render_markdown
+
+        return "\n\n".join(map(render_markdown, boards)) + "\n"
+    if format is Format.LATEX:
+        from bench.reporting.formats.latex import render_latex
+
+        return render_latex(boards) + "\n"
+    if format is Format.CSV:
+        from bench.reporting.formats.csv import render_csv
+
+        return render_csv(boards)
+    from bench.reporting.formats.json import render_json
+
+    return render_json(boards) + "\n"
+
+
+def write_output(output: Path | None, text: str) -> None:
+    """Write `text` to the file `output`, or to stdout if it is None. Raises BenchError as `write_file`."""
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_file(output, text.encode())
+
+
+def write_file(path: Path, data: bytes, *, parents: bool = False) -> None:
+    """Write a file atomically, and its folder if `parents`. Raises BenchError if it cannot be written."""
+    from bench.errors import BenchError
+    from bench.utils.files import write_atomically
+
+    try:
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+    except OSError as error:
+        raise BenchError(f"{path} cannot be written: {error.strerror or error}") from None
