@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from bench.errors import BenchError, did_you_mean
 from bench.reporting.leaderboard import Leaderboard
-from bench.reporting.rows import Cost, Row
+from bench.reporting.rows import Row
 
 Value = float | str | None
 """What rows are ordered by, smallest first; None comes last."""
@@ -47,17 +47,12 @@ def _sorted(board: Leaderboard, key: str) -> list[Row]:
     return [row for _, row in with_value] + [row for found, row in values if found is None]
 
 
-def _mean(row: Row, of: Callable[[Cost], float | None]) -> float | None:
-    values = [value for cost in row.costs if (value := of(cost)) is not None]
-    return sum(values) / len(values) if values else None
-
-
 _KEYS: dict[str, Callable[[Leaderboard, Row], Value]] = {
     "rank": lambda board, row: row.rank,
     "last": lambda board, row: -row.figures[board.ranked_by].last.mean if row.figures else None,
     "gap": lambda board, row: gap.mean if row.figures and (gap := row.figures[board.ranked_by].gap) else None,
-    "cost": lambda board, row: _mean(row, lambda cost: cost.training + cost.evaluation),
-    "pflop": lambda board, row: _mean(row, lambda cost: cost.pflop),
-    "memory": lambda board, row: _mean(row, lambda cost: cost.memory),
+    "cost": lambda board, row: row.mean_cost(lambda cost: cost.training + cost.evaluation),
+    "pflop": lambda board, row: row.mean_cost(lambda cost: cost.pflop),
+    "memory": lambda board, row: row.mean_cost(lambda cost: cost.memory),
     "method": lambda board, row: row.label.casefold(),
 }

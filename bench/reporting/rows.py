@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -119,6 +119,11 @@ class Row:
     def evaluated_only(self) -> bool:
         """Whether it is a network that was trained elsewhere; `params` says which."""
         return self.method == EVALUATED
+
+    def mean_cost(self, of: Callable[[Cost], float | None]) -> float | None:
+        """Return the mean of a cost over the devices that state it, None if none does."""
+        values = [value for cost in self.costs if (value := of(cost)) is not None]
+        return sum(values) / len(values) if values else None
 
 
 @dataclass(frozen=True)

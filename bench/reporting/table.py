@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.errors import printable
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.published import Beside
-from bench.reporting.rows import NEAR_ZERO, Row, SeedFigures
+from bench.reporting.rows import NEAR_ZERO, Cost, Row, SeedFigures
 from bench.reporting.statistics import CONFIDENCE, Estimate, binomial_error
 
 DECLARED, BY_CONSTRUCTION, FALLEN = "†", "‡", "§"
@@ -28,12 +28,25 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """One cell. `value` is what it is sorted by, None where it has none; `spread` and `marks` follow the text."""
+
+    text: str
+    value: float | None = None
+    spread: str = ""
+    marks: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.text, self.spread, self.marks) if part)
+
+
+@dataclass(frozen=True)
 class Table:
-    """A title, columns, one tuple of cells for each row, and notes: plain text on one line each."""
+    """A title, columns, one tuple of cells for each row, and notes; all texts are plain and on one line each."""
 
     title: str
     columns: tuple[Column, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...]
 
 
@@ -53,7 +66,7 @@ def table(board: Leaderboard) -> Table:
     return Table(
         printable(board.title),
         tuple(Column(printable(column.group), column.title, column.numeric) for column in columns),
-        tuple(tuple(map(printable, row)) for row in rows),
+        tuple(map(tuple, rows)),
         tuple(map(printable, _notes(board))),
     )
 
@@ -83,7 +96,7 @@ def published_table(board: Leaderboard) -> Table:
     return Table(
         printable(f"Papers' figures beside ours: {board.title}"),
         tuple(columns),
-        tuple(tuple(map(printable, _beside(line))) for line in lines),
+        tuple(tuple(_beside(line)) for line in lines),
         tuple(notes if lines else ["No paper's figure is known for these methods on this dataset."]),
     )
 
@@ -91,26 +104,39 @@ def published_table(board: Leaderboard) -> Table:
 # --- cells -----------------------------------------------------------------------------------------------------------
 
 
-def _cells(row: Row, board: Leaderboard, devices: Mapping[str, str], *, shared: bool) -> list[str]:
-    cells = [NONE if row.rank is None else f"{row.rank}{'=' if shared else ''}", _rank_interval(row), row.label]
+def _cells(row: Row, board: Leaderboard, devices: Mapping[str, str], *, shared: bool) -> list[Cell]:
+    cells = [
+        Cell(NONE) if row.rank is None else Cell(f"{row.rank}{'=' if shared else ''}", row.rank),
+        _rank_interval(row),
+        Cell(printable(row.label)),
+    ]
     for index in range(len(board.attacks)):
         figures = row.figures[index] if row.figures else None
-        if figures is None:
-            cells += [NONE] * 3
-        else:
-            last = [FALLEN] if row.fallen and index == board.ranked_by else []
-            gap = [BY_CONSTRUCTION] if row.gap_by_construction else []
-            cells += [_figure(figures.best), _figure(figures.last, last)]
-            cells.append(NONE if figures.gap is None else _figure(figures.gap, gap))
+        last = FALLEN if row.fallen and index == board.ranked_by else ""
+        gap = BY_CONSTRUCTION if row.gap_by_construction else ""
+        cells += [
+            _figure(figures.best if figures else None),
+            _figure(figures.last if figures else None, last),
+            _figure(figures.gap if figures else None, gap),
+        ]
         if index == board.ranked_by:
-            cells.append("–".join(map(_percent, figures.best.interval)) if figures else NONE)
-    costs = [
-        _on_devices(row, devices, [f"{_time(cost.training)} + {_time(cost.evaluation)}" for cost in row.costs]),
-        _on_devices(row, devices, [None if cost.pflop is None else f"{cost.pflop:.3g}" for cost in row.costs]),
-        _on_devices(row, devices, [None if cost.memory is None else _memory(cost.memory) for cost in row.costs]),
+            interval = figures.best.interval if figures else None
+            cells.append(Cell("–".join(map(_percent, interval)), interval[0]) if interval else Cell(NONE))
+    doubts = Cell(str(len(row.doubts)), len(row.doubts)) if row.figures or row.collapsed else Cell(NONE)
+    return [
+        *cells,
+        _seeds(row),
+        *([doubts] if _in_doubt(board) else []),
+        Cell(_parameters(row)),
+        _on_devices(
+            row,
+            devices,
+            lambda cost: cost.training + cost.evaluation,
+            lambda cost: f"{_time(cost.training)} + {_time(cost.evaluation)}",
+        ),
+        _on_devices(row, devices, lambda cost: cost.pflop, lambda cost: f"{cost.pflop:.3g}"),
+        _on_devices(row, devices, lambda cost: cost.memory, lambda cost: _memory(cost.memory or 0)),
     ]
-    doubts = [str(len(row.doubts)) if row.figures or row.collapsed else NONE] if _in_doubt(board) else []
-    return [*cells, _seeds(row), *doubts, _parameters(row), *costs]
 
 
 def _in_doubt(board: Leaderboard) -> bool:
@@ -118,8 +144,10 @@ def _in_doubt(board: Leaderboard) -> bool:
     return any(row.doubts for row in board.rows)
 
 
-def _rank_interval(row: Row) -> str:
-    return "–".join(map(str, dict.fromkeys(row.rank_interval))) if row.rank_interval else NONE
+def _rank_interval(row: Row) -> Cell:
+    if row.rank_interval is None:
+        return Cell(NONE)
+    return Cell("–".join(map(str, dict.fromkeys(row.rank_interval))), row.rank_interval[0])
 
 
 def _percent(share: float) -> str:
@@ -127,15 +155,16 @@ def _percent(share: float) -> str:
     return "0.00" if text == "-0.00" else text
 
 
-def _figure(figure: Estimate, marks: Iterable[str] = ()) -> str:
-    spread = [] if figure.sd is None else ["±", _percent(figure.sd)]
-    return " ".join([_percent(figure.mean), *spread, *marks])
+def _figure(figure: Estimate | None, marks: str = "") -> Cell:
+    if figure is None:
+        return Cell(NONE)
+    return Cell(_percent(figure.mean), figure.mean, "" if figure.sd is None else f"± {_percent(figure.sd)}", marks)
 
 
-def _seeds(row: Row) -> str:
+def _seeds(row: Row) -> Cell:
     others = {"collapsed": row.collapsed, "diverged": row.diverged, "unfinished": row.unfinished}
-    left_out = ", ".join(f"{len(seeds)} {what}" for what, seeds in others.items() if seeds)
-    return f"{len(row.seeds)} ({left_out})" if left_out else f"{len(row.seeds)}"
+    excluded = ", ".join(f"{len(seeds)} {what}" for what, seeds in others.items() if seeds)
+    return Cell(f"{len(row.seeds)} ({excluded})" if excluded else f"{len(row.seeds)}", len(row.seeds))
 
 
 def _parameters(row: Row) -> str:
@@ -155,12 +184,12 @@ def _devices(board: Leaderboard) -> dict[str, str]:
     return {name: kind if several[kind] == 1 else name for name, kind in kinds.items()}
 
 
-def _on_devices(row: Row, devices: Mapping[str, str], costs: Sequence[str | None]) -> str:
-    """Return one cell of `costs`, one for each of the row's devices, with the device."""
-    shown = [
-        f"{text} on {devices[cost.hardware]}" for cost, text in zip(row.costs, costs, strict=True) if text is not None
-    ]
-    return "; ".join(shown) or NONE
+def _on_devices(
+    row: Row, devices: Mapping[str, str], value: Callable[[Cost], float | None], text: Callable[[Cost], str]
+) -> Cell:
+    """Return a cost on each of the row's devices, sorted by the mean over them."""
+    shown = [f"{text(cost)} on {devices[cost.hardware]}" for cost in row.costs if value(cost) is not None]
+    return Cell("; ".join(map(printable, shown)) or NONE, row.mean_cost(value))
 
 
 def _memory(size: float) -> str:
@@ -173,14 +202,15 @@ def _time(hours: float) -> str:
     return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
 
 
-def _beside(line: Beside) -> list[str]:
+def _beside(line: Beside) -> list[Cell]:
     cells = [line.label, line.title]
     for side in (line.best, line.last):
         cells += [NONE if share is None else _percent(share) for share in (side.paper, side.ours)]
         cells.append(NONE if side.difference is None else _signed(side.difference))
     source = line.published
     seeds = NONE if source.seeds is None else str(source.seeds)
-    return [*cells, seeds, source.selection or NONE, source.status, source.source, "; ".join(line.reasons) or NONE]
+    cells += [seeds, source.selection or NONE, source.status, source.source, "; ".join(line.reasons) or NONE]
+    return [Cell(printable(cell)) for cell in cells]
 
 
 def _signed(share: float) -> str:

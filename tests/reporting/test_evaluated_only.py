@@ -76,7 +76,7 @@ def test_however_bad_it_is_it_has_not_collapsed(store, judge):
 def test_its_cells(board):
     shown = table(board)
     headings = [f"{column.group} {column.title}".strip() for column in shown.columns]
-    cells = dict(zip(headings, shown.rows[0], strict=True))
+    cells = dict(zip(headings, map(str, shown.rows[0]), strict=True))
     assert {cells[f"{attack.title} gap"] for attack in board.attacks} == {NONE}
     assert cells["Clean best"] == cells["Clean last"] == "85.00"
     assert cells["Parameters"] == "evaluated only"

@@ -34,7 +34,7 @@ def shown(board) -> dict[str, dict[str, str]]:
     """Return the cells by the row's label and the column's heading."""
     found = table(board)
     headings = [f"{column.group} {column.title}".strip() for column in found.columns]
-    return {row[2]: dict(zip(headings, row, strict=True)) for row in found.rows}
+    return {str(row[2]): dict(zip(headings, map(str, row), strict=True)) for row in found.rows}
 
 
 def test_cells(board):
@@ -196,6 +196,19 @@ def test_a_narrow_terminal_gets_a_table_for_each_attack(board):
 
 def test_all_formats_say_the_same(board):
     wide, markdown = render(board, 320), render_markdown(board).replace("\\|", "|")
-    for piece in (*(cell for row in table(board).rows for cell in row), *table(board).notes):
+    for piece in (*(str(cell) for row in table(board).rows for cell in row), *table(board).notes):
         assert piece in wide
         assert piece in markdown
+
+
+def test_values_that_cells_are_sorted_by(board):
+    rows = {str(row[2]): row for row in table(board).rows}
+    headings = [f"{column.group} {column.title}".strip() for column in table(board).columns]
+    stop = dict(zip(headings, rows["Early | stop"], strict=True))
+    gap = stop["AutoAttack gap"]
+    assert (gap.text, gap.value, gap.spread, gap.marks) == ("0.00", 0.0, "", "‡")
+    assert [stop[name].value for name in ("Rank", "Rank, 95 %", "Seeds")] == [2, 2, 1]
+    assert stop["Time a seed"].value == 1.5
+    assert stop["Memory"].value == 5 * 2**30
+    assert dict(zip(headings, rows["PGD_AT"], strict=True))["Clean gap"].spread == "± 0.50"
+    assert {cell.value for cell in rows["MART"]} == {None, 0}

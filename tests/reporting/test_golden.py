@@ -49,7 +49,7 @@ def test_every_cell(board):
     """
     found = table(board)
     headings = [f"{column.group} {column.title}".strip() for column in found.columns]
-    assert [dict(zip(headings, row, strict=True)) for row in found.rows] == [
+    assert [dict(zip(headings, map(str, row), strict=True)) for row in found.rows] == [
         {
             "Rank": "1=", "Rank, 95 %": "1–2", "Method": "Alpha",
             # 90, 91, 92 and three times 92: gaps -2, -1, 0

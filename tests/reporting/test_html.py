@@ -1,4 +1,3 @@
-import hashlib
 import re
 import time
 from collections import Counter
@@ -6,14 +5,12 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
-import pytest
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from bench.attacks.outcome import pack
 from bench.registry import METHODS
-from bench.reporting.formats import html
-from bench.reporting.formats.html import ASSETS, render_html
+from bench.reporting.formats.html import render_html
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.table import tables
 from bench.storage.schema import CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
@@ -52,7 +49,7 @@ def test_the_table_is_there_without_scripts(boards, tree):
     position = flat.index(f"Protocol {board.fingerprint[:12]}")
     assert len(tables(board)) == 2
     for shown in tables(board):
-        for cell in [cell for row in shown.rows for cell in row]:
+        for cell in [str(cell) for row in shown.rows for cell in row]:
             position = flat.index(cell.replace("-", "−") if re.match(r"-\d", cell) else cell, position)
         for note in shown.notes:
             position = flat.index(note, position)
@@ -123,7 +120,7 @@ def test_nothing_is_fetched_and_nothing_hostile_is_code(tree, text):
                 assert not value.startswith("javascript:")
     style = tree.text("style")
     assert not re.search(r"url\((?!#)|@import", " ".join(style))
-    assert len(tree.all("script")) == 2
+    assert len(tree.all("script")) == 1
     assert "alert(1)" not in " ".join(tree.text("script"))
     assert HOSTILE in tree.text("bdi")
     assert ARABIC in tree.text("bdi")
@@ -135,20 +132,8 @@ def test_the_policy_allows_these_scripts_and_no_others(tree):
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
     assert "connect-src" not in rules
-    assert rules["script-src"].count("sha256-") == 2
+    assert rules["script-src"].count("sha256-") == 1
     assert "unsafe" not in rules["script-src"]
-
-
-def test_the_library_is_the_one_that_is_named():
-    folder = ASSETS / "datatables"
-    about = (folder / "README.md").read_text(encoding="utf-8")
-    library = (folder / "dataTables.min.js").read_bytes()
-    assert f"| `dataTables.min.js` | `{hashlib.sha256(library).hexdigest()}` |" in about
-    version = re.match(r"/\*! DataTables ([\d.]+)", library.decode())[1]
-    assert f"# DataTables {version}\n" in about
-    assert f"DataTables {version} " in (ASSETS / "report.html.jinja").read_text(encoding="utf-8")
-    assert "The MIT License" in (folder / "LICENSE.txt").read_text(encoding="utf-8")
-    assert b"</script" not in library
 
 
 def test_the_wheel_holds_the_assets(tmp_path):
@@ -159,7 +144,7 @@ def test_the_wheel_holds_the_assets(tmp_path):
     inside = {file.distribution_path for file in WheelBuilder(str(project)).recurse_included_files()}
     assets = project / "bench" / "reporting" / "formats" / "assets"
     files = {str(path.relative_to(project)) for path in assets.rglob("*") if path.is_file()}
-    assert len(files) == 6
+    assert len(files) == 3
     assert files <= inside
 
 
@@ -220,27 +205,3 @@ def _run(name, row, protocol, seed, index, random, images) -> RunRow:
                 right=int(bits.sum()), accuracy=float(bits.mean()), correct=pack(bits), seconds=1.0, detail={},
             )  # fmt: skip
     return run
-
-
-# --- cells -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "order", "parts"),
-    [
-        ("75.50 ± 0.50", 75.5, ("75.50", "± 0.50", "")),
-        ("-4.50 ± 0.50 ‡", -4.5, ("−4.50", "± 0.50", "‡")),
-        ("7.81 § ‡", 7.81, ("7.81", "", "§ ‡")),
-        ("1,234.5", 1234.5, ("1,234.5", "", "")),
-        ("2=", 2, ("", "", "")),
-        ("–", None, ("", "", "")),
-        ("1.50 h + 0.50 h on GPU", 5400, ("", "", "")),
-        ("2.0 min + 3.0 s on CPU", 120, ("", "", "")),
-        ("900 MiB on GPU", 900 * 2**20, ("", "", "")),
-        ("1.25 GiB on GPU", 1.25 * 2**30, ("", "", "")),
-        ("48.52–53.48", 48.52, ("", "", "")),
-    ],
-)
-def test_cells(text, order, parts):
-    cell = html._cell(text)
-    assert (cell.text, cell.order, (cell.figure, cell.spread, cell.marks)) == (text, order, parts)

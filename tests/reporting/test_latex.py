@@ -83,7 +83,7 @@ def test_it_compiles_and_reads_as_written(boards, tmp_path):
     assert "تدريب" in words
     assert "[1mm] first" in words
     for row in table(boards[0]).rows:
-        assert " ".join(row[3:6]) in " ".join(words.split())
+        assert " ".join(map(str, row[3:6])) in " ".join(words.split())
 
 
 @pytest.mark.skipif(COMPILER is None, reason="lualatex is not installed (Debian: texlive-luatex)")

@@ -54,6 +54,6 @@ def test_every_cell_heading_and_note_comes_out(make_run, store, name):
     shown, read = table(board), rendered(board)
     assert read.texts["h3"] == [shown.title]
     assert read.texts["th"] == [f"{column.group} {column.title}".strip() for column in shown.columns]
-    assert read.texts["td"] == [" ".join(cell.split()) for row in shown.rows for cell in row]
+    assert read.texts["td"] == [" ".join(str(cell).split()) for row in shown.rows for cell in row]
     assert [" ".join(note.split()) for note in read.texts["li"]] == [" ".join(note.split()) for note in shown.notes]
     assert read.elements <= {"h3", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}

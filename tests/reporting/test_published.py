@@ -224,7 +224,7 @@ def test_the_table(compared):
     board, _ = compared(LINE, LINE.replace("test", ""))
     shown = tables(board)[1]
     headings = [f"{column.group} {column.title}".strip() for column in shown.columns]
-    rows = [dict(zip(headings, row, strict=True)) for row in shown.rows]
+    rows = [dict(zip(headings, map(str, row), strict=True)) for row in shown.rows]
     assert rows[1] == {
         "Method": "PGD_AT", "Attack": "PGD-10",
         "best paper": "53.49", "best ours": "52.00", "best difference": "-1.49",

@@ -1,14 +1,13 @@
 """Leaderboards as one HTML file that needs nothing else and asks no network for anything.
 
-The file is complete without scripts: they only sort, filter, copy and highlight. Its policy allows no other script than
-the two that it holds, by their digest, and no request at all.
+The file is complete without its script, which only sorts, filters, copies and highlights. Its content security policy
+allows this one script, by its digest, and no request at all.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from bench.reporting.plots.data import Figures, figures
 from bench.reporting.plots.render import NAMES, svg
 from bench.reporting.reproduction import Reproduction, reproduction
 from bench.reporting.rows import Row, device_of, row_key
-from bench.reporting.table import Column, Table, published_table, table
+from bench.reporting.table import Cell, Column, Table, published_table, table
 from bench.storage.schema import RunRow
 from bench.storage.store import Store
 from bench.utils.files import canonical_json
@@ -40,10 +39,6 @@ DRAWN_ROWS = 12
 
 DRAWN_SIZE = 1_500_000
 """Characters of SVG in one report; the protocols that come after these have their figures in a report of their own."""
-
-_FIGURE = re.compile(r"(-?\d[\d.,]*)( ± [\d.]+)?((?: [†‡§])*)")
-_LEADING = re.compile(r"(-?\d[\d,]*(?:\.\d+)?)(?: (s|min|h|[KMGT]iB)\b)?")
-_UNITS = {"s": 1, "min": 60, "h": 3600, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 _ORIGINS = {
     "paper": "in the paper",
@@ -59,21 +54,14 @@ _FRACTIONS = {"eps", "step_size"}  # which the field writes as k/255
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A cell of a leaderboard: its text, or a figure with spread and marks; `order` is what it is sorted by."""
-
-    text: str
-    order: float | None
-    figure: str = ""
-    spread: str = ""
-    marks: str = ""
-
-
-@dataclass(frozen=True)
 class Heading:
-    """A heading over `span` columns. `descending`: the first sorting puts the largest figure on top."""
+    """A heading over `span` columns, or if that is 0, of the column `index` down both rows of headings.
+
+    `descending`: the first sorting puts the largest figure on top.
+    """
 
     text: str
+    index: int
     span: int
     numeric: bool = True
     descending: bool = False
@@ -81,7 +69,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Member:
-    """A row with all that is said of it."""
+    """A row of the leaderboard with its method's description and the command that reruns it."""
 
     anchor: str
     row: Row
@@ -121,12 +109,11 @@ def render_html(store: Store, boards: Sequence[Leaderboard]) -> str:
     for number, board in enumerate(boards, start=1):
         drawn = sum(len(drawing) for section in sections for drawing in section.drawings.values())
         sections.append(_section(store, board, f"b{number}", draw=drawn < DRAWN_SIZE))
-    style, script, library = (_asset(name) for name in ("report.css", "report.js", "datatables/dataTables.min.js"))
+    script = _asset("report.js")
     return _template().render(
         sections=sections,
-        policy=_policy(library, script),
-        style=style,
-        library=library,
+        policy=_policy(script),
+        style=_asset("report.css"),
         script=script,
         origins=_ORIGINS,
         version=version("robust-overfitting-bench"),
@@ -152,13 +139,12 @@ def _asset(name: str) -> Markup:
     return Markup((ASSETS / name).read_text(encoding="utf-8"))  # noqa: S704
 
 
-def _policy(*scripts: str) -> str:
-    """Return a content security policy under which these scripts run, and nothing is fetched or sent."""
-    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    # Styles cannot be limited so: drawings have style attributes, and the table's script sets some.
+def _policy(script: str) -> str:
+    """Return a content security policy under which this script runs, and nothing is fetched or sent."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # Styles cannot be limited so: drawings have style attributes.
     return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
 
@@ -173,7 +159,7 @@ def _section(store: Store, board: Leaderboard, anchor: str, *, draw: bool) -> Se
         Member(
             anchor=f"{anchor}-row{number}",
             row=row,
-            cells=tuple(map(_cell, cells)),
+            cells=cells,
             description=describe(row, board.dataset.name, setting),
             command=command,
         )
@@ -201,33 +187,24 @@ def _section(store: Store, board: Leaderboard, anchor: str, *, draw: bool) -> Se
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def _groups(columns: Iterable[Column]) -> Iterable[Heading]:
+def _groups(columns: Sequence[Column]) -> Iterable[Heading]:
     """Yield the upper row of headings: a group over its columns, or a column that is in none."""
-    for group, members in groupby(columns, key=lambda column: column.group):
-        held = list(members)
+    for group, members in groupby(enumerate(columns), key=lambda pair: pair[1].group):
+        indices = [index for index, _ in members]
         if group:
-            yield Heading(group, len(held))
+            yield Heading(group, indices[0], len(indices))
         else:
-            yield from (_heading(column, 0) for column in held)
+            yield from (_heading(index, columns[index], 0) for index in indices)
 
 
-def _headings(columns: Iterable[Column]) -> Iterable[Heading]:
-    """Yield the lower row of headings: the columns of groups."""
-    return (_heading(column, 1) for column in columns if column.group)
+def _headings(columns: Sequence[Column]) -> Iterable[Heading]:
+    """Return the lower row of headings: the columns of groups."""
+    return (_heading(index, column, 1) for index, column in enumerate(columns) if column.group)
 
 
-def _heading(column: Column, span: int) -> Heading:
+def _heading(index: int, column: Column, span: int) -> Heading:
     descending = bool(column.group) and column.title != "gap"  # the best first; the smallest gap first
-    return Heading(column.title, span, column.numeric, descending)
-
-
-def _cell(text: str) -> Cell:
-    """Return a cell with its parts, so that figures stand under each other whatever follows them."""
-    number = _LEADING.match(text)
-    order = float(number[1].replace(",", "")) * _UNITS.get(number[2], 1) if number else None
-    if match := _FIGURE.fullmatch(text):
-        return Cell(text, order, match[1].replace("-", "\N{MINUS SIGN}"), (match[2] or "").strip(), match[3].strip())
-    return Cell(text, order)
+    return Heading(column.title, index, span, column.numeric, descending)
 
 
 # --- the protocol ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from bench.reporting.leaderboard import Leaderboard
-from bench.reporting.table import Column, Table, tables
+from bench.reporting.table import Cell, Column, Table, tables
 
 PREAMBLE = r"""\documentclass{article}
 \usepackage[landscape,margin=1cm]{geometry}
@@ -39,7 +39,6 @@ _LETTERS = {
 }  # fmt: skip
 _ESCAPES = str.maketrans(_LETTERS)
 _LIGATURES = re.compile(r"([-,])(?=\1)")  # two of them are one other letter in some fonts
-_MINUS = re.compile(r"(?<![\w{}-])-(?=\d)")
 
 
 def render_latex(boards: Sequence[Leaderboard]) -> str:
@@ -56,8 +55,9 @@ def escape(text: str) -> str:
     return _LIGATURES.sub(r"\1\/", text.translate(_ESCAPES)).replace("–", "--")
 
 
-def _cell(text: str, *, numeric: bool) -> str:
-    return _MINUS.sub("$-$", escape(text)) if numeric else escape(text)
+def _cell(cell: Cell, *, numeric: bool) -> str:
+    text = str(cell)
+    return f"$-${escape(text[1:])}" if numeric and text.startswith("-") else escape(text)
 
 
 def _render(shown: Table) -> str:

@@ -20,7 +20,7 @@ def render_markdown(board: Leaderboard) -> str:
 def _render(shown: Table) -> str:
     headings = [escape(f"{column.group} {column.title}".strip()) for column in shown.columns]
     rules = ["---:" if column.numeric else ":---" for column in shown.columns]
-    lines = [headings, rules, *([escape(cell) for cell in row] for row in shown.rows)]
+    lines = [headings, rules, *([escape(str(cell)) for cell in row] for row in shown.rows)]
     return "\n".join(
         [
             f"### {escape(shown.title)}",

@@ -64,5 +64,5 @@ def _table(shown: Table, columns: Sequence[int]) -> RichTable:
         heading = f"{column.group}\n{column.title}" if column.group else column.title
         rich.add_column(Text(heading), justify="right" if column.numeric else "left", no_wrap=column.numeric)
     for row in shown.rows:
-        rich.add_row(*(Text(row[index]) for index in columns))
+        rich.add_row(*(Text(str(row[index])) for index in columns))
     return rich

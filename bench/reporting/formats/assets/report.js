@@ -1,37 +1,46 @@
 "use strict";
 
-// Figures sort by their `data-order`; what has none stays at the end, whichever way the others go.
-const last = (compare) => (a, b) => Number.isNaN(a) - Number.isNaN(b) || compare(a, b) || 0;
-DataTable.type("figure", {
-  order: {
-    pre: (text) => (text === "" ? NaN : Number(text)),
-    asc: last((a, b) => a - b),
-    desc: last((a, b) => b - a),
-  },
-});
-
+// Headings become buttons that sort, and a field above the table filters its rows.
+const order = new Intl.Collator("en", { sensitivity: "base" });
 for (const table of document.querySelectorAll("table.leaderboard")) {
-  new DataTable(table, {
-    paging: false,
-    autoWidth: false,
-    order: [],
-    layout: {
-      topStart: { search: { text: "Filter _INPUT_" } },
-      topEnd: "info",
-      bottomStart: null,
-      bottomEnd: null,
-    },
-    language: {
-      info: "_TOTAL_ rows",
-      infoEmpty: "0 rows",
-      infoFiltered: "of _MAX_",
-      zeroRecords: "No row contains this.",
-    },
-  });
-  const region = table.closest(".scroll");
-  const controls = region.querySelector(".dt-layout-row:not(.dt-layout-table)");
-  controls.className = "controls"; // outside the region, so that they stay while the table scrolls
-  region.before(controls);
+  const rows = [...table.tBodies[0].rows]; // in the order of the report, which ties keep
+  const headings = [...table.querySelectorAll("th[data-column]")];
+  for (const heading of headings) {
+    const cell = (row) => row.cells[heading.dataset.column];
+    const numeric = rows.some((row) => "value" in cell(row).dataset);
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...heading.childNodes);
+    heading.append(button);
+    button.addEventListener("click", () => {
+      const first = "descending" in heading.dataset ? "descending" : "ascending";
+      const second = first === "ascending" ? "descending" : "ascending";
+      const direction = heading.getAttribute("aria-sort") === first ? second : first;
+      for (const other of headings) other.removeAttribute("aria-sort");
+      heading.setAttribute("aria-sort", direction);
+      const sign = direction === "ascending" ? 1 : -1;
+      const compare = (a, b) => {
+        if (!numeric) return sign * order.compare(a.textContent.trim(), b.textContent.trim());
+        const [x, y] = [a.dataset.value, b.dataset.value];
+        // Cells without a figure stay at the end in both directions.
+        return (x === undefined) - (y === undefined) || sign * (x - y) || 0;
+      };
+      table.tBodies[0].append(...[...rows].sort((a, b) => compare(cell(a), cell(b))));
+    });
+  }
+  const controls = document.createElement("div"); // outside the region, so that it stays while the table scrolls
+  controls.className = "controls";
+  controls.innerHTML = '<label>Filter <input type="search"></label><output></output>';
+  const [field, count] = [controls.querySelector("input"), controls.querySelector("output")];
+  const filter = () => {
+    const words = field.value.toLowerCase().split(/\s+/);
+    for (const row of rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
+    const shown = rows.filter((row) => !row.hidden).length;
+    count.value = shown < rows.length ? `${shown} of ${rows.length} rows` : `${shown} rows`;
+  };
+  field.addEventListener("input", filter);
+  filter();
+  table.closest(".scroll").before(controls);
 }
 
 // Pointing at a row, or moving the focus into it, leaves its series in the figures and dims the others.
