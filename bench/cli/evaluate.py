@@ -140,7 +140,7 @@ def _label(state: CellState) -> str:
 
 def _as_json(state: CellState) -> dict[str, Any]:
     from bench.execution.worker import attack_key
-    from bench.storage.ingest import read_run
+    from bench.storage.rows import read_run
 
     cell, folder = state.planned.cell, state.planned.folder
     outcomes = read_run(folder)[1].checkpoints["last"].outcomes if state.status == "finished" else {}

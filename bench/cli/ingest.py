@@ -17,9 +17,9 @@ def ingest(results: Results = Path("results"), store: StoreURL = None, json: Jso
     Creates the database if necessary. Use it to rebuild a lost or damaged database: delete it, then import. Run folders
     archived by `--rerun` are left out. Exit 3 if a run folder is damaged; the others are imported.
     """
-    from bench.storage.cleanup import ingest as import_all
+    from bench.storage.ingest import ingest_results
 
-    imported = import_all(results, store)
+    imported = ingest_results(results, store)
     damaged = [item for item in imported if item.damage]
     if json:
         print_json([{"name": item.name, "ok": item.damage is None, "reason": item.damage or ""} for item in imported])

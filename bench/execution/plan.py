@@ -20,7 +20,7 @@ from bench.execution.distributed import check_devices
 from bench.execution.estimate import Work, work_of
 from bench.storage.checkpoints import load_latest_valid
 from bench.storage.run_folder import RunFolder, Status
-from bench.storage.verify_folder import damage_of
+from bench.storage.verify import folder_damage
 from bench.training.build import build_without_data
 from bench.utils.files import fingerprint
 
@@ -118,7 +118,7 @@ def _status(folder: RunFolder, rerun: Rerun) -> Status:
         status = folder.status()
     except DamagedFile:  # how it ended is not known any more
         return "failed"
-    return "failed" if rerun is Rerun.FAILED and status == "finished" and damage_of(folder) else status
+    return "failed" if rerun is Rerun.FAILED and status == "finished" and folder_damage(folder) else status
 
 
 def _action(folder: RunFolder, status: Status, rerun: Rerun) -> Action:

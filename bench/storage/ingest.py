@@ -1,166 +1,40 @@
-"""A run folder as rows of the store."""
+"""Importing all run folders of a results folder into the database."""
 
 from __future__ import annotations
 
-import base64
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
-from bench.errors import DamagedFile
-from bench.storage.run_folder import CHECKPOINTS, RunFolder
-from bench.storage.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
-from bench.utils.files import fingerprint, read_record
-
-
-class Rows(NamedTuple):
-    """What a run folder is in the store: its protocol, its run with checkpoints and outcomes, its epochs.
-
-    The epochs are plain columns of `EpochRow`: there are hundreds of them, and the mapper takes ten times as long.
-    """
-
-    protocol: ProtocolRow
-    run: RunRow
-    curve: list[dict[str, Any]]
+from bench.errors import DamagedFile, NothingMeasured
+from bench.storage.run_folder import run_folders
+from bench.storage.store import Store
 
 
-def read_run(folder: RunFolder) -> Rows:
-    """Return the rows that `folder` makes: the same ones whenever they are read.
+class Ingested(NamedTuple):
+    """A run folder that was read; `damage` says why it was not imported, None if it was."""
+
+    name: str
+    damage: str | None
+
+
+def ingest_results(results: Path, store: str | None) -> list[Ingested]:
+    """Import every run folder of `results` into the store at the URL `store`, by name; archived ones are left out.
+
+    A new store then has the rows of the one that the runs were first stored in.
 
     Raises:
-        DamagedFile: the folder is not that of a run, a file is not what was written there, or two of them contradict
-            each other.
+        NothingMeasured: there is no run folder.
+        BenchError: the store cannot be opened or written.
     """
-    folder.refuse_links()
-    cell = cell_of(folder)
-    try:
-        return Rows(_protocol(folder, cell), *_run(folder, cell))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedFile(f"{folder.path} is damaged: its records lack what they should hold ({error!r})") from error
-
-
-def cell_of(folder: RunFolder) -> dict[str, Any]:
-    """Return what the folder is for. Raises DamagedFile if it is not that of a run, or as `read_record`."""
-    try:
-        return folder.cell()
-    except FileNotFoundError:
-        raise DamagedFile(f"{folder.path} is not a run folder: it has no cell.json") from None
-
-
-def _protocol(folder: RunFolder, cell: dict[str, Any]) -> ProtocolRow:
-    content = cell["identity"]["protocol"]
-    if cell["fingerprint"] != fingerprint(cell["identity"]) or cell["protocol_fingerprint"] != fingerprint(content):
-        raise DamagedFile(f"{folder.path / 'cell.json'} is damaged: its fingerprints are not those of what it states")
-    return ProtocolRow(fingerprint=cell["protocol_fingerprint"], content=content)
-
-
-def _run(folder: RunFolder, cell: dict[str, Any]) -> tuple[RunRow, list[dict[str, Any]]]:
-    # How it ended comes first: a run that is going on may end while its files are read.
-    method, done, index = cell["cell"]["method"], folder.result(), _index(folder)
-    ending, status = done or {}, done["status"] if done else "interrupted"
-    # An epoch that was recorded but not committed is trained again when the run goes on.
-    committed = folder.committed_epochs(index["finished_epochs"], index.get("curve_sha256"))
-    curve = [_epoch(cell["fingerprint"], record) for record in committed]
-    run = RunRow(
-        fingerprint=cell["fingerprint"],
-        training_fingerprint=cell["training_fingerprint"],
-        protocol_fingerprint=cell["protocol_fingerprint"],
-        suite=cell["cell"]["suite"],
-        **{name: method[name] for name in ("version", "label", "params", "custom", "origin", "final_is_best")},
-        method=method["name"],
-        seed=cell["cell"]["seed"],
-        status=status,
-        reason=_printed(ending.get("reason")),
-        diverged_in=ending.get("epoch"),
-        classes=ending.get("classes"),
-        environment=cell["environment"],
-        folder="/".join(folder.path.absolute().parts[-2:]),
-        epochs=len(curve),
-        **{
-            name: ending.get(name)
-            for name in ("train_pflop", "train_seconds", "track_seconds", "evaluation_seconds", "peak_memory_bytes")
-        },
-        incidents=folder.incidents() or None,
-        done_sha256=digest(done),
-        checkpoints=_checkpoints(folder, cell["fingerprint"], index["checkpoints"], finished=status == "finished"),
-    )
-    return run, curve
-
-
-def _printed(reason: str | None) -> str | None:
-    """Return the reason without NUL, which PostgreSQL's text cannot hold: it may quote any exception."""
-    return reason and reason.replace("\0", "\ufffd")
-
-
-def digest(done: dict[str, Any] | None) -> str | None:
-    """Return the fingerprint of what `done.json` holds, None while there is none."""
-    return None if done is None else fingerprint(done)
-
-
-def _index(folder: RunFolder) -> dict[str, Any]:
-    """Return the index of the checkpoints; an empty one before the first epoch is committed."""
-    try:
-        return read_record(folder.checkpoints / "index.json")
-    except FileNotFoundError:
-        return {"checkpoints": {}, "finished_epochs": 0}
-
-
-def _epoch(run: str, record: dict[str, Any]) -> dict[str, Any]:
-    """Return the columns of `EpochRow`."""
-    train, validation, test = record["train"], record["validation"], record["test"] or {"clean": None, "robust": None}
-    return {
-        "run": run,
-        "epoch": record["epoch"],
-        "lr": record["lr"],
-        "train_loss": train["loss"],
-        "train_robust": train["robust"],
-        "validation_clean": validation["clean"],
-        "validation_robust": validation["robust"],
-        "test_clean": test["clean"],
-        "test_robust": test["robust"],
-        "train_seconds": record["train_seconds"],
-        "seconds": record["seconds"],
-    }
-
-
-def _checkpoints(folder: RunFolder, run: str, entries: dict[str, Any], *, finished: bool) -> dict[str, CheckpointRow]:
-    """Return the checkpoints with their outcomes.
-
-    While a run is unfinished, outcomes may be there before the weights that they judge are; these are left out.
-    """
-    rows = {
-        name: CheckpointRow(
-            run=run, name=name, **{field: entries[name][field] for field in ("epoch", "sha256", "file")}
-        )
-        for name in CHECKPOINTS
-        if name in entries
-    }
-    for (checkpoint, key), record in folder.read_outcomes().items():
-        path = folder.outcome_path(checkpoint, key)
-        if checkpoint in rows and record["weights_sha256"] == rows[checkpoint].sha256:
-            row = _outcome(path.name, key, record)
-            row.run, row.checkpoint = run, checkpoint
-            rows[checkpoint].outcomes[key] = row
-        elif finished:
-            raise DamagedFile(f"{path} judges other weights than those of the run's checkpoint '{checkpoint}'")
-    return rows
-
-
-def _outcome(file: str, key: str, record: dict[str, Any]) -> OutcomeRow:
-    count, bits = record["count"], base64.b64decode(record["correct"])
-    if count < 1 or len(bits) != -(-count // 8):
-        raise ValueError(f"the verdicts of {file} are not as many as it states")
-    padding = -count % 8
-    right = (int.from_bytes(bits, "big") >> padding).bit_count()
-    if record["right"] != right:
-        raise ValueError(f"the verdicts of {file} are not as often right as it states")
-    return OutcomeRow(
-        key=key,
-        attack=record["attack"]["name"],
-        title=record["title"],
-        identity=record["attack"],
-        count=count,
-        right=right,
-        accuracy=right / count,
-        correct=bits,
-        seconds=record["seconds"],
-        detail=record["detail"],
-    )
+    folders = run_folders(results)
+    if not folders:
+        raise NothingMeasured(f"there is no run folder in {results / 'runs'}; `bench run SUITE` creates them")
+    ingested = []
+    with Store.of(results, store) as opened:
+        for folder in folders:
+            try:
+                opened.ingest(folder)
+                ingested.append(Ingested(folder.path.name, None))
+            except DamagedFile as error:
+                ingested.append(Ingested(folder.path.name, str(error)))
+    return ingested

@@ -16,10 +16,9 @@ from sqlalchemy.orm import Session, selectinload, undefer
 
 from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.storage.database import WRITING, first_line, may_pass, name_of, open_database, reported
-from bench.storage.ingest import Rows, cell_of, digest, read_run
+from bench.storage.rows import Rows, cell_of, digest, read_run
 from bench.storage.run_folder import RunFolder
 from bench.storage.schema import Base, CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
-from bench.storage.verify_database import damage_of
 
 ORDER = attrgetter("protocol_fingerprint", "suite", "method", "label", "seed", "fingerprint")
 """How runs are sorted: here, since databases order text by rules of their own."""
@@ -53,8 +52,8 @@ class Store:
 
     def __init__(self, url: str | URL, *, create: bool = True) -> None:
         """Open the database at `url`, bringing its schema up to date; see `open_database` for what it raises."""
-        self._engine = open_database(url, create=create)
-        self._writing = self._engine.execution_options(**WRITING)
+        self.engine = open_database(url, create=create)
+        self._writing = self.engine.execution_options(**WRITING)
 
     @classmethod
     def of(cls, results: Path, url: str | None = None, *, create: bool = True) -> Store:
@@ -71,19 +70,15 @@ class Store:
 
     def close(self) -> None:
         """Give back all connections."""
-        self._engine.dispose()
+        self.engine.dispose()
 
     def describe(self) -> str:
         """Return one line: which database, and how many runs it holds."""
-        with reported(self._engine), Session(self._engine) as session:
+        with reported(self.engine), Session(self.engine) as session:
             count = session.scalar(select(func.count()).select_from(RunRow))
-        return f"{name_of(self._engine)}, {count} runs"
+        return f"{name_of(self.engine)}, {count} runs"
 
-    def damage(self) -> list[str]:
-        """Return what the database itself finds wrong, a sentence each: see `integrity.damage_of`."""
-        return damage_of(self._engine)
-
-    # --- taking in ---------------------------------------------------------------------------------------------------
+    # --- import ---------------------------------------------------------------------------------------------------
 
     def ingest(self, folder: RunFolder) -> None:
         """Take in a run folder, replacing what is known of its run; all of it, or nothing.
@@ -92,7 +87,7 @@ class Store:
             BenchError: the folder is not that of a run, or the database cannot be written.
             DamagedFile: a file of the folder is not what was written there.
         """
-        with reported(self._engine):
+        with reported(self.engine):
             failures = 0
             while True:
                 rows = read_run(folder)
@@ -134,12 +129,12 @@ class Store:
     def ingest_if_new(self, folder: RunFolder) -> None:
         """Take in a run folder unless it has been since its run ended; raises as `ingest`."""
         query = select(RunRow.done_sha256).where(RunRow.fingerprint == cell_of(folder).get("fingerprint"))
-        with reported(self._engine), Session(self._engine) as session:
+        with reported(self.engine), Session(self.engine) as session:
             known = session.execute(query).one_or_none()
         if known is None or known.done_sha256 is None or known.done_sha256 != digest(folder.result()):
             self.ingest(folder)
 
-    # --- answering ---------------------------------------------------------------------------------------------------
+    # --- queries ---------------------------------------------------------------------------------------------------
 
     def runs(self, *, protocol: str | None = None, bits: bool = False) -> list[RunRow]:
         """Return runs with protocol, checkpoints and outcomes, ordered by protocol, suite, method, seed.
@@ -154,7 +149,7 @@ class Store:
         )
         if protocol is not None:
             query = query.where(RunRow.protocol_fingerprint.istartswith(protocol, autoescape=True))
-        with reported(self._engine), Session(self._engine) as session:
+        with reported(self.engine), Session(self.engine) as session:
             return sorted(session.scalars(query), key=ORDER)
 
     def curves(self, runs: Collection[str]) -> dict[str, list[Epoch]]:
@@ -163,7 +158,7 @@ class Store:
         query = select(table.c.run, *(table.c[name] for name in Epoch._fields)).order_by(table.c.run, table.c.epoch)
         found: defaultdict[str, list[Epoch]] = defaultdict(list)
         names = sorted(runs)
-        with reported(self._engine), self._engine.connect() as connection:
+        with reported(self.engine), self.engine.connect() as connection:
             for start in range(0, len(names), AT_ONCE):
                 for run, *values in connection.execute(query.where(table.c.run.in_(names[start : start + AT_ONCE]))):
                     found[run].append(Epoch._make(values))
@@ -171,7 +166,7 @@ class Store:
 
     def list_runs(self) -> list[dict[str, Any]]:
         """Return one line of plain data for every run, ordered as `runs`."""
-        with reported(self._engine), Session(self._engine) as session:
+        with reported(self.engine), Session(self.engine) as session:
             runs = sorted(session.scalars(select(RunRow)), key=ORDER)
         return [
             {
@@ -201,7 +196,7 @@ class Store:
             selectinload(RunRow.curve),
             selectinload(RunRow.checkpoints).selectinload(CheckpointRow.outcomes),
         )
-        with reported(self._engine), Session(self._engine) as session:
+        with reported(self.engine), Session(self.engine) as session:
             found = sorted(session.scalars(select(RunRow.folder).where(matches)))
             if not found:
                 raise NothingMeasured(f"no run begins with '{name:.100}'; `bench list runs` names them")

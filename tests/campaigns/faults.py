@@ -21,7 +21,7 @@ from bench.errors import DamagedFile
 from bench.storage.checkpoints import Checkpoints
 from bench.storage.run_folder import RunFolder, run_folders
 from bench.storage.store import Store
-from bench.storage.verify_folder import damage_of
+from bench.storage.verify import folder_damage
 
 from .processes import SECONDS, Act, Bed, Operations, epochs_begun, start, warm
 
@@ -115,7 +115,7 @@ def test_a_disk_that_fails_at_any_operation_loses_nothing(bed, error, lasting):
         assert run.wait() == 0, f"after operation {at}: {run.said}"
         assert bed.state(results) == expected, f"operation {at}"
         for folder in run_folders(results):
-            assert damage_of(folder) == [], f"operation {at}"
+            assert folder_damage(folder) == [], f"operation {at}"
         shutil.rmtree(results)
     shutil.rmtree(whole)
     print(f"\n{count.count} operations failed with {error}; exit codes: {dict(codes)}")
@@ -136,7 +136,7 @@ def test_whatever_is_damaged_is_seen_and_reaches_no_leaderboard(undisturbed, tmp
             data = path.read_bytes()
             for changed in damaged(data, chance):
                 path.write_bytes(changed)
-                damage = damage_of(folder)
+                damage = folder_damage(folder)
                 with suppress(DamagedFile):
                     store.ingest(folder)
                     counts["taken in"] += 1
@@ -149,7 +149,7 @@ def test_whatever_is_damaged_is_seen_and_reaches_no_leaderboard(undisturbed, tmp
                     store.ingest(folder)  # or it would be damage that only this sees
             path.write_bytes(data)
             counts["files"] += 1
-    assert damage_of(folder) == []
+    assert folder_damage(folder) == []
     print(f"\ndamage: {dict(counts)}; none reached a figure")
 
 

@@ -19,7 +19,7 @@ from bench.execution.executor import Paths
 from bench.execution.local import Allocation, LocalExecutor
 from bench.execution.plan import plan
 from bench.execution.watch import Watcher
-from bench.storage.cleanup import ingest
+from bench.storage.ingest import ingest_results
 from bench.storage.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))  # workers import it by its name
@@ -80,7 +80,7 @@ def test_a_thousand_cells_a_hundred_at_once(results: Path, tmp_path: Path, monke
 
 def test_a_thousand_runs_are_taken_in(results: Path, tmp_path: Path) -> None:
     began = time.monotonic()
-    taken = ingest(results, f"sqlite:///{tmp_path}/again.sqlite")
+    taken = ingest_results(results, f"sqlite:///{tmp_path}/again.sqlite")
     seconds = time.monotonic() - began
     size = (tmp_path / "again.sqlite").stat().st_size
     print(

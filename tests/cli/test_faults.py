@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from bench.storage.run_folder import run_folders
-from bench.storage.verify_folder import damage_of
+from bench.storage.verify import folder_damage
 
 from ..campaigns.processes import Act, Bed, Operations, epochs_begun, start, warm
 
@@ -53,7 +53,7 @@ def test_a_failing_disk_loses_nothing(bed, undisturbed, error, lasting):
         assert "Traceback" not in run.said
         assert bed.command(results, *ONE).wait() == 0, f"operation {at}"
         assert bed.state(results) == expected, f"operation {at}"
-        assert [damage_of(folder) for folder in run_folders(results)] == [[]]
+        assert [folder_damage(folder) for folder in run_folders(results)] == [[]]
         shutil.rmtree(results)
 
 

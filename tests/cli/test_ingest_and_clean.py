@@ -30,7 +30,7 @@ def test_a_store_is_lost_and_made_again(bench, suite, tmp_path):
     doctor = bench("doctor", "--results", results)
     assert doctor.code == 2
     assert re.search(rf"^BAD  runs +{re.escape(str(weights))} is damaged", doctor.out, re.MULTILINE)
-    assert "--rerun failed` mends it" in doctor.out
+    assert "--rerun failed` repairs it" in doctor.out
 
     record = next(results.glob("runs/*/outcomes/*.json"))
     record.write_text("")

@@ -19,7 +19,7 @@ from bench.models.small_cnn import small_cnn
 from bench.storage import run_folder
 from bench.storage.checkpoints import Checkpoints
 from bench.storage.run_folder import RunFolder
-from bench.storage.verify_folder import damage_of
+from bench.storage.verify import folder_damage
 from bench.testing.conformance import curve
 from bench.training.trainer import Trainer
 
@@ -276,7 +276,7 @@ def test_training_goes_back_one_epoch_where_the_last_is_damaged(interrupted, tmp
     assert incident in folder.log.read_text()
     assert curve(folder.epochs()) == curve(whole.epochs())
     assert Checkpoints(folder.checkpoints).entries == Checkpoints(whole.checkpoints).entries
-    assert damage_of(folder) == []
+    assert folder_damage(folder) == []
 
 
 def test_with_nothing_to_go_back_to_the_cell_fails_and_can_be_run_anew(interrupted, tmp_path):

@@ -24,7 +24,7 @@ def take(take, store):
         folder = take(*args, done=CLASSES | (done or {}), **kwargs)
         if curve is not None:
             name = folder.cell()["fingerprint"]
-            with Session(store._engine) as session, session.begin():
+            with Session(store.engine) as session, session.begin():
                 session.query(EpochRow).filter_by(run=name).delete()
                 session.add_all(epoch(name, number, *values) for number, values in enumerate(curve))
                 for checkpoint, at in (epochs or {}).items():
@@ -239,7 +239,7 @@ def test_agreement_at_best_under_the_ranking_attack(take, made):
 def test_a_store_that_changed_meanwhile(take, store):
     folder = take()
     (board,) = leaderboards(store)
-    with Session(store._engine) as session, session.begin():
+    with Session(store.engine) as session, session.begin():
         session.get(RunRow, folder.cell()["fingerprint"]).status = "interrupted"
     with pytest.raises(BenchError, match="has changed"):
         figures(store, board)
@@ -254,7 +254,7 @@ def test_a_thousand_runs_take_about_a_second(store):
     finals = protocol.identity()["evaluation"]["final"]
     random = np.random.default_rng(0)
     verdicts = [pack(random.random(10_000) < 0.5) for _ in range(7)]
-    with Session(store._engine) as session, session.begin():
+    with Session(store.engine) as session, session.begin():
         session.add(ProtocolRow(fingerprint=protocol.fingerprint, content=protocol.identity()))
         session.flush()
         runs, epochs, checkpoints, outcomes = [], [], [], []

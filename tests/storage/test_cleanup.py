@@ -3,7 +3,8 @@
 import pytest
 
 from bench.errors import BenchError, NothingMeasured
-from bench.storage.cleanup import ingest, removable, remove
+from bench.storage.cleanup import removable, remove
+from bench.storage.ingest import ingest_results
 from bench.storage.run_folder import run_folders
 from bench.storage.store import Store
 
@@ -19,16 +20,16 @@ def test_a_lost_store_is_made_again_row_by_row(make_run, results, store_url):
     for table in ("outcome", "checkpoint", "epoch", "run", "protocol", "alembic_version"):
         execute(store_url, f"DROP TABLE {table}")
     make_run(seed=3).archive()
-    assert [item.damage for item in ingest(results, store_url)] == [None, None, None]
+    assert [item.damage for item in ingest_results(results, store_url)] == [None, None, None]
     assert contents(store_url) == before
-    assert [item.damage for item in ingest(results, store_url)] == [None, None, None]
+    assert [item.damage for item in ingest_results(results, store_url)] == [None, None, None]
     assert contents(store_url) == before
 
 
 def test_a_damaged_folder_stops_no_other(make_run, results, store_url):
     bad, good = make_run(seed=0), make_run(seed=1)
     (bad.path / "done.json").write_text("{")
-    taken = ingest(results, store_url)
+    taken = ingest_results(results, store_url)
     assert [item.name for item in taken] == [bad.path.name, good.path.name]
     assert "done.json is damaged" in taken[0].damage
     with Store(store_url) as store:
@@ -38,7 +39,7 @@ def test_a_damaged_folder_stops_no_other(make_run, results, store_url):
 def test_without_a_run_folder_no_store_is_made(results):
     (results / "runs" / "something").mkdir(parents=True)
     with pytest.raises(NothingMeasured, match="there is no run folder in"):
-        ingest(results, None)
+        ingest_results(results, None)
     assert not (results / "bench.sqlite").exists()
 
 

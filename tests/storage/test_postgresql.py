@@ -14,6 +14,7 @@ from bench.errors import BenchError, DamagedFile
 from bench.storage import database
 from bench.storage.database import NoStore
 from bench.storage.store import Store
+from bench.storage.verify import database_damage
 from bench.utils.files import read_record, write_record
 
 from ..cli.conftest import bench, suite
@@ -209,7 +210,7 @@ def test_a_damaged_page(server, store, store_url, make_run):
         (server.data / path).write_bytes(b"\xff" * 8192)
     finally:
         server.start()
-    (problem,) = store.damage()
+    (problem,) = database_damage(store.engine)
     assert "cannot be used: invalid page in block 0" in problem
     assert problem.endswith("; drop its tables and run `bench ingest`")
     with pytest.raises(BenchError, match="cannot be used: invalid page in block 0"):
@@ -261,7 +262,7 @@ def test_a_server_that_goes_away_is_one_sentence_until_it_is_back(server, store,
         for ask in (store.runs, store.list_runs, store.describe, lambda: store.ingest(folder)):
             with pytest.raises(BenchError, match=r"^the postgresql store 127.0.0.1/test\d+ cannot be used: conn"):
                 ask()
-        assert "cannot be used" in store.damage()[0]
+        assert "cannot be used" in database_damage(store.engine)[0]
     finally:
         server.start()
     store.ingest(folder)
@@ -332,7 +333,7 @@ def test_a_reader_sees_one_state(store, store_url, make_run):
 
 
 def test_reading_writes_nothing(store):
-    with pytest.raises(InternalError, match="read-only transaction"), store._engine.begin() as connection:
+    with pytest.raises(InternalError, match="read-only transaction"), store.engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM run")
 
 
@@ -346,7 +347,7 @@ def test_writers_that_wait_see_what_the_one_before_wrote(server, store_url):
     with Store(store_url) as store:
         for engine, expected in (
             (store._writing, ("read committed", "off")),
-            (store._engine, ("repeatable read", "on")),
+            (store.engine, ("repeatable read", "on")),
         ):
             with engine.begin() as connection:
                 shown = [connection.exec_driver_sql(f"SHOW {name}").scalar() for name in SETTINGS]

@@ -13,10 +13,11 @@ from sqlalchemy.orm import Session
 
 from bench.attacks.outcome import unpack
 from bench.errors import BenchError, DamagedFile, NothingMeasured
-from bench.storage.ingest import read_run
+from bench.storage.rows import read_run
 from bench.storage.run_folder import RunFolder
 from bench.storage.schema import EpochRow, ProtocolRow
 from bench.storage.store import Store
+from bench.storage.verify import database_damage
 from bench.utils.files import fingerprint, read_record, write_record
 
 from .conftest import contents, empty, protocol_of
@@ -177,7 +178,7 @@ def test_outcomes_of_other_weights(make_run, store):
     store.ingest(folder)  # as a run that takes over another's training leaves it before the weights have come
     assert set(store.runs()[0].checkpoints["last"].outcomes) == {"pgd-1", "autoattack-2"}
     folder.finish("finished")
-    with pytest.raises(DamagedFile, match=r"last\.clean-0\.json judges other weights"):
+    with pytest.raises(DamagedFile, match=r"last\.clean-0\.json is of other weights"):
         store.ingest(folder)
 
 
@@ -387,7 +388,7 @@ def test_processes_create_and_fill_a_store_together(make_run, store_url, process
     assert [worker.exitcode for worker in workers] == [0] * processes
     together = contents(store_url)
     with Store(store_url) as store:
-        assert store.damage() == []
+        assert database_damage(store.engine) == []
         assert len(store.runs()) == runs
         empty(store_url)
         for folder in folders:

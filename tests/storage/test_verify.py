@@ -9,11 +9,10 @@ from sqlalchemy import create_engine, make_url
 from bench.config.suite import load_suite
 from bench.errors import DamagedFile
 from bench.execution.worker import Job, execute
-from bench.storage.cleanup import ingest
+from bench.storage.ingest import ingest_results
 from bench.storage.run_folder import RunFolder
 from bench.storage.store import Store
-from bench.storage.verify import MEND_RUN, MEND_STORE, verify
-from bench.storage.verify_folder import damage_of
+from bench.storage.verify import REPAIR_RUN, REPAIR_STORE, folder_damage, verify
 
 from .conftest import empty
 
@@ -37,7 +36,7 @@ def original(tmp_path_factory, request):
 def ran(original, results, store_url):
     """A copy of it, and its store."""
     shutil.copytree(original, results, dirs_exist_ok=True)
-    ingest(results, store_url)
+    ingest_results(results, store_url)
     return results
 
 
@@ -70,14 +69,14 @@ def tamper(url, statement):
 @pytest.mark.parametrize(
     ("statement", "sentence"),
     [
-        ("UPDATE outcome SET accuracy = accuracy + 0.01 WHERE checkpoint = 'best'", "is not that of its 500 verdicts"),
-        ('UPDATE outcome SET "right" = "right" + 1 WHERE attack = \'clean\'', "is not that of its 500 verdicts"),
-        ("UPDATE outcome SET correct = NO_BITS", "is not that of its 500 verdicts"),
-        ("UPDATE run SET method = 'fomo'", "is not what the folder holds"),
-        ("UPDATE epoch SET test_robust = 0.9", "is not what the folder holds"),
-        ("UPDATE checkpoint SET sha256 = '0'", "is not what the folder holds"),
-        ("UPDATE protocol SET content = '{}'", "its protocol is not the one of its fingerprint"),
-        ("DELETE FROM outcome WHERE checkpoint = 'last'", "is not what the folder holds"),
+        ("UPDATE outcome SET accuracy = accuracy + 0.01 WHERE checkpoint = 'best'", "does not match its 500 images"),
+        ('UPDATE outcome SET "right" = "right" + 1 WHERE attack = \'clean\'', "does not match its 500 images"),
+        ("UPDATE outcome SET correct = NO_BITS", "does not match its 500 images"),
+        ("UPDATE run SET method = 'fomo'", "differs from its folder"),
+        ("UPDATE epoch SET test_robust = 0.9", "differs from its folder"),
+        ("UPDATE checkpoint SET sha256 = '0'", "differs from its folder"),
+        ("UPDATE protocol SET content = '{}'", "its protocol does not match its fingerprint"),
+        ("DELETE FROM outcome WHERE checkpoint = 'last'", "differs from its folder"),
         ("DELETE FROM run WHERE seed = 1", "has a row in 'epoch' whose 'run' is missing; "),
         ("DELETE FROM run WHERE seed = 1", "has a row in 'checkpoint' whose 'run' is missing; "),
         ("DELETE FROM checkpoint", "has a row in 'outcome' whose 'checkpoint' is missing; "),
@@ -96,7 +95,7 @@ def ran_on_postgresql(original, results, server):
     """A copy of the results folder, and its store in PostgreSQL: its URL."""
     shutil.copytree(original, results, dirs_exist_ok=True)
     with server.database() as name:
-        ingest(results, server.url(name))
+        ingest_results(results, server.url(name))
         yield server.url(name)
 
 
@@ -124,11 +123,11 @@ def test_a_run_that_was_not_taken_in(ran, store_url):
     gone = next(ran.glob("runs/*-seed1-*"))
     kept = gone.rename(ran / "elsewhere")
     empty(store_url)
-    ingest(ran, store_url)
+    ingest_results(ran, store_url)
     kept.rename(gone)
     (problem,) = problems(ran, store_url)
     assert problem.startswith("runs/pgd-at-seed1-")
-    assert problem.endswith(f"is not in the store; {MEND_STORE}")
+    assert problem.endswith(f"is not in the store; {REPAIR_STORE}")
 
 
 def test_a_damaged_folder(ran, store_url):
@@ -136,7 +135,7 @@ def test_a_damaged_folder(ran, store_url):
     path.write_bytes(path.read_bytes()[:-1])
     (problem,) = problems(ran, store_url)
     assert problem.startswith(f"{path} is damaged: its bytes do not match its SHA-256")
-    assert problem.endswith(MEND_RUN)
+    assert problem.endswith(REPAIR_RUN)
 
 
 def test_a_run_that_goes_on_may_lag_behind(ran, store_url):
@@ -153,7 +152,7 @@ def test_runs_whose_folders_are_elsewhere_are_counted(ran, store_url):
 
 def test_a_damaged_database(original, results):
     shutil.copytree(original, results, dirs_exist_ok=True)
-    ingest(results, None)
+    ingest_results(results, None)
     path = results / "bench.sqlite"
     assert not path.with_name("bench.sqlite-wal").exists()
     data = bytearray(path.read_bytes())
@@ -184,5 +183,5 @@ def test_no_damage_reaches_a_figure(original, results, part):
             if fresh.runs():
                 assert fresh.show_run(name) == before
             else:
-                assert damage_of(folder)[0].startswith(f"{path} is damaged")
+                assert folder_damage(folder)[0].startswith(f"{path} is damaged")
         path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""What `damage_of` sees in a run folder: every file that a figure rests on."""
+"""What `folder_damage` sees in a run folder: every file that a figure rests on."""
 
 import shutil
 
@@ -7,7 +7,7 @@ import pytest
 from bench.config.suite import load_suite
 from bench.execution.worker import Job, execute
 from bench.storage.run_folder import RunFolder
-from bench.storage.verify_folder import damage_of
+from bench.storage.verify import folder_damage
 from bench.utils.files import read_record, write_record
 
 
@@ -39,13 +39,13 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_every_file_is_seen_to_be_damaged(folder, change):
-    assert damage_of(folder) == []
+    assert folder_damage(folder) == []
     files = [path for path in sorted(folder.path.rglob("*")) if path.is_file()]
     assert len(files) > 10
     for path in files:
         before = path.read_bytes()
         path.write_bytes(change(before))
-        damage = damage_of(folder)
+        damage = folder_damage(folder)
         path.write_bytes(before)
         if path.name in DISPLAYED:
             assert damage == []
@@ -64,18 +64,18 @@ def test_a_missing_file_is_seen(folder):
     ):
         kept = path.read_bytes()
         path.unlink()
-        assert damage_of(folder)[0].startswith(sentence)
+        assert folder_damage(folder)[0].startswith(sentence)
         path.write_bytes(kept)
-    assert damage_of(folder) == []
+    assert folder_damage(folder) == []
 
 
 def test_an_outcome_of_other_weights_is_seen(folder):
     path = next(folder.outcomes.glob("best.*"))
     write_record(path, read_record(path) | {"weights_sha256": "0" * 64})
-    assert damage_of(folder) == [f"{path} judges other weights than those of its checkpoint"]
+    assert folder_damage(folder) == [f"{path} is of other weights than those of its checkpoint"]
 
 
 def test_a_link_is_seen(folder, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (folder.path / "more").symlink_to(tmp_path / "elsewhere")
-    assert damage_of(folder)[0].startswith(f"{folder.path / 'more'} is a symbolic link")
+    assert folder_damage(folder)[0].startswith(f"{folder.path / 'more'} is a symbolic link")
