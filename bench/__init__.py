@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; a test compares it with _PUBLIC
     from bench.attacks.pgd import cross_entropy as cross_entropy
-    from bench.attacks.pgd import mode as mode
     from bench.attacks.pgd import pgd as pgd
+    from bench.attacks.pgd import train_mode as train_mode
     from bench.config.cell import Cell as Cell
     from bench.config.cell import ExternalModel as ExternalModel
+    from bench.config.hyperparameters import CanonicalValue as CanonicalValue
     from bench.config.hyperparameters import MethodInfo as MethodInfo
     from bench.config.hyperparameters import MethodParams as MethodParams
-    from bench.config.hyperparameters import Origin as Origin
-    from bench.config.hyperparameters import sourced as sourced
+    from bench.config.hyperparameters import hyperparameter as hyperparameter
     from bench.config.suite import LoadedSuite as LoadedSuite
     from bench.config.suite import load_suite as load_suite
     from bench.data.batches import Batch as Batch
@@ -81,7 +81,7 @@ _PUBLIC = {
     "NotComparable": "bench.errors",
     "NotConforming": "bench.testing.conformance",
     "NothingMeasured": "bench.errors",
-    "Origin": "bench.config.hyperparameters",
+    "CanonicalValue": "bench.config.hyperparameters",
     "RetryPolicy": "bench.execution.driver",
     "Schedule": "bench.training.lr_schedule",
     "Store": "bench.storage.store",
@@ -98,7 +98,7 @@ _PUBLIC = {
     "load_plugin": "bench.registry",
     "load_suite": "bench.config.suite",
     "load_weights": "bench.models.state_dict",
-    "mode": "bench.attacks.pgd",
+    "train_mode": "bench.attacks.pgd",
     "move_towards": "bench.models.weight_averaging",
     "outcomes_frame": "bench.reporting.frames",
     "pgd": "bench.attacks.pgd",
@@ -107,7 +107,7 @@ _PUBLIC = {
     "results_frame": "bench.reporting.frames",
     "run_suite": "bench.execution.driver",
     "running_statistics_kept": "bench.models.weight_averaging",
-    "sourced": "bench.config.hyperparameters",
+    "hyperparameter": "bench.config.hyperparameters",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -10,14 +10,14 @@ This file is an example: a complete method outside the benchmark. A suite loads 
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import Batch, Method, MethodInfo, MethodParams, sourced
+from bench import Batch, Method, MethodInfo, MethodParams, hyperparameter
 
 
 class Params(MethodParams):
     """How much of a label is given away."""
 
-    smoothing: float = sourced(
-        0.1, unit="share of the label", source="paper", ge=0, lt=1, note="spread over all classes equally"
+    smoothing: float = hyperparameter(
+        0.1, unit="share of the label", provenance="paper", ge=0, lt=1, note="spread over all classes equally"
     )
 
 

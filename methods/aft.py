@@ -18,41 +18,43 @@ from torch import Tensor, nn
 from bench import (
     Batch,
     BenchError,
+    CanonicalValue,
     Method,
     MethodInfo,
     MethodParams,
-    Origin,
     Schedule,
     file_sha256,
+    hyperparameter,
     load_weights,
-    sourced,
 )
 
 
 class Params(MethodParams):
     """The two phases."""
 
-    pretraining: float = sourced(
-        0.5, unit="share of training", source="declared", gt=0, le=10,
+    pretraining: float = hyperparameter(
+        0.5, unit="share of training", provenance="declared", gt=0, le=10,
         note="natural epochs: 100 where the protocol has 200; none with initial_weights",
     )  # fmt: skip
-    finetuning: float = sourced(
-        0.05, unit="share of training", source="declared", gt=0, le=10,
+    finetuning: float = hyperparameter(
+        0.05, unit="share of training", provenance="declared", gt=0, le=10,
         note="adversarial epochs: 10 where the protocol has 200",
     )  # fmt: skip
-    peak: float = sourced(
-        0.05, unit="learning rate", source="declared", gt=0, note="highest rate of fine-tuning: half the protocol's",
-        by_dataset={"svhn": Origin(0.005, "declared")},
+    peak: float = hyperparameter(
+        0.05, unit="learning rate", provenance="declared", gt=0, note="highest fine-tuning rate: half the protocol's",
+        by_dataset={"svhn": CanonicalValue(0.005, "declared")},
     )  # fmt: skip
-    rise: float = sourced(
-        0.4, unit="share of fine-tuning", source="declared", gt=0, lt=1, note="linear from 0 to the peak"
+    rise: float = hyperparameter(
+        0.4, unit="share of fine-tuning", provenance="declared", gt=0, lt=1, note="linear from 0 to the peak"
     )
-    floor: float = sourced(0.01, unit="share of the peak", source="declared", gt=0, le=1, note="rate at the end")
-    initial_weights: str | None = sourced(
-        None, unit="path", source="declared", note="a state dict (safetensors, or a plain torch file) to start from"
+    floor: float = hyperparameter(
+        0.01, unit="share of the peak", provenance="declared", gt=0, le=1, note="rate at the end"
     )
-    initial_sha256: str | None = sourced(
-        None, unit="-", source="declared", note="digest of that file, filled in: other weights make another cell"
+    initial_weights: str | None = hyperparameter(
+        None, unit="path", provenance="declared", note="a state dict (safetensors, or a plain torch file) to start from"
+    )
+    initial_sha256: str | None = hyperparameter(
+        None, unit="-", provenance="declared", note="digest of that file, filled in: other weights make another cell"
     )
 
     @model_validator(mode="before")

@@ -14,14 +14,14 @@ from typing import Any
 
 from torch import nn
 
-from bench import Method, MethodInfo, MethodParams, frozen_copy, move_towards, recompute_statistics, sourced
+from bench import Method, MethodInfo, MethodParams, frozen_copy, hyperparameter, move_towards, recompute_statistics
 
 
 class EMAParams(MethodParams):
     """How long the average remembers."""
 
-    decay: float = sourced(
-        0.999, unit="1", source="code", ge=0, lt=1,
+    decay: float = hyperparameter(
+        0.999, unit="1", provenance="code", ge=0, lt=1,
         note="share of the average that step t (from 0) keeps: min((1 + t) / (10 + t), decay)",
     )  # fmt: skip
 
@@ -62,8 +62,8 @@ class EMA(Method[EMAParams]):
 class SWAParams(MethodParams):
     """When averaging starts."""
 
-    start: float = sourced(
-        0.275, unit="share of training", source="code", ge=0, lt=1, note="first epoch averaged: 55 of 200"
+    start: float = hyperparameter(
+        0.275, unit="share of training", provenance="code", ge=0, lt=1, note="first epoch averaged: 55 of 200"
     )
 
 

@@ -8,13 +8,15 @@ Weight Perturbation Helps Robust Generalization, NeurIPS 2020).
 import torch
 from torch import Tensor
 
-from bench import Batch, Method, MethodInfo, MethodParams, running_statistics_kept, sourced
+from bench import Batch, Method, MethodInfo, MethodParams, hyperparameter, running_statistics_kept
 
 
 class Params(MethodParams):
     """How far the weights are moved."""
 
-    gamma: float = sourced(0.01, unit="share of the tensor's norm", source="code", gt=0, lt=1, note="size of the step")
+    gamma: float = hyperparameter(
+        0.01, unit="share of the tensor's norm", provenance="code", gt=0, lt=1, note="size of the step"
+    )
 
 
 class AWP(Method[Params]):

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import Batch, Method, MethodInfo, MethodParams, Origin, sourced
+from bench import Batch, CanonicalValue, Method, MethodInfo, MethodParams, hyperparameter
 
 PAPER = "Lin, Yu, Han, Liu, ICLR 2024"
 
 
-def by_setting(cifar10: Sequence[Any], cifar100: Sequence[Any], svhn: Sequence[Any]) -> dict[str, Origin]:
+def by_setting(cifar10: Sequence[Any], cifar100: Sequence[Any], svhn: Sequence[Any]) -> dict[str, CanonicalValue]:
     """Return the released code's values, each (natural, multi-step, single-step).
 
     Tiny ImageNet takes CIFAR-100's, since a loss grows with the number of classes; other data take CIFAR-10's.
@@ -25,22 +25,26 @@ def by_setting(cifar10: Sequence[Any], cifar100: Sequence[Any], svhn: Sequence[A
     settings = ("natural", "multi_step", "single_step")
     known = {"cifar10": cifar10, "cifar100": cifar100, "svhn": svhn}
     code = {
-        f"{dataset}/{setting}": Origin(value, "code")
+        f"{dataset}/{setting}": CanonicalValue(value, "code")
         for dataset, values in known.items()
         for setting, value in zip(settings, values, strict=True)
     }
     tiny = {
-        f"tiny_imagenet/{setting}": Origin(value, "declared") for setting, value in zip(settings, cifar100, strict=True)
+        f"tiny_imagenet/{setting}": CanonicalValue(value, "declared")
+        for setting, value in zip(settings, cifar100, strict=True)
     }
-    others = {"*/natural": Origin(cifar10[0], "declared"), "*/single_step": Origin(cifar10[2], "declared")}
+    others = {
+        "*/natural": CanonicalValue(cifar10[0], "declared"),
+        "*/single_step": CanonicalValue(cifar10[2], "declared"),
+    }
     return {**code, **tiny, **others}
 
 
 class Params(MethodParams):
     """What counts as over-memorised."""
 
-    threshold: float = sourced(
-        1.5, unit="nats", source="declared", ge=0, note="natural loss below which a sample is over-memorised",
+    threshold: float = hyperparameter(
+        1.5, unit="nats", provenance="declared", ge=0, note="natural loss below which a sample is over-memorised",
         by_dataset=by_setting((0.2, 1.5, 2.0), (0.45, 4.0, 4.6), (0.02, 0.75, 1.0)),
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bench import Batch, MethodInfo, sourced
+from bench import Batch, MethodInfo, hyperparameter
 from methods.dom import DOM, PAPER, Params, by_setting
 
 
@@ -31,7 +31,7 @@ class DOMAugment(DOM):
         pixels = group.all_gather(images.mul(255).round().to(torch.uint8))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=random)))
-            changed: Tensor = group.cut(augment(pixels))
+            changed: Tensor = group.shard(augment(pixels))
         return changed.to(images.dtype).div(255).contiguous(memory_format=torch.channels_last)
 
     operation: ClassVar[str]
@@ -62,24 +62,24 @@ TRIES = "the last one is taken as it is"
 class AugMixParams(Params):
     """How over-memorised samples are augmented."""
 
-    blend: float = sourced(
-        0.5, unit="1", source="declared", ge=0, le=1, note=BLEND,
+    blend: float = hyperparameter(
+        0.5, unit="1", provenance="declared", ge=0, le=1, note=BLEND,
         by_dataset=by_setting((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     )  # fmt: skip
-    tries: int = sourced(
-        2, unit="tries", source="declared", ge=1, note=TRIES, by_dataset=by_setting((3, 2, 5), (2, 2, 5), (3, 4, 4))
+    tries: int = hyperparameter(
+        2, unit="tries", provenance="declared", ge=1, note=TRIES, by_dataset=by_setting((3, 2, 5), (2, 2, 5), (3, 4, 4))
     )
 
 
 class RandAugmentParams(Params):
     """How over-memorised samples are augmented."""
 
-    blend: float = sourced(
-        0.0, unit="1", source="declared", ge=0, le=1, note=BLEND,
+    blend: float = hyperparameter(
+        0.0, unit="1", provenance="declared", ge=0, le=1, note=BLEND,
         by_dataset=by_setting((0.1, 0.0, 0.1), (0.1, 0.0, 0.1), (0.5, 0.25, 0.1)),
     )  # fmt: skip
-    tries: int = sourced(
-        2, unit="tries", source="declared", ge=1, note=TRIES, by_dataset=by_setting((3, 2, 3), (2, 2, 3), (3, 2, 4))
+    tries: int = hyperparameter(
+        2, unit="tries", provenance="declared", ge=1, note=TRIES, by_dataset=by_setting((3, 2, 3), (2, 2, 3), (3, 2, 4))
     )
 
 

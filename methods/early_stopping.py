@@ -8,14 +8,14 @@ construction.
 
 from collections.abc import Sequence
 
-from bench import EpochRecord, Method, MethodInfo, MethodParams, sourced
+from bench import EpochRecord, Method, MethodInfo, MethodParams, hyperparameter
 
 
 class Params(MethodParams):
     """When to stop."""
 
-    patience: float = sourced(
-        0.1, unit="share of training", source="declared", gt=0, le=1,
+    patience: float = hyperparameter(
+        0.1, unit="share of training", provenance="declared", gt=0, le=1,
         note="time without a better validation accuracy, counted from the first rate drop: 20 of 200 epochs",
     )  # fmt: skip
 

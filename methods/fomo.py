@@ -18,37 +18,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import Batch, Method, MethodInfo, MethodParams, frozen_copy, move_towards, sourced
+from bench import Batch, Method, MethodInfo, MethodParams, frozen_copy, hyperparameter, move_towards
 
 
 class Params(MethodParams):
     """The phases of FOMO."""
 
-    fraction: float = sourced(
-        0.035, unit="share of weights", source="declared", gt=0, lt=1,
+    fraction: float = hyperparameter(
+        0.035, unit="share of weights", provenance="declared", gt=0, lt=1,
         note="re-initialised at each forgetting; 3.5 % and 5 % are both quoted",
     )  # fmt: skip
-    later_parts: int = sourced(
-        3, unit="parts", source="declared", ge=1,
+    later_parts: int = hyperparameter(
+        3, unit="parts", provenance="declared", ge=1,
         note="last parts of the network that forget: two stages and the classifier",
     )  # fmt: skip
-    relearning: float = sourced(
-        0.025, unit="share of training", source="declared", gt=0, le=1,
+    relearning: float = hyperparameter(
+        0.025, unit="share of training", provenance="declared", gt=0, le=1,
         note="time between forgettings: 5 of 200 epochs, one epoch at least",
     )  # fmt: skip
-    consolidation: float = sourced(
-        0.2, unit="probability", source="secondary", gt=0, le=1, note="of averaging after a step"
+    consolidation: float = hyperparameter(
+        0.2, unit="probability", provenance="secondary", gt=0, le=1, note="of averaging after a step"
     )
-    decay: float = sourced(
-        0.999, unit="1", source="secondary", ge=0, lt=1,
+    decay: float = hyperparameter(
+        0.999, unit="1", provenance="secondary", ge=0, lt=1,
         note="of the average: min(1 - 1/(t+1), decay), t averagings so far (declared)",
     )  # fmt: skip
-    clean_consistency: float = sourced(
-        1.0, unit="1", source="secondary", ge=0, note="weight of KL(stable, working), clean"
+    clean_consistency: float = hyperparameter(
+        1.0, unit="1", provenance="secondary", ge=0, note="weight of KL(stable, working), clean"
     )
-    robust_consistency: float = sourced(1.0, unit="1", source="secondary", ge=0, note="the same on adversarial images")
-    evaluate: Literal["stable", "working"] = sourced(
-        "stable", unit="-", source="declared", note="model that is reported"
+    robust_consistency: float = hyperparameter(
+        1.0, unit="1", provenance="secondary", ge=0, note="the same on adversarial images"
+    )
+    evaluate: Literal["stable", "working"] = hyperparameter(
+        "stable", unit="-", provenance="declared", note="model that is reported"
     )
 
 

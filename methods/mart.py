@@ -11,14 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import Batch, Method, MethodInfo, MethodParams, cross_entropy, sourced
+from bench import Batch, Method, MethodInfo, MethodParams, cross_entropy, hyperparameter
 
 
 class Params(MethodParams):
     """The trade-off."""
 
-    beta: float = sourced(5.0, unit="1", source="code", ge=0, note="weight of the divergence")
-    start: float = sourced(0.001, unit="pixel range", source="code", ge=0, note="standard deviation of the start")
+    beta: float = hyperparameter(5.0, unit="1", provenance="code", ge=0, note="weight of the divergence")
+    start: float = hyperparameter(
+        0.001, unit="pixel range", provenance="code", ge=0, note="standard deviation of the start"
+    )
 
 
 class MART(Method[Params]):

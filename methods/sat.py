@@ -10,14 +10,14 @@ from typing import Literal
 
 from torch import nn
 
-from bench import ACTIVATIONS, Method, MethodInfo, MethodParams, replace_relu, sourced
+from bench import ACTIVATIONS, Method, MethodInfo, MethodParams, hyperparameter, replace_relu
 
 
 class Params(MethodParams):
     """Which smooth function."""
 
-    activation: Literal["silu", "gelu", "elu", "softplus", "mish", "smooth_relu"] = sourced(
-        "silu", unit="-", source="code",
+    activation: Literal["silu", "gelu", "elu", "softplus", "mish", "smooth_relu"] = hyperparameter(
+        "silu", unit="-", provenance="code",
         note="SiLU: the best trade-off on ImageNet; gelu: tanh form; softplus: beta 10 (secondary)",
     )  # fmt: skip
 

@@ -13,17 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import Batch, Method, MethodInfo, MethodParams, cross_entropy, mode, sourced
+from bench import Batch, Method, MethodInfo, MethodParams, cross_entropy, hyperparameter, train_mode
 
 
 class Params(MethodParams):
     """The ensemble and its weight."""
 
-    momentum: float = sourced(0.9, unit="1", source="code", ge=0, lt=1, note="share of the average that an epoch keeps")
-    weight: float = sourced(300.0, unit="1", source="code", ge=0, note="largest weight of the squared error")
-    start: float = sourced(0.45, unit="share of training", source="code", ge=0, lt=1, note="first epoch: 90 of 200")
-    ramp: float = sourced(
-        0.3, unit="share of training", source="code", gt=0, le=1, note="rise of the weight: 60 of 200"
+    momentum: float = hyperparameter(
+        0.9, unit="1", provenance="code", ge=0, lt=1, note="share of the average that an epoch keeps"
+    )
+    weight: float = hyperparameter(300.0, unit="1", provenance="code", ge=0, note="largest weight of the squared error")
+    start: float = hyperparameter(
+        0.45, unit="share of training", provenance="code", ge=0, lt=1, note="first epoch: 90 of 200"
+    )
+    ramp: float = hyperparameter(
+        0.3, unit="share of training", provenance="code", gt=0, le=1, note="rise of the weight: 60 of 200"
     )
 
 
@@ -53,7 +57,7 @@ class TE(Method[Params]):
     def perturb(self, batch: Batch) -> Tensor:
         """Take the clean predictions into the ensemble, then attack cross-entropy and squared error together."""
         if self.active:
-            with torch.no_grad(), mode(self.model, train=False):
+            with torch.no_grad(), train_mode(self.model, enabled=False):
                 predicted = self.model(batch.images).float().softmax(1)
             kept = self.params.momentum
             mixed = kept * self.ensemble[batch.index] + (1 - kept) * predicted

@@ -10,14 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import Batch, Method, MethodInfo, MethodParams, mode, sourced
+from bench import Batch, Method, MethodInfo, MethodParams, hyperparameter, train_mode
 
 
 class Params(MethodParams):
     """The trade-off."""
 
-    beta: float = sourced(6.0, unit="1", source="code", ge=0, note="weight of the divergence")
-    start: float = sourced(0.001, unit="pixel range", source="code", ge=0, note="standard deviation of the start")
+    beta: float = hyperparameter(6.0, unit="1", provenance="code", ge=0, note="weight of the divergence")
+    start: float = hyperparameter(
+        0.001, unit="pixel range", provenance="code", ge=0, note="standard deviation of the start"
+    )
 
 
 class TRADES(Method[Params]):
@@ -34,7 +36,7 @@ class TRADES(Method[Params]):
     data_parallel = True
 
     def perturb(self, batch: Batch) -> Tensor:
-        with torch.no_grad(), mode(self.model, train=False):
+        with torch.no_grad(), train_mode(self.model, enabled=False):
             clean = F.log_softmax(self.model(batch.images), 1)
         return self.attack(
             batch,

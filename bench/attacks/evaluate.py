@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from bench.attacks.autoattack import PASSES, Cascade, CascadeState, Tick
 from bench.attacks.outcome import Outcome
-from bench.attacks.pgd import cross_entropy, frozen, margin, mode, pgd, random_start
+from bench.attacks.pgd import cross_entropy, frozen_parameters, margin, pgd, random_start, train_mode
 from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, Threat
 from bench.data.batches import to_float
 from bench.data.dataset import Images
 from bench.utils.cuda_graphs import Recorder, replayed
-from bench.utils.distributed import SINGLE_PROCESS, Group
+from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.utils.rng import generator
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def correct_under(
     threat: Threat,
     random: torch.Generator,
     tick: Tick = _silent,
-    group: Group = SINGLE_PROCESS,
+    group: ProcessGroup = SINGLE_PROCESS,
     recorder: Recorder | None = None,
 ) -> Tensor:
     """Return, for each image, whether the network in eval mode stays right under `attack`: bool, [n], on the device.
@@ -62,7 +62,7 @@ def correct_under(
     def stands(x: Tensor, labels: Tensor) -> Tensor:
         return _stands(model, x, labels, attack, threat, random)
 
-    with mode(model, train=False), frozen(model):
+    with train_mode(model, enabled=False), frozen_parameters(model):
         batches = _batches(images)
         own, passed = range(group.rank, len(batches), group.size), 0
         for number, pixels in zip(own, images.read([batches[number] for number in own]), strict=True):
@@ -75,7 +75,7 @@ def correct_under(
                 replay = _recorded(recorder, stands, x, labels, random)
             correct[index] = (replay if replay and whole else stands)(x, labels).to(torch.uint8)
             tick(min(passed * EVALUATION_BATCH, len(images)), len(images))
-    group.add(correct)
+    group.all_reduce(correct)
     return correct.bool()
 
 
@@ -214,7 +214,7 @@ def evaluate(
     with exact_arithmetic():
         if isinstance(attack, AutoAttack):
             cascade = Cascade(model, threat, attack, EVALUATION_SEED)
-            with mode(model, train=False), frozen(model):
+            with train_mode(model, enabled=False), frozen_parameters(model):
                 pixels = to_float(torch.cat(list(chosen.read(_batches(chosen)))))
                 final = cascade.run(pixels, chosen.labels, state, commit, tick)
                 detail = {"accuracy_after": final.accuracy_after, "doubts": cascade.doubts(pixels, final)}

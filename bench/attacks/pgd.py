@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.config.attacks import Threat
-from bench.utils.distributed import SINGLE_PROCESS, Group
+from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 
 Objective = Callable[[Tensor], Tensor]
 """From logits [n, classes] to the scalar that the attack raises: a sum over the batch, so images do not interact."""
@@ -35,7 +35,7 @@ def margin(labels: Tensor) -> Objective:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
+def frozen_parameters(model: nn.Module) -> Iterator[None]:
     """Within, no parameter of `model` needs a gradient, so a third of a convolution's work is saved."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in parameters:
@@ -48,16 +48,16 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def mode(model: nn.Module, *, train: bool) -> Iterator[None]:
+def train_mode(model: nn.Module, *, enabled: bool) -> Iterator[None]:
     """Within, the network is in train mode (batch statistics) or in eval mode; each module's own mode is restored."""
-    switched = [module for module in model.modules() if module.training != train]
+    switched = [module for module in model.modules() if module.training != enabled]
     for module in switched:
-        module.training = train
+        module.training = enabled
     try:
         yield
     finally:
         for module in switched:
-            module.training = not train
+            module.training = not enabled
 
 
 def project(perturbation: Tensor, threat: Threat) -> Tensor:
@@ -67,18 +67,20 @@ def project(perturbation: Tensor, threat: Threat) -> Tensor:
     return perturbation * (threat.eps / _l2(perturbation)).clamp(max=1)
 
 
-def random_start(images: Tensor, threat: Threat, random: torch.Generator, group: Group = SINGLE_PROCESS) -> Tensor:
+def random_start(
+    images: Tensor, threat: Threat, random: torch.Generator, group: ProcessGroup = SINGLE_PROCESS
+) -> Tensor:
     """Return `images` plus a random point of the ball, clipped to [0, 1].
 
     Linf: uniform in the cube. L2: a uniform direction with a uniform radius, as in the released code of Rice et al.
     (uniform along the radius, not in the volume). `images` may be this process's part of those that `group` has.
     """
     if threat.norm == "linf":
-        noise = group.drawn_like(images, lambda noise: noise.uniform_(-threat.eps, threat.eps, generator=random))
+        noise = group.draw_like(images, lambda noise: noise.uniform_(-threat.eps, threat.eps, generator=random))
     else:
-        noise = group.drawn_like(images, lambda noise: noise.normal_(generator=random))
+        noise = group.draw_like(images, lambda noise: noise.normal_(generator=random))
         count = group.size * len(images)
-        radius = group.cut(torch.rand(count, 1, 1, 1, generator=random, device=images.device))
+        radius = group.shard(torch.rand(count, 1, 1, 1, generator=random, device=images.device))
         noise *= threat.eps * radius / _l2(noise)
     return (images + noise).clamp_(0, 1)
 
@@ -95,8 +97,8 @@ def pgd(
 ) -> Tensor:
     """Return the last iterate of gradient ascent on `objective(model(x))` over the ball around `images`.
 
-    Only input gradients are computed if the caller has frozen the parameters (`frozen`). The mode of the network is
-    the caller's.
+    Only input gradients are computed if the caller has frozen the parameters (`frozen_parameters`). The caller sets the
+    mode of the network.
 
     Args:
         images: float, [n, channels, height, width], in [0, 1].

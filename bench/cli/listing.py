@@ -99,13 +99,20 @@ def show_method(name: str) -> dict[str, Any]:
     method = METHODS.get(name)
     canonical = method.Params.canonical("", "multi_step")
     parameters: list[dict[str, Any]] = []
-    for field, known in method.Params.sources().items():
+    for field, declared in method.Params.hyperparameters().items():
         value = canonical[field].value if field in canonical else None
-        defaults = [(value, "any", known.source)]
-        defaults += [(origin.value, key, origin.source) for key, origin in known.by_dataset.items()]
+        defaults = [(value, "any", declared.provenance)]
+        defaults += [(value, key, provenance) for key, (value, provenance) in declared.by_dataset.items()]
         parameters += [
-            {"name": field, "default": value, "unit": known.unit, "for": key, "source": source, "note": known.note}
-            for value, key, source in defaults
+            {
+                "name": field,
+                "default": value,
+                "unit": declared.unit,
+                "for": key,
+                "source": provenance,
+                "note": declared.note,
+            }
+            for value, key, provenance in defaults
         ]
     stated = ("name", "title", "description", "paper", "year", "version", "final_is_best")
     return {**{key: getattr(method.info, key) for key in stated}, "parameters": parameters}

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from bench.config.base import Number, Settings, named
-from bench.config.hyperparameters import Setting
+from bench.config.base import BaseConfig, Number, named
+from bench.config.hyperparameters import AttackRegime
 
 
-class Threat(Settings):
+class Threat(BaseConfig):
     """What the adversary may do to an image in [0, 1]."""
 
     norm: Literal["linf", "l2"]
@@ -25,7 +25,7 @@ class Threat(Settings):
         return self
 
 
-class TrainingAttack(Settings):
+class TrainingAttack(BaseConfig):
     """How training images are perturbed: projected gradient ascent on the cross-entropy, or not at all."""
 
     name: Literal["pgd", "none"] = "pgd"
@@ -37,7 +37,7 @@ class TrainingAttack(Settings):
     """Mode of the network while crafting. In train mode batch statistics are used and running ones are updated."""
 
     @property
-    def setting(self) -> Setting:
+    def regime(self) -> AttackRegime:
         if self.name == "none":
             return "natural"
         return "single_step" if self.steps == 1 else "multi_step"
@@ -47,7 +47,7 @@ _TrainingAttackInput = TrainingAttack | Literal["pgd", "none"]
 NamedTrainingAttack = Annotated[TrainingAttack, BeforeValidator(named, json_schema_input_type=_TrainingAttackInput)]
 
 
-class Clean(Settings):
+class Clean(BaseConfig):
     """No attack."""
 
     name: Literal["clean"] = "clean"
@@ -57,7 +57,7 @@ class Clean(Settings):
         return "Clean"
 
 
-class FGSM(Settings):
+class FGSM(BaseConfig):
     """One step as long as the ball is wide, from the image along the sign of the gradient; in L2 along the gradient.
 
     Goodfellow, Shlens and Szegedy, Explaining and harnessing adversarial examples, 2015.
@@ -72,7 +72,7 @@ class FGSM(Settings):
         return "FGSM"
 
 
-class _Ascent(Settings):
+class _Ascent(BaseConfig):
     """What attacks by projected gradient ascent against the network in eval mode have in common."""
 
     steps: int = Field(20, ge=1, le=10_000)
@@ -129,7 +129,7 @@ STANDARD: tuple[AutoAttackPart, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
 """AutoAttack's standard version."""
 
 
-class AutoAttack(Settings):
+class AutoAttack(BaseConfig):
     """AutoAttack: apgd-ce, apgd-t, fab-t and square in a cascade, with the official parameters.
 
     Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks,

@@ -92,7 +92,7 @@ Indices = Annotated[str, BeforeValidator(parse_indices, json_schema_input_type=s
 """A set of indices from 0, written as ranges with both ends included: "0-3999" or "0-99,500-599"."""
 
 
-class Settings(BaseModel):
+class BaseConfig(BaseModel):
     """A frozen group of settings. An unknown key is an error that names the nearest known one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from bench.config.base import Settings
-from bench.config.hyperparameters import Source
+from bench.config.base import BaseConfig
+from bench.config.hyperparameters import Provenance
 from bench.config.protocol import Name, Protocol, Seed
 from bench.utils.files import fingerprint
 
 
-class ResolvedMethod(Settings):
+class ResolvedMethod(BaseConfig):
     """A method with every parameter filled in."""
 
     name: Name
@@ -20,8 +20,8 @@ class ResolvedMethod(Settings):
     label: str
     custom: bool
     """Some parameter differs from the canonical one."""
-    origin: Source | None
-    """The weakest origin among the canonical parameters that are in force; None for a method without parameters."""
+    origin: Provenance | None
+    """The least reliable provenance of the canonical values in use; None for a method without hyperparameters."""
     final_is_best: bool
     """The last model is the best one by definition, so the gap is zero by construction."""
 
@@ -30,7 +30,7 @@ EVALUATED = "evaluated"
 """The method of networks that were trained elsewhere and only evaluated here; its parameters say which network."""
 
 
-class ExternalModel(Settings):
+class ExternalModel(BaseConfig):
     """A network trained elsewhere: where it is, and what must be known to build it."""
 
     source: str
@@ -43,7 +43,7 @@ class ExternalModel(Settings):
     """Local folder of RobustBench's zoo."""
 
 
-class Cell(Settings):
+class Cell(BaseConfig):
     """One (protocol, method with parameters, seed): the unit of work."""
 
     protocol: Protocol

@@ -1,7 +1,7 @@
-"""Parameters that say where their value comes from.
+"""Hyperparameters of methods, each with the provenance of its value.
 
-Every hyper-parameter of a method is a field declared with `sourced`: its default, the unit, the defaults of
-particular datasets, and the origin of each figure.
+Every hyperparameter of a method is a field declared with `hyperparameter`: its default, its unit, the values for
+particular datasets, and where each value was read.
 """
 
 from __future__ import annotations
@@ -13,48 +13,47 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from pydantic import Field
 from pydantic_core import PydanticUndefined
 
-from bench.config.base import Settings
+from bench.config.base import BaseConfig
 
-Source = Literal["paper", "code", "log", "secondary", "declared"]
-"""Where a figure was read. paper: in the paper; code: in the authors' released code; log: recomputed from a released
+Provenance = Literal["paper", "code", "log", "secondary", "declared"]
+"""Where a value was read. paper: in the paper; code: in the authors' released code; log: recomputed from a released
 training log; secondary: as quoted by others; declared: our choice, because no readable source gives it."""
 
-SOURCES: tuple[Source, ...] = ("paper", "code", "log", "secondary", "declared")  # from the firmest to the weakest
+PROVENANCES: tuple[Provenance, ...] = ("paper", "code", "log", "secondary", "declared")  # most to least reliable
 
-SourceT = TypeVar("SourceT", bound=str)  # a `Source`, or one that a database returned
+ProvenanceT = TypeVar("ProvenanceT", bound=str)  # a `Provenance`, or the text that a database returned
 
-Setting = Literal["natural", "single_step", "multi_step"]
-"""The kind of training attack, which some papers give parameters for: none, one step, or several."""
+AttackRegime = Literal["natural", "single_step", "multi_step"]
+"""The kind of training attack that a paper gives hyperparameters for: none, one step, or several steps."""
 
 
-class Origin(NamedTuple):
-    """A value and where it comes from."""
+class CanonicalValue(NamedTuple):
+    """A value and its provenance."""
 
     value: Any
-    source: Source
+    provenance: Provenance
 
 
 @dataclass(frozen=True)
-class Sourced:
-    """What is known of one parameter: unit, origin, note, and its values for particular datasets.
+class Hyperparameter:
+    """Unit, provenance and note of one field, and its values for particular datasets.
 
-    `by_dataset` maps a dataset's name ("svhn"), or name and setting ("cifar10/single_step"), to a value with its
-    source, and "*/single_step" to one for any other dataset; the more particular one wins, and the field's default
-    serves the rest.
+    `by_dataset` maps a dataset ("svhn"), a dataset and an attack regime ("cifar10/single_step"), or an attack regime on
+    any other dataset ("*/single_step") to a value. The most specific key wins; the field's default applies elsewhere.
     """
 
     unit: str
-    source: Source
+    provenance: Provenance
     note: str
-    by_dataset: Mapping[str, Origin]
+    by_dataset: Mapping[str, CanonicalValue]
 
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """What a method is, for listings and leaderboards.
+    """Name and description of a method, for listings and leaderboards.
 
-    `version` is part of every cell's identity: raise it when the algorithm changes, so that older runs are not taken
-    for newer ones. `final_is_best`: the method's last model is its best one by definition, so its gap is zero by
+    `version` is part of every cell's identity: raise it when the algorithm changes, so that runs of older versions are
+    not reused. `final_is_best`: the method's last model is its best one by definition, so its gap is zero by
     construction.
     """
 
@@ -67,63 +66,60 @@ class MethodInfo:
     final_is_best: bool = False
 
 
-class MethodParams(Settings):
-    """The frozen parameters of a method; subclasses declare each field with `sourced`."""
+class MethodParams(BaseConfig):
+    """The frozen hyperparameters of a method; subclasses declare each field with `hyperparameter`."""
 
     @classmethod
-    def sources(cls) -> dict[str, Sourced]:
-        """Return what is known of each field.
+    def hyperparameters(cls) -> dict[str, Hyperparameter]:
+        """Return unit, provenance and note of each field.
 
         Raises:
-            TypeError: a field was not declared with `sourced` (a bug in the method's file).
+            TypeError: a field was not declared with `hyperparameter` (a bug in the method's file).
         """
-        found = {}
+        declared = {}
         for name, field in cls.model_fields.items():
-            known = [item for item in field.metadata if isinstance(item, Sourced)]
-            if len(known) != 1:
-                raise TypeError(f"{cls.__qualname__}.{name} does not say where its value comes from; use sourced(...)")
-            found[name] = known[0]
-        return found
+            metadata = [item for item in field.metadata if isinstance(item, Hyperparameter)]
+            if len(metadata) != 1:
+                raise TypeError(f"{cls.__qualname__}.{name} states no provenance; declare it with hyperparameter(...)")
+            declared[name] = metadata[0]
+        return declared
 
     @classmethod
-    def canonical(cls, dataset: str, setting: Setting) -> dict[str, Origin]:
-        """Return the canonical value of each field that has one, for this dataset and training setting."""
+    def canonical(cls, dataset: str, regime: AttackRegime) -> dict[str, CanonicalValue]:
+        """Return the canonical value of each field that has one, for this dataset and attack regime."""
         values = {}
-        for name, known in cls.sources().items():
-            default = cls.model_fields[name].default
-            origin = Origin(default, known.source)
-            for key in (f"{dataset}/{setting}", dataset, f"*/{setting}"):
-                if key in known.by_dataset:
-                    origin = known.by_dataset[key]
-                    break
-            if origin.value is not PydanticUndefined:
-                values[name] = origin
+        for name, declared in cls.hyperparameters().items():
+            default = CanonicalValue(cls.model_fields[name].default, declared.provenance)
+            keys = (f"{dataset}/{regime}", dataset, f"*/{regime}")
+            value = next((declared.by_dataset[key] for key in keys if key in declared.by_dataset), default)
+            if value.value is not PydanticUndefined:
+                values[name] = value
         return values
 
 
-def sourced(
+def hyperparameter(
     default: Any = ...,
     *,
     unit: str,
-    source: Source,
+    provenance: Provenance,
     note: str = "",
-    by_dataset: Mapping[str, Origin] | None = None,
+    by_dataset: Mapping[str, CanonicalValue] | None = None,
     **constraints: Any,
 ) -> Any:
-    """Declare a parameter of a method. `constraints` are pydantic's (`ge`, `lt`, ...).
+    """Declare a hyperparameter of a method. `constraints` are pydantic's (`ge`, `lt`, ...).
 
     Args:
-        default: the value where no dataset's own is known.
+        default: the value for datasets without a value of their own.
         unit: "epochs", "share of weights", "1" for a plain number, "-" for a choice.
-        source: where the default was read.
-        note: one line on what it does or why this value.
-        by_dataset: values for particular datasets or for a dataset and setting; see `Sourced`.
+        provenance: where the default was read.
+        note: one line on its effect, or on the choice of the value.
+        by_dataset: values for particular datasets, or for a dataset and an attack regime; see `Hyperparameter`.
     """
     field = Field(default, **constraints)
-    field.metadata.append(Sourced(unit, source, note, dict(by_dataset or {})))
+    field.metadata.append(Hyperparameter(unit, provenance, note, dict(by_dataset or {})))
     return field
 
 
-def weakest(sources: Iterable[SourceT]) -> SourceT | None:
-    """Return the least firm of `sources`, or None where there are none."""
-    return max(sources, key=SOURCES.index, default=None)
+def least_reliable(provenances: Iterable[ProvenanceT]) -> ProvenanceT | None:
+    """Return the least reliable of `provenances`, or None if there are none."""
+    return max(provenances, key=PROVENANCES.index, default=None)

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from bench.config.attacks import PGD, AutoAttack, Clean, FinalAttack, NamedTrainingAttack, Threat, TrainingAttack
-from bench.config.base import Indices, Number, Settings, named, parse_indices, ranges
+from bench.config.base import BaseConfig, Indices, Number, named, parse_indices, ranges
 from bench.utils.files import fingerprint
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$", max_length=100)]
@@ -35,14 +35,14 @@ def _count_or_indices(value: Any) -> int | str:
     return count
 
 
-class Subset(Settings):
+class Subset(BaseConfig):
     """Which of a dataset's images to use, by their official indices; a part that is left out is used whole."""
 
     train: Indices | None = None
     test: Indices | None = None
 
 
-class Files(Settings):
+class Files(BaseConfig):
     """Images of your own, for the datasets `image_folder` and `npz`, which state nothing themselves."""
 
     path: Name
@@ -67,7 +67,7 @@ class Files(Settings):
         return self
 
 
-class DatasetSettings(Settings):
+class DatasetSettings(BaseConfig):
     """Which images, and how the training images are split."""
 
     name: Name
@@ -92,7 +92,7 @@ class DatasetSettings(Settings):
         return sum(map(len, ranges(self.validation)))
 
 
-class Crop(Settings):
+class Crop(BaseConfig):
     """Pad every side, then cut a window of the original size at a uniformly random place."""
 
     name: Literal["crop"] = "crop"
@@ -100,13 +100,13 @@ class Crop(Settings):
     mode: Literal["reflect", "zero"] = "reflect"
 
 
-class Flip(Settings):
+class Flip(BaseConfig):
     """Mirror left and right with probability one half."""
 
     name: Literal["flip"] = "flip"
 
 
-class Rotate(Settings):
+class Rotate(BaseConfig):
     """Turn about the centre by an angle drawn uniformly from both directions; what comes in from outside is zero."""
 
     name: Literal["rotate"] = "rotate"
@@ -122,7 +122,7 @@ Augmentation = Annotated[_Augmentation, BeforeValidator(named, json_schema_input
 # --- training and evaluation -----------------------------------------------------------------------------------------
 
 
-class Optimizer(Settings):
+class Optimizer(BaseConfig):
     """Stochastic gradient descent; weight decay acts on all parameters, batch normalisation included."""
 
     name: Literal["sgd"] = "sgd"
@@ -132,7 +132,7 @@ class Optimizer(Settings):
     nesterov: bool = False
 
 
-class Piecewise(Settings):
+class Piecewise(BaseConfig):
     """The full rate, multiplied by `factor` at each milestone, a share of training."""
 
     name: Literal["piecewise"] = "piecewise"
@@ -147,14 +147,14 @@ class Piecewise(Settings):
         return milestones
 
 
-class Cyclic(Settings):
+class Cyclic(BaseConfig):
     """Linear from 0 to the full rate at `peak`, a share of training, and back to 0 at the end."""
 
     name: Literal["cyclic"] = "cyclic"
     peak: Number = Field(0.5, gt=0, lt=1)
 
 
-class Constant(Settings):
+class Constant(BaseConfig):
     """The full rate throughout."""
 
     name: Literal["constant"] = "constant"
@@ -165,7 +165,7 @@ _ScheduleInput = _Schedule | Literal["piecewise", "cyclic", "constant"]
 ScheduleSettings = Annotated[_Schedule, BeforeValidator(named, json_schema_input_type=_ScheduleInput)]
 
 
-class Training(Settings):
+class Training(BaseConfig):
     """The recipe that every method of the suite shares."""
 
     epochs: int = Field(ge=1, le=100_000)
@@ -179,7 +179,7 @@ class Training(Settings):
     """bf16: convolutions and products in bfloat16; parameters, optimiser state, batch statistics, loss in fp32."""
 
 
-class Track(Settings):
+class Track(BaseConfig):
     """What is measured after every epoch, and selects `best` and `best_on_test`."""
 
     attack: PGD = PGD(steps=10)
@@ -194,7 +194,7 @@ class Track(Settings):
         return attack
 
 
-class Evaluation(Settings):
+class Evaluation(BaseConfig):
     """How checkpoints are judged."""
 
     track: Track = Track()
@@ -208,7 +208,7 @@ class Evaluation(Settings):
         return final
 
 
-class Protocol(Settings):
+class Protocol(BaseConfig):
     """Everything that is equal for all methods of a suite. Equal fingerprints mean comparable figures."""
 
     dataset: Annotated[DatasetSettings, BeforeValidator(named, json_schema_input_type=DatasetSettings | str)]

@@ -12,16 +12,16 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from bench import registry
-from bench.config.base import Settings, named
+from bench.config.base import BaseConfig, named
 from bench.config.cell import EVALUATED, Cell, ResolvedMethod
-from bench.config.hyperparameters import MethodInfo, MethodParams, weakest
+from bench.config.hyperparameters import MethodInfo, MethodParams, least_reliable
 from bench.config.messages import sentence
 from bench.config.protocol import Crop, Name, Protocol, Seed
 from bench.config.yaml_file import Location, SuiteFile, read_suite_file
 from bench.errors import BenchError, did_you_mean
 
 
-class MethodEntry(Settings):
+class MethodEntry(BaseConfig):
     """One row of the suite: a method, perhaps with parameters of its own."""
 
     name: Name
@@ -32,7 +32,7 @@ class MethodEntry(Settings):
 MethodRow = Annotated[MethodEntry, BeforeValidator(named, json_schema_input_type=MethodEntry | str)]
 
 
-class Execution(Settings):
+class Execution(BaseConfig):
     """How the cells are run; never part of an identity."""
 
     threads: int | None = Field(None, ge=1, le=1024)
@@ -78,10 +78,10 @@ def resolve_method(suite: Suite, entry: MethodEntry) -> ResolvedMethod:
     try:
         info: MethodInfo = method.info
         declared: type[MethodParams] = method.Params
-        canonical = declared.canonical(suite.dataset.name, suite.training.attack.setting)
+        canonical = declared.canonical(suite.dataset.name, suite.training.attack.regime)
     except (AttributeError, TypeError) as error:
         raise BenchError(f"'{entry.name}' is not a method as bench.training.method describes one: {error}") from error
-    values = {name: origin.value for name, origin in canonical.items()}
+    values = {name: value for name, (value, _) in canonical.items()}
     params = declared.model_validate({**values, **entry.params}).model_dump(mode="json")
     reference = declared.model_validate({**entry.params, **values}).model_dump(mode="json")
     changed = {name for name, value in params.items() if name not in values or reference[name] != value}
@@ -91,7 +91,7 @@ def resolve_method(suite: Suite, entry: MethodEntry) -> ResolvedMethod:
         params=params,
         label=entry.label or info.title,
         custom=bool(changed),
-        origin=weakest([origin.source for name, origin in canonical.items() if name not in changed]),
+        origin=least_reliable(provenance for name, (_, provenance) in canonical.items() if name not in changed),
         final_is_best=info.final_is_best,
     )
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from bench.config.protocol import Augmentation, Crop, Flip, Rotate
-from bench.utils.distributed import SINGLE_PROCESS, Group
+from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 
 
 def augment(
-    pixels: Tensor, steps: Sequence[Augmentation], random: torch.Generator, group: Group = SINGLE_PROCESS
+    pixels: Tensor, steps: Sequence[Augmentation], random: torch.Generator, group: ProcessGroup = SINGLE_PROCESS
 ) -> Tensor:
     """Return the images augmented, all at once.
 
@@ -48,7 +48,7 @@ Move = tuple[Tensor, Tensor, Tensor | None]
 """Row and column that each pixel shows, int64, and whether it lies outside; broadcast, [n, height, width]."""
 
 
-def _crop(step: Crop, group: Group, n: int, height: int, width: int, random: torch.Generator) -> Move:
+def _crop(step: Crop, group: ProcessGroup, n: int, height: int, width: int, random: torch.Generator) -> Move:
     """Move the window by offsets of at most the padding.
 
     `reflect` mirrors without repeating the border pixel, as torch's padding of that name does.
@@ -56,7 +56,7 @@ def _crop(step: Crop, group: Group, n: int, height: int, width: int, random: tor
     device = random.device
     shape = (2, group.size * n, 1)
     drawn = torch.randint(-step.padding, step.padding + 1, shape, generator=random, device=device)
-    offset = group.cut(drawn, dim=1)
+    offset = group.shard(drawn, dim=1)
     rows = (torch.arange(height, device=device) + offset[0])[:, :, None]
     columns = (torch.arange(width, device=device) + offset[1])[:, None, :]
     if step.mode == "reflect":
@@ -64,18 +64,18 @@ def _crop(step: Crop, group: Group, n: int, height: int, width: int, random: tor
     return rows.clamp(0, height - 1), columns.clamp(0, width - 1), _beyond(rows, height) | _beyond(columns, width)
 
 
-def _flip(_step: Flip, group: Group, n: int, height: int, width: int, random: torch.Generator) -> Move:
+def _flip(_step: Flip, group: ProcessGroup, n: int, height: int, width: int, random: torch.Generator) -> Move:
     device = random.device
-    flipped = group.cut(torch.rand((group.size * n, 1), generator=random, device=device)) < 0.5
+    flipped = group.shard(torch.rand((group.size * n, 1), generator=random, device=device)) < 0.5
     columns = torch.arange(width, device=device)
     rows = torch.arange(height, device=device)[None, :, None]
     return rows, torch.where(flipped, columns.flip(0), columns)[:, None, :], None
 
 
-def _rotate(step: Rotate, group: Group, n: int, height: int, width: int, random: torch.Generator) -> Move:
+def _rotate(step: Rotate, group: ProcessGroup, n: int, height: int, width: int, random: torch.Generator) -> Move:
     """Turn by the nearest pixel, which is torchvision's default too; a positive angle turns against the clock."""
     device = random.device
-    draws = group.cut(torch.rand((group.size * n, 1, 1), generator=random, device=device))
+    draws = group.shard(torch.rand((group.size * n, 1, 1), generator=random, device=device))
     angle = torch.deg2rad((2 * draws - 1) * step.degrees)
     y = torch.arange(height, device=device)[:, None] - (height - 1) / 2
     x = torch.arange(width, device=device) - (width - 1) / 2
@@ -84,7 +84,7 @@ def _rotate(step: Rotate, group: Group, n: int, height: int, width: int, random:
     return rows.clamp(0, height - 1), columns.clamp(0, width - 1), _beyond(rows, height) | _beyond(columns, width)
 
 
-_MOVES: dict[type, Callable[[Any, Group, int, int, int, torch.Generator], Move]] = {
+_MOVES: dict[type, Callable[[Any, ProcessGroup, int, int, int, torch.Generator], Move]] = {
     Crop: _crop,
     Flip: _flip,
     Rotate: _rotate,

@@ -12,7 +12,7 @@ from bench.config.protocol import Augmentation
 from bench.data.augmentation import augment
 from bench.data.dataset import Images
 from bench.errors import BenchError
-from bench.utils.distributed import SINGLE_PROCESS, Group
+from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.utils.rng import RngStreams
 
 
@@ -51,7 +51,7 @@ class TrainingBatches:
         batch_size: int,
         augmentation: Sequence[Augmentation],
         random: RngStreams,
-        group: Group = SINGLE_PROCESS,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         """Raises: BenchError, if the images do not fill one batch, or it cannot be shared out equally."""
         if 0 < len(images) < batch_size:
@@ -69,7 +69,7 @@ class TrainingBatches:
         labels = self.images.labels
         order = torch.randperm(len(labels), generator=self._random("order"), device=labels.device)
         whole = torch.split(order[: len(self) * self._batch_size], self._batch_size)
-        batches = [self.group.cut(index) for index in whole]
+        batches = [self.group.shard(index) for index in whole]
         for index, pixels in zip(batches, self.images.read(batches), strict=True):
             cut = augment(pixels, self._augmentation, self._random("augmentation"), self.group)
             yield Batch(to_float(cut), labels[index], index)

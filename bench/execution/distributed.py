@@ -33,7 +33,7 @@ from bench.errors import BenchError
 from bench.storage.run_folder import RunFolder
 from bench.training.trainer import Trainer
 from bench.utils.device import out_of_memory, peak_memory, use_device
-from bench.utils.distributed import Group
+from bench.utils.distributed import ProcessGroup
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def _train_part(
         device = torch.device(devices[rank])
         use_device(device, threads)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-        dataset, group = dataset_of(cell.protocol.dataset), Group(rank, len(devices), _add)
+        dataset, group = dataset_of(cell.protocol.dataset), ProcessGroup(rank, len(devices), _add)
         splits = dataset.splits(data).to(device)
         Trainer(cell, dataset, splits, RunFolder.of(cell, results), device, group).run()
         dist.destroy_process_group()

@@ -12,7 +12,7 @@ import torch
 
 from bench import registry
 from bench.attacks.evaluate import evaluated_images, forward_passes
-from bench.attacks.pgd import cross_entropy, frozen, pgd
+from bench.attacks.pgd import cross_entropy, frozen_parameters, pgd
 from bench.config.protocol import Protocol
 from bench.data.dataset import dataset_of
 from bench.errors import NotFound
@@ -79,7 +79,7 @@ def measured_speed(protocol: Protocol, precision: Precision, device: torch.devic
         images = torch.rand(count, *dataset.shape, device=device).contiguous(memory_format=torch.channels_last)
         objective = cross_entropy(torch.zeros(count, dtype=torch.int64, device=device))
         started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"), frozen(network):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"), frozen_parameters(network):
             pgd(network, images, objective, threat=threat, steps=1, step_size=threat.eps, start=None)
         if device.type == "cuda":
             torch.cuda.synchronize(device)

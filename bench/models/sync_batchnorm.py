@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from bench.utils.distributed import Group
+from bench.utils.distributed import ProcessGroup
 
 
-def shared_statistics(group: Group) -> AbstractContextManager[object]:
+def shared_statistics(group: ProcessGroup) -> AbstractContextManager[object]:
     """Return a context within which batch statistics are those of the whole batch, in forward and backward passes.
 
     It holds for every layer that calls `torch.nn.functional.batch_norm`, as torch's and timm's do, in train mode.
@@ -28,7 +28,7 @@ def shared_statistics(group: Group) -> AbstractContextManager[object]:
 
 
 class _Shared(TorchFunctionMode):
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: ProcessGroup) -> None:
         super().__init__()
         self._group = group
 
@@ -70,7 +70,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, images: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: Group
+        ctx: Any, images: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: ProcessGroup
     ) -> tuple[Tensor, Tensor, Tensor, int]:
         over = [0, *range(2, images.dim())]
         own = torch.stack(torch.var_mean(_precise(images), over, correction=0))
@@ -94,7 +94,7 @@ class _Normalise(torch.autograd.Function):
         sums = torch.stack((raised.sum(ctx.over), (raised * centred).sum(ctx.over)))
         to_weight = sums[1] * scale if ctx.needs_input_grad[1] else None
         to_bias = sums[0].clone() if ctx.needs_input_grad[2] else None
-        ctx.group.add(sums)
+        ctx.group.all_reduce(sums)
         shift, slope = sums / ctx.count
         factor = scale if weight is None else scale * weight
         passed = (raised - per_channel(shift) - centred * per_channel(slope * scale.square())) * per_channel(factor)

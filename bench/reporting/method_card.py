@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.config.hyperparameters import MethodInfo, MethodParams, Setting
+from bench.config.hyperparameters import AttackRegime, MethodInfo, MethodParams
 from bench.errors import BenchError
 from bench.registry import METHODS
 from bench.reporting.rows import Row
@@ -34,8 +34,8 @@ class Description:
     caveat: str | None
 
 
-def describe(row: Row, dataset: str, setting: Setting) -> Description:
-    """Describe the method of a row; `dataset` and `setting` (of training) choose its canonical parameters."""
+def describe(row: Row, dataset: str, regime: AttackRegime) -> Description:
+    """Describe the method of a row; `dataset` and attack regime choose its canonical parameters."""
     recorded = tuple(Parameter(name, value) for name, value in row.params.items())
     if row.evaluated_only:
         caveat = "A network that was trained elsewhere and only evaluated here: how it was trained is not known."
@@ -44,7 +44,7 @@ def describe(row: Row, dataset: str, setting: Setting) -> Description:
         kind = METHODS.get(row.method)
         info: MethodInfo = kind.info
         declared: type[MethodParams] = kind.Params
-        sources, canonical = declared.sources(), declared.canonical(dataset, setting)
+        hyperparameters, canonical = declared.hyperparameters(), declared.canonical(dataset, regime)
     except (BenchError, AttributeError, TypeError):
         return Description(
             None,
@@ -60,7 +60,7 @@ def describe(row: Row, dataset: str, setting: Setting) -> Description:
         return Description(info, recorded, caveat)
     try:
         values = declared.model_validate(row.params).model_dump(mode="json")
-        usual = declared.model_validate({**row.params, **{name: origin.value for name, origin in canonical.items()}})
+        usual = declared.model_validate({**row.params, **{name: value for name, (value, _) in canonical.items()}})
     except ValidationError:
         values, usual = {}, None
     if usual is None or values != row.params:
@@ -68,12 +68,16 @@ def describe(row: Row, dataset: str, setting: Setting) -> Description:
     reference = usual.model_dump(mode="json")
     parameters = []
     for name, value in values.items():
-        known = sources[name]
+        hyperparameter = hyperparameters[name]
         if name in canonical and reference[name] == value:
-            parameters.append(Parameter(name, value, known.unit, canonical[name].source, known.note))
+            parameters.append(
+                Parameter(name, value, hyperparameter.unit, canonical[name].provenance, hyperparameter.note)
+            )
         else:
             parameters.append(
-                Parameter(name, value, known.unit, "suite", _instead(known.note, name, reference, canonical))
+                Parameter(
+                    name, value, hyperparameter.unit, "suite", _instead(hyperparameter.note, name, reference, canonical)
+                )
             )
     return Description(info, tuple(parameters), None)
 

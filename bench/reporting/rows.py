@@ -13,7 +13,7 @@ import numpy as np
 from bench.attacks.outcome import Verdicts, unpack
 from bench.config.attacks import STANDARD
 from bench.config.cell import EVALUATED
-from bench.config.hyperparameters import weakest
+from bench.config.hyperparameters import least_reliable
 from bench.reporting.autoattack_flags import Doubt, doubts_of
 from bench.reporting.statistics import (
     CONFIDENCE,
@@ -93,8 +93,8 @@ class Row:
     `seeds` are those that are averaged; without any, `rank` is None and `figures` (one for each attack) is empty.
     `collapsed` seeds are not averaged: their best checkpoint is no better than guessing. `fallen` ones are averaged:
     their best is better, their last is not, which is what the gap measures. `diverged` says in which epoch (from 0) the
-    loss was no longer a number. `origin` is the weakest source of the parameters. `rank_interval`: the ranks that the
-    row may have, see `statistics.rank_intervals`. `doubts`: of all seeds that were measured, averaged or not.
+    loss was no longer a number. `origin` is the least reliable provenance of its parameters. `rank_interval`: the ranks
+    that the row may have, see `statistics.rank_intervals`. `doubts`: of all seeds that were measured, averaged or not.
     """
 
     rank: int | None
@@ -236,7 +236,7 @@ def _row(
         version=first.version,
         params=first.params,
         custom=any(run.custom for run in group),
-        origin=weakest([run.origin for run in group if run.origin is not None]),
+        origin=least_reliable([run.origin for run in group if run.origin is not None]),
         gap_by_construction=first.final_is_best and selection == "validation",
         seeds=tuple(seed.run.seed for seed in kept),
         figures=tuple(_figures(kept, attack) for attack in range(len(kept[0].best))) if kept else (),

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.attacks.evaluate import exact_arithmetic
-from bench.attacks.pgd import cross_entropy, frozen, pgd, random_start
+from bench.attacks.pgd import cross_entropy, frozen_parameters, pgd, random_start
 from bench.data.batches import Batch, TrainingBatches, to_float
 from bench.data.dataset import ImageSet
 from bench.speed import reference
@@ -108,7 +108,7 @@ def changed(
 
     def with_input_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         recipe, start = protocol.training.attack, random_start(x, protocol.threat, starts)
-        with frozen(model):
+        with frozen_parameters(model):
             found = pgd(
                 model, x, cross_entropy(y),
                 threat=protocol.threat, steps=recipe.steps, step_size=recipe.step_size, start=start,

@@ -49,7 +49,7 @@ class RunRow(Base):
     params: Mapped[dict[str, Any]] = mapped_column(JSON)
     custom: Mapped[bool]
     origin: Mapped[str | None] = mapped_column(String(20))
-    """The weakest source among the canonical parameters in force."""
+    """The least reliable provenance among the canonical parameters in force."""
     final_is_best: Mapped[bool]
     seed: Mapped[int]
     status: Mapped[str] = mapped_column(String(20))

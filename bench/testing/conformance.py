@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.attacks.evaluate import correct_under
-from bench.attacks.pgd import frozen
+from bench.attacks.pgd import frozen_parameters
 from bench.config.attacks import Clean
 from bench.config.cell import Cell
 from bench.config.suite import Suite, resolve_method
@@ -126,7 +126,7 @@ def phases(trainer: Trainer, batches: int = BATCHES) -> Iterator[tuple[int, Meth
 
 def crafted(method: Method[Any], batch: Batch) -> tuple[Batch, Tensor, Tensor]:
     """Return the transformed batch, a copy of its images, and the adversarial ones, made as the training step does."""
-    with method.autocast(), frozen(method.model):
+    with method.autocast(), frozen_parameters(method.model):
         with torch.no_grad():
             batch = method.transform(batch)
         before = batch.images.clone()

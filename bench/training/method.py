@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.attacks.pgd import Objective, cross_entropy, mode, pgd, project, random_start
+from bench.attacks.pgd import Objective, cross_entropy, pgd, project, random_start, train_mode
 from bench.config.hyperparameters import MethodInfo, MethodParams
 from bench.config.protocol import Protocol
 from bench.data.batches import Batch, TrainingBatches
 from bench.training.lr_schedule import Schedule
-from bench.utils.distributed import Group
+from bench.utils.distributed import ProcessGroup
 from bench.utils.rng import RngStreams
 
 ParamsT = TypeVar("ParamsT", bound=MethodParams)
@@ -47,7 +47,7 @@ class Context:
     device: torch.device
 
     @property
-    def group(self) -> Group:
+    def group(self) -> ProcessGroup:
         """The processes that share the batches; see `Method.data_parallel`."""
         return self.batches.group
 
@@ -137,7 +137,7 @@ class Method(Generic[ParamsT]):
             return batch.images
         if start is None and settings.random_start:
             start = random_start(batch.images, threat, self.context.random("attack"), self.context.group)
-        with mode(self.model, train=(batch_norm or settings.batch_norm) == "train"):
+        with train_mode(self.model, enabled=(batch_norm or settings.batch_norm) == "train"):
             return pgd(
                 self.model, batch.images, objective,
                 threat=threat, steps=settings.steps, step_size=settings.step_size, start=start,
@@ -146,7 +146,7 @@ class Method(Generic[ParamsT]):
     def gaussian_start(self, images: Tensor, deviation: float) -> Tensor:
         """Return `images` plus Gaussian noise, kept inside the threat model: the start of TRADES and its relatives."""
         random = self.context.random("attack")
-        noise = self.context.group.drawn_like(images, lambda noise: noise.normal_(std=deviation, generator=random))
+        noise = self.context.group.draw_like(images, lambda noise: noise.normal_(std=deviation, generator=random))
         return (images + project(noise, self.context.protocol.threat)).clamp_(0, 1)
 
     def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.attacks.pgd import frozen
+from bench.attacks.pgd import frozen_parameters
 from bench.config.protocol import Optimizer
 from bench.data.batches import Batch
 from bench.training.method import Method
 from bench.utils.cuda_graphs import Recorder, replayed
-from bench.utils.distributed import SINGLE_PROCESS, Group
+from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.utils.rng import HostRandomness
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def sgd(model: nn.Module, settings: Optimizer) -> torch.optim.SGD:
 class Totals:
     """Sums over the steps of an epoch, kept on the device until they are read."""
 
-    def __init__(self, device: torch.device, group: Group = SINGLE_PROCESS) -> None:
+    def __init__(self, device: torch.device, group: ProcessGroup = SINGLE_PROCESS) -> None:
         self._group = group
         self._sums = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
         self._images = 0
@@ -64,7 +64,7 @@ class Totals:
     def read(self) -> tuple[float, float]:
         """Return (mean loss, accuracy on adversarial images) of all processes. Waits for the device."""
         sums = self._sums.clone()
-        self._group.add(sums)
+        self._group.all_reduce(sums)
         loss, right = (sums / max(self._group.size * self._images, 1)).tolist()
         return loss, right
 
@@ -87,7 +87,7 @@ def train_step(
 
 def compute_gradients(method: Method[Any], batch: Batch) -> Losses:
     """Leave the gradients of one whole batch in the parameters: transform, perturb, backward."""
-    with method.autocast(), frozen(method.model):
+    with method.autocast(), frozen_parameters(method.model):
         with torch.no_grad():
             batch = method.transform(batch)
         adversarial = method.perturb(batch)

@@ -22,7 +22,7 @@ from bench.training.build import build_method
 from bench.training.flops import CountedFlops
 from bench.training.step import Steps, Totals
 from bench.utils.cuda_graphs import recorder_of
-from bench.utils.distributed import SINGLE_PROCESS, Group
+from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.utils.rng import RngStreams
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Trainer:
         splits: Splits,
         folder: RunFolder,
         device: torch.device,
-        group: Group = SINGLE_PROCESS,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         """Raises DamagedFile where the epoch before is damaged as well, and BenchError as `build_method` does."""
         self.cell, self.folder, self.device, self.group = cell, folder, device, group
@@ -70,7 +70,7 @@ class Trainer:
             splits.train, self.training.batch_size, self.training.augmentation, self.random, group
         )
         self.checkpoints, damage = load_latest_valid(folder)
-        if damage is not None and group.first:
+        if damage is not None and group.is_main:
             self.checkpoints.save()
             folder.record_incident(
                 f"{damage}; training went back to the end of epoch {self.checkpoints.finished_epochs - 1}"
@@ -113,7 +113,7 @@ class Trainer:
         forked = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=forked), shared_statistics(self.group):
             # For layers that draw from global state, such as dropout: each process its own numbers.
-            torch.manual_seed(self.random.seed("global" if self.group.first else f"global/{self.group.rank}"))
+            torch.manual_seed(self.random.seed("global" if self.group.is_main else f"global/{self.group.rank}"))
             for step, batch in enumerate(self.batches):
                 rate = self.lr_schedule.rate(epoch + (step + 1) / steps)
                 for group in self.optimizer.param_groups:
@@ -142,7 +142,7 @@ class Trainer:
         self._progress(epoch + 1, 0, force=True)
 
     def _progress(self, epoch: int, done: int, *, force: bool = False) -> None:
-        if self.group.first:
+        if self.group.is_main:
             epochs, steps, last, left = self.lr_schedule.epochs, len(self.batches), {}, None
             if self.history:
                 last = {key: self.history[-1][key] for key in LAST_EPOCH}
@@ -152,7 +152,7 @@ class Trainer:
             )
 
     def _beat(self, done: int, of: int, robust: float | None = None) -> None:
-        if self.group.first:
+        if self.group.is_main:
             self.folder.heartbeat()
 
     def _check_equal(self) -> None:
@@ -191,7 +191,7 @@ class Trainer:
             if record[images] and all(record[images]["robust"] > past[images]["robust"] for past in self.history)
         ]
         self.history.append(record)
-        if not self.group.first:
+        if not self.group.is_main:
             return
         self.folder.append_epoch(record)
         entries: dict[str, Entry] = {}
@@ -208,7 +208,7 @@ class Trainer:
 
     def _resume(self) -> None:
         """Continue after the last committed epoch, if there is one."""
-        if self.group.first:
+        if self.group.is_main:
             self.history = self.folder.truncate_epochs(self.checkpoints.finished_epochs)
         else:
             self.history = self.folder.committed_epochs(self.checkpoints.finished_epochs, None)
@@ -226,7 +226,7 @@ class Trainer:
 
     def _finish(self) -> None:
         """Keep the final weights as `last` and drop the resume state."""
-        if not self.group.first:
+        if not self.group.is_main:
             return
         last = self.history[-1]["epoch"]
         if self.method.info.final_is_best:

@@ -18,27 +18,27 @@ def _nothing_to_add(tensor: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Group:
+class ProcessGroup:
     """The `size` processes of one training, of which this is number `rank`.
 
-    `add` replaces a contiguous tensor, of one shape in all processes, by the sum of theirs. All must call it, and
-    whatever here needs it, in the same order.
+    `all_reduce` replaces a contiguous tensor, of one shape in all processes, by the sum over the processes. All of them
+    must make the same calls in the same order.
     """
 
     rank: int = 0
     size: int = 1
-    add: Callable[[Tensor], None] = _nothing_to_add
+    all_reduce: Callable[[Tensor], None] = _nothing_to_add
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that writes files."""
         return self.rank == 0
 
-    def cut(self, whole: Tensor, dim: int = 0) -> Tensor:
+    def shard(self, whole: Tensor, dim: int = 0) -> Tensor:
         """Return this process's part of what belongs to a whole batch; `size` divides its length along `dim`."""
         return whole if self.size == 1 else whole.chunk(self.size, dim)[self.rank]
 
-    def drawn_like(self, part: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+    def draw_like(self, part: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
         """Return random numbers of the shape and layout of `part`, [n, ...], which belongs to a part of a batch.
 
         `draw` fills a tensor of the whole batch, [size · n, ...], and returns it.
@@ -46,7 +46,7 @@ class Group:
         if self.size == 1:
             return draw(torch.empty_like(part))
         shape = (self.size * len(part), *part.shape[1:])
-        return self.cut(draw(torch.empty_strided(shape, part.stride(), dtype=part.dtype, device=part.device)))
+        return self.shard(draw(torch.empty_strided(shape, part.stride(), dtype=part.dtype, device=part.device)))
 
     def all_gather(self, part: Tensor) -> Tensor:
         """Return the parts of all processes, [n, ...] each, one after the other: [size · n, ...]. No gradient flows."""
@@ -54,7 +54,7 @@ class Group:
             return part
         whole = part.new_zeros((self.size, *part.shape))
         whole[self.rank] = part.detach()
-        self.add(whole)  # zeros, where another process has its part: exact
+        self.all_reduce(whole)  # zeros, where another process has its part: exact
         return whole.flatten(0, 1)
 
     def all_reduce_mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -62,10 +62,10 @@ class Group:
         if self.size == 1:
             return list(tensors)
         flat = torch.cat([tensor.flatten() for tensor in tensors]) / self.size
-        self.add(flat)
+        self.all_reduce(flat)
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-SINGLE_PROCESS = Group()
+SINGLE_PROCESS = ProcessGroup()
 """A process that has every batch to itself."""

@@ -6,7 +6,7 @@ from scipy import stats
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.attacks.pgd import frozen, mode, pgd, project, random_start
+from bench.attacks.pgd import frozen_parameters, pgd, project, random_start, train_mode
 from bench.config.attacks import Threat
 from bench.models.small_cnn import SmallCNN
 
@@ -175,10 +175,10 @@ def test_a_start_depends_on_its_generator_alone(threat):
 def test_frozen_restores_each_parameter(network):
     network.conv2.weight.requires_grad_(False)
     before = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
-    with frozen(network):
+    with frozen_parameters(network):
         assert not any(parameter.requires_grad for parameter in network.parameters())
     assert {name: parameter.requires_grad for name, parameter in network.named_parameters()} == before
-    with pytest.raises(RuntimeError, match="in between"), frozen(network):
+    with pytest.raises(RuntimeError, match="in between"), frozen_parameters(network):
         raise RuntimeError("in between")
     assert {name: parameter.requires_grad for name, parameter in network.named_parameters()} == before
 
@@ -189,10 +189,10 @@ def test_mode_restores_each_module(network, train):
     network.bn2.train(train)
     before = {name: module.training for name, module in network.named_modules()}
     assert len(set(before.values())) == 2
-    with mode(network, train=train):
+    with train_mode(network, enabled=train):
         assert {module.training for module in network.modules()} == {train}
     assert {name: module.training for name, module in network.named_modules()} == before
-    with pytest.raises(RuntimeError, match="in between"), mode(network, train=train):
+    with pytest.raises(RuntimeError, match="in between"), train_mode(network, enabled=train):
         raise RuntimeError("in between")
     assert {name: module.training for name, module in network.named_modules()} == before
 
@@ -213,7 +213,7 @@ class Backwards(TorchDispatchMode):
 @BOTH
 def test_only_input_gradients_are_computed(network, threat):
     images, labels = draws(4, 1, 8, 8), torch.arange(4)
-    with Backwards() as backwards, frozen(network):
+    with Backwards() as backwards, frozen_parameters(network):
         pgd(network, images, against(labels), threat=threat, steps=3, step_size=0.05)
     assert backwards.masks == [[True, False, False]] * (3 * 3)
     with Backwards() as backwards:  # without `frozen` there would be more
@@ -225,7 +225,7 @@ def test_only_input_gradients_are_computed(network, threat):
 def test_train_mode_updates_running_statistics_and_eval_mode_does_not(network, train, batches):
     known = {name: value.clone() for name, value in network.named_buffers()}
     images, labels = draws(4, 1, 8, 8), torch.arange(4)
-    with mode(network, train=train), frozen(network):
+    with train_mode(network, enabled=train), frozen_parameters(network):
         pgd(network, images, against(labels), threat=LINF, steps=3, step_size=0.05)
     for name, value in network.named_buffers():
         if name.endswith("num_batches_tracked"):

@@ -2,10 +2,10 @@ import pytest
 from pydantic import Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from bench.config.base import Number, Settings, parse_indices, parse_number, ranges, shown
+from bench.config.base import BaseConfig, Number, parse_indices, parse_number, ranges, shown
 
 
-class Group(Settings):
+class Group(BaseConfig):
     rate: Number = Field(0.5, gt=0)
     """How fast."""
     steps: int = 1

@@ -3,44 +3,48 @@ from itertools import pairwise
 import pytest
 from pydantic import Field, ValidationError
 
-from bench.config.hyperparameters import SOURCES, MethodParams, Origin, sourced, weakest
+from bench.config.hyperparameters import PROVENANCES, CanonicalValue, MethodParams, hyperparameter, least_reliable
 
 
 class Params(MethodParams):
-    alpha: float = sourced(
+    alpha: float = hyperparameter(
         0.1,
         unit="1",
-        source="declared",
+        provenance="declared",
         by_dataset={
-            "cifar10": Origin(0.2, "secondary"),
-            "cifar10/single_step": Origin(0.3, "paper"),
-            "svhn/multi_step": Origin(0.4, "code"),
+            "cifar10": CanonicalValue(0.2, "secondary"),
+            "cifar10/single_step": CanonicalValue(0.3, "paper"),
+            "svhn/multi_step": CanonicalValue(0.4, "code"),
         },
         note="how much",
         ge=0,
     )
-    teacher: str = sourced(unit="-", source="code")
+    teacher: str = hyperparameter(unit="-", provenance="code")
 
 
 @pytest.mark.parametrize(
-    ("dataset", "setting", "origin"),
+    ("dataset", "regime", "value"),
     [
-        ("digits", "multi_step", Origin(0.1, "declared")),
-        ("cifar10", "multi_step", Origin(0.2, "secondary")),
-        ("cifar10", "natural", Origin(0.2, "secondary")),
-        ("cifar10", "single_step", Origin(0.3, "paper")),
-        ("svhn", "multi_step", Origin(0.4, "code")),
-        ("svhn", "single_step", Origin(0.1, "declared")),
+        ("digits", "multi_step", CanonicalValue(0.1, "declared")),
+        ("cifar10", "multi_step", CanonicalValue(0.2, "secondary")),
+        ("cifar10", "natural", CanonicalValue(0.2, "secondary")),
+        ("cifar10", "single_step", CanonicalValue(0.3, "paper")),
+        ("svhn", "multi_step", CanonicalValue(0.4, "code")),
+        ("svhn", "single_step", CanonicalValue(0.1, "declared")),
     ],
 )
-def test_the_most_particular_canonical_value_wins(dataset, setting, origin):
-    assert Params.canonical(dataset, setting) == {"alpha": origin}  # teacher has no canonical value
+def test_the_most_particular_canonical_value_wins(dataset, regime, value):
+    assert Params.canonical(dataset, regime) == {"alpha": value}  # teacher has no canonical value
 
 
-def test_sources_carry_unit_and_note():
-    known = Params.sources()
-    assert (known["alpha"].unit, known["alpha"].note, known["alpha"].source) == ("1", "how much", "declared")
-    assert known["teacher"].source == "code"
+def test_hyperparameters_state_unit_note_and_provenance():
+    declared = Params.hyperparameters()
+    assert (declared["alpha"].unit, declared["alpha"].note, declared["alpha"].provenance) == (
+        "1",
+        "how much",
+        "declared",
+    )
+    assert declared["teacher"].provenance == "code"
 
 
 def test_constraints_are_kept():
@@ -49,16 +53,16 @@ def test_constraints_are_kept():
 
 
 @pytest.mark.parametrize("declared", [0.5, Field(0.5, ge=0)])
-def test_a_value_without_a_source_is_a_bug(declared):
+def test_a_field_without_provenance_is_a_bug(declared):
     class Unsourced(MethodParams):
         alpha: float = declared
 
-    with pytest.raises(TypeError, match=r"Unsourced\.alpha does not say where its value comes from"):
+    with pytest.raises(TypeError, match=r"Unsourced\.alpha states no provenance"):
         Unsourced.canonical("digits", "multi_step")
 
 
-def test_weakest():
-    assert weakest(["paper", "declared", "code"]) == "declared"
-    assert weakest(["log", "paper", "code"]) == "log"
-    assert weakest([]) is None
-    assert [weakest([firm, weak]) for firm, weak in pairwise(SOURCES)] == list(SOURCES[1:])
+def test_least_reliable():
+    assert least_reliable(["paper", "declared", "code"]) == "declared"
+    assert least_reliable(["log", "paper", "code"]) == "log"
+    assert least_reliable([]) is None
+    assert [least_reliable([more, less]) for more, less in pairwise(PROVENANCES)] == list(PROVENANCES[1:])

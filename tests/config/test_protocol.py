@@ -29,11 +29,11 @@ def test_a_name_stands_for_a_mapping():
 
 
 @pytest.mark.parametrize(
-    ("attack", "setting"),
+    ("attack", "regime"),
     [({"name": "none"}, "natural"), ({"steps": 1}, "single_step"), ({"steps": 2}, "multi_step"), ("none", "natural")],
 )
-def test_the_setting_of_a_training_attack(attack, setting):
-    assert Training(epochs=1, attack=attack).attack.setting == setting
+def test_regime_of_a_training_attack(attack, regime):
+    assert Training(epochs=1, attack=attack).attack.regime == regime
 
 
 def test_titles():

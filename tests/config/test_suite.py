@@ -381,20 +381,22 @@ def test_cells_come_in_the_order_of_the_file(load):
 
 PLUGIN = """
 from bench.training.method import Method
-from bench.config.hyperparameters import MethodInfo, MethodParams, Origin, sourced
+from bench.config.hyperparameters import MethodInfo, MethodParams, CanonicalValue, hyperparameter
 
 class MineParams(MethodParams):
-    alpha: float = sourced(0.1, unit="1", source="paper", by_dataset={"digits/multi_step": Origin(0.2, "secondary")})
-    beta: int = sourced(3, unit="epochs", source="code", ge=1)
-    teacher: str = sourced("resnet", unit="-", source="paper")
+    alpha: float = hyperparameter(
+        0.1, unit="1", provenance="paper", by_dataset={"digits/multi_step": CanonicalValue(0.2, "secondary")}
+    )
+    beta: int = hyperparameter(3, unit="epochs", provenance="code", ge=1)
+    teacher: str = hyperparameter("resnet", unit="-", provenance="paper")
 
 class Mine(Method[MineParams]):
     info = MethodInfo(name="mine", title="Mine", description="", paper="", year=2024, version=4)
     Params = MineParams
 
 class NeedyParams(MethodParams):
-    beta: int = sourced(3, unit="epochs", source="code", ge=1)
-    teacher: str = sourced(unit="-", source="paper")
+    beta: int = hyperparameter(3, unit="epochs", provenance="code", ge=1)
+    teacher: str = hyperparameter(unit="-", provenance="paper")
 
 class Needy(Method[NeedyParams]):
     info = MethodInfo(name="needy", title="Needy", description="", paper="", year=2024)

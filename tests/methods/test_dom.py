@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.config.hyperparameters import Origin
+from bench.config.hyperparameters import CanonicalValue
 from bench.data.batches import Batch
 from bench.registry import METHODS
 
@@ -28,13 +28,15 @@ def test_the_published_values(key):
         if augmentation:
             expected |= {"blend": augmentation[0], "tries": augmentation[1]}
         found = METHODS.get(name).Params.canonical(dataset, setting)
-        assert found == {field: Origin(value, "code") for field, value in expected.items()}
+        assert found == {field: CanonicalValue(value, "code") for field, value in expected.items()}
 
 
 @pytest.mark.parametrize("name", ["dom_re", "dom_augmix", "dom_randaugment"])
 def test_a_threshold_for_other_data_is_ours(name):
     for setting, threshold in (("natural", 0.2), ("single_step", 2.0), ("multi_step", 1.5)):
-        assert METHODS.get(name).Params.canonical("digits", setting)["threshold"] == Origin(threshold, "declared")
+        assert METHODS.get(name).Params.canonical("digits", setting)["threshold"] == CanonicalValue(
+            threshold, "declared"
+        )
 
 
 # --- the statistic ---------------------------------------------------------------------------------------------------

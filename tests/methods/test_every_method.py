@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.config.hyperparameters import SOURCES, MethodInfo, MethodParams
+from bench.config.hyperparameters import PROVENANCES, MethodInfo, MethodParams
 from bench.registry import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -35,13 +35,13 @@ def test_it_says_what_it_is(name):
 def test_every_parameter_says_where_it_comes_from(name):
     params = METHODS.get(name).Params
     assert issubclass(params, MethodParams)
-    known = params.sources()
-    assert set(known) == set(params.model_fields)
-    for field, sourced in known.items():
-        assert sourced.unit, field
-        assert sourced.note, field
-        for source in (sourced.source, *(origin.source for origin in sourced.by_dataset.values())):
-            assert source in SOURCES
+    declared = params.hyperparameters()
+    assert set(declared) == set(params.model_fields)
+    for field, parameter in declared.items():
+        assert parameter.unit, field
+        assert parameter.note, field
+        for provenance in (parameter.provenance, *(value.provenance for value in parameter.by_dataset.values())):
+            assert provenance in PROVENANCES
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.attacks.pgd import frozen
+from bench.attacks.pgd import frozen_parameters
 from bench.utils.rng import generator
 from methods.mart import mart_loss
 
@@ -64,7 +64,7 @@ def test_the_attack_raises_the_cross_entropy_in_eval_mode_from_close_by(start, f
         x = x.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(F.cross_entropy(network(x), batch.labels), x)
         x = (x + 0.05 * gradient.sign()).clamp(batch.images - 0.1, batch.images + 0.1).clamp(0, 1).detach()
-    with frozen(method.model):
+    with frozen_parameters(method.model):
         found = method.perturb(batch)
     torch.testing.assert_close(found, x, rtol=0, atol=1e-12)
 

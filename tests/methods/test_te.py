@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.attacks.pgd import frozen
+from bench.attacks.pgd import frozen_parameters
 from bench.data.batches import Batch
 from bench.utils.rng import generator
 
@@ -32,7 +32,7 @@ def probabilities(network, images):
 def test_the_ensemble_is_each_samples_average_of_clean_predictions(start, first_batch, trained):
     method = start("te", epochs=20, epoch=9)
     batch = first_batch(method)
-    with frozen(method.model):
+    with frozen_parameters(method.model):
         method.perturb(batch)
         first = probabilities(method.model, batch.images)
         expected = 0.1 * first
@@ -83,7 +83,7 @@ def test_the_whole_attack(start, first_batch, trained):
         value = F.cross_entropy(logits, batch.labels) + 300 * (logits.softmax(1) - target).square().mean()
         (gradient,) = torch.autograd.grad(value, x)
         x = (x + 0.05 * gradient.sign()).clamp(batch.images - 0.1, batch.images + 0.1).clamp(0, 1).detach()
-    with frozen(method.model):
+    with frozen_parameters(method.model):
         found = method.perturb(batch)
     agreeing = ((found - x).abs() < 1e-6).double().mean()
     assert agreeing > 0.99  # the target is kept in fp32, so a gradient near zero may change its sign
@@ -92,7 +92,7 @@ def test_the_whole_attack(start, first_batch, trained):
 def test_before_it_starts_it_is_plain(start, first_batch):
     method = start("te", epochs=20, epoch=8)
     batch = first_batch(method)
-    with frozen(method.model):
+    with frozen_parameters(method.model):
         method.perturb(batch)
     assert (method.ensemble == 0).all()
     loss, logits = method.loss(batch, batch.images)
@@ -103,7 +103,7 @@ def test_a_sample_is_known_by_its_index(start, first_batch):
     method = start("te", epochs=20, epoch=12)
     batch = first_batch(method)
     reversed_ = Batch(batch.images.flip(0), batch.labels.flip(0), batch.index.flip(0))
-    with frozen(method.model):
+    with frozen_parameters(method.model):
         method.perturb(batch)
         before = method.ensemble.clone()
         method.perturb(reversed_)

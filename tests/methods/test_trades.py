@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.attacks.pgd import frozen
+from bench.attacks.pgd import frozen_parameters
 from bench.utils.rng import generator
 
 
@@ -37,7 +37,7 @@ def test_the_attack_raises_the_divergence_in_eval_mode(start, first_batch, train
         batch.images, (batch.images + noise).clamp(0, 1), lambda x: divergence(clean, network(x)).sum(), 3, 0.05, 0.1
     )
     buffers = [buffer.clone() for buffer in method.model.buffers()]
-    with frozen(method.model):
+    with frozen_parameters(method.model):
         found = method.perturb(batch)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert all(torch.equal(one, other) for one, other in zip(method.model.buffers(), buffers, strict=True))

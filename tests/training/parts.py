@@ -42,7 +42,7 @@ class Full(PGDAT):
     data_parallel = True
 
     def end_epoch(self, epoch):
-        if self.context.group.first:
+        if self.context.group.is_main:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "there")
 
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench.attacks.pgd import cross_entropy, frozen, pgd
+from bench.attacks.pgd import cross_entropy, frozen_parameters, pgd
 from bench.config.attacks import Threat
 from bench.models.architecture import size_of
 from bench.models.small_cnn import small_cnn
@@ -23,7 +23,7 @@ def test_an_attack_step_is_two_forward_passes_and_an_update_three(steps):
     """Frozen parameters have no gradients to pay for; the first convolution's input gradient is paid for in neither."""
     _, forward = size_of(small_cnn)
     network, images, labels = small_cnn.build(10, (1, 8, 8)), torch.rand(4, 1, 8, 8), torch.arange(4)
-    with CountedFlops() as counted, frozen(network):
+    with CountedFlops() as counted, frozen_parameters(network):
         pgd(
             network, images, cross_entropy(labels),
             threat=Threat(norm="linf", eps=0.1), steps=steps, step_size=0.1,

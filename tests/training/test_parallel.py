@@ -26,7 +26,7 @@ from bench.execution.worker import Job, execute, work_in_process
 from bench.models.sync_batchnorm import shared_statistics
 from bench.storage.checkpoints import Checkpoints
 from bench.training.trainer import Diverged
-from bench.utils.distributed import Group
+from bench.utils.distributed import ProcessGroup
 from bench.utils.rng import RngStreams
 
 HERE = Path(__file__).parent
@@ -108,7 +108,7 @@ def test_parts_of_a_batch_are_the_batch(load, augmentation):
     images = dataset_of(cell.protocol.dataset).splits(None).train
     kinds = cell.protocol.training.augmentation
     whole = next(iter(TrainingBatches(images, 64, kinds, RngStreams(0))))
-    parts = [next(iter(TrainingBatches(images, 64, kinds, RngStreams(0), Group(rank, 4)))) for rank in range(4)]
+    parts = [next(iter(TrainingBatches(images, 64, kinds, RngStreams(0), ProcessGroup(rank, 4)))) for rank in range(4)]
     assert {len(part) for part in parts} == {16}
     for name in ("images", "labels", "index"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
@@ -120,7 +120,7 @@ def test_outside_of_training_nothing_is_shared():
     def never(_tensor):
         raise AssertionError("asked the others")
 
-    with shared_statistics(Group(1, 2, never)):
+    with shared_statistics(ProcessGroup(1, 2, never)):
         assert torch.equal(layer.eval()(images), layer(images))
         with pytest.raises(AssertionError, match="asked"):
             layer.train()(images)
@@ -213,7 +213,7 @@ def test_a_batch_must_be_divisible(load):
     with pytest.raises(BenchError, match="a batch of 64 images cannot be cut into 3 equal parts; change 'devices'"):
         check_devices([cell], 3)
     with pytest.raises(BenchError, match="a batch of 64 images cannot be cut into 3 equal parts"):
-        TrainingBatches(dataset_of(cell.protocol.dataset).splits(None).train, 64, (), RngStreams(0), Group(0, 3))
+        TrainingBatches(dataset_of(cell.protocol.dataset).splits(None).train, 64, (), RngStreams(0), ProcessGroup(0, 3))
 
 
 def test_devices_are_no_part_of_an_identity(load):

@@ -25,7 +25,7 @@ from bench.testing.conformance import curve, small_cell
 from bench.training.build import build_method
 from bench.training.step import Totals, train_step
 from bench.training.trainer import Trainer
-from bench.utils.distributed import SINGLE_PROCESS, Group
+from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.utils.rng import RngStreams, generator
 
 CPU = torch.device("cpu")
@@ -163,7 +163,7 @@ def cell_of(model):
 
 def trainer(cell, folder, group):
     run = RunFolder.of(cell, folder)
-    if group.first:
+    if group.is_main:
         run.begin(cell, {})
     group.all_gather(torch.zeros(1))  # wait for that
     dataset = dataset_of(cell.protocol.dataset)
@@ -186,10 +186,10 @@ def resuming(group, folder, model, changes):
         for size, epochs in ((begin, 3), (go_on, None)):
             if size == 2:
                 trainer(cell, place, group).run(epochs)
-            elif group.first:
+            elif group.is_main:
                 trainer(cell, place, SINGLE_PROCESS).run(epochs)
             group.all_gather(torch.zeros(1))
-        if group.first:
+        if group.is_main:
             ended = trainer(cell, place, SINGLE_PROCESS)
             assert ended.checkpoints.finished
             weights = apart(ended.checkpoints.load("last"), undisturbed.checkpoints.load("last"))
@@ -213,7 +213,7 @@ def main():
     registry.load_plugin(Path(__file__).with_name("parts.py"))
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    group = Group(dist.get_rank(), 2, dist.all_reduce)
+    group = ProcessGroup(dist.get_rank(), 2, dist.all_reduce)
     found = {
         "statistics": statistics(group),
         "methods": methods(group),

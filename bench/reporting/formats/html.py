@@ -154,13 +154,13 @@ def _section(store: Store, board: Leaderboard, anchor: str, *, draw: bool) -> Se
     data = figures(store, replace(board, rows=board.rows[:DRAWN_ROWS]), runs)
     threads = {run.environment.get("threads") for run in runs}
     again = reproduction(board, threads.pop() if len(threads) == 1 else None)
-    setting = TrainingAttack.model_validate(board.protocol["training"]["attack"]).setting
+    regime = TrainingAttack.model_validate(board.protocol["training"]["attack"]).regime
     members = tuple(
         Member(
             anchor=f"{anchor}-row{number}",
             row=row,
             cells=cells,
-            description=describe(row, board.dataset.name, setting),
+            description=describe(row, board.dataset.name, regime),
             command=command,
         )
         for number, (row, cells, command) in enumerate(zip(board.rows, shown.rows, again.commands, strict=True))

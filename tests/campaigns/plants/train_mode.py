@@ -2,7 +2,7 @@
 
 import bench.attacks.evaluate
 import bench.training.method
-from bench.attacks.pgd import mode
+from bench.attacks.pgd import train_mode
 
-bench.attacks.evaluate.mode = lambda model, train: mode(model, train=True)
+bench.attacks.evaluate.train_mode = lambda model, enabled: train_mode(model, enabled=True)
 METHODS = {"planted": bench.training.method.Method}  # a plug-in must list something
