@@ -1,4 +1,3 @@
-import dataclasses
 import time
 
 import numpy as np
@@ -8,7 +7,7 @@ from sqlalchemy.orm import Session
 from bench.attacks.outcome import pack
 from bench.errors import BenchError
 from bench.reporting.leaderboard import leaderboards
-from bench.reporting.plots.data import Figures, Line, Mark, Value, figures
+from bench.reporting.plots.data import FigureData, figures
 from bench.storage.schema import CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
 
 from .conftest import CLASSES, protocol_of
@@ -46,7 +45,7 @@ def epoch(run, number, train, validation, test, lr=0.1):
 def made(store):
     """Return the figures of the only leaderboard."""
 
-    def made(**kwargs) -> Figures:
+    def made(**kwargs) -> FigureData:
         (board,) = leaderboards(store, **kwargs)
         return figures(store, board)
 
@@ -70,39 +69,26 @@ def test_curves_of_seeds_of_different_lengths(take, made):
     second = [(0.20, 0.30, 0.26), (0.40, 0.44, 0.40)]
     take(seed=0, curve=first, epochs={"best": 1, "last": 2})
     take(seed=1, curve=second, epochs={"best": 1, "last": 1})
-    (curve,) = made().curves.rows
-    assert (curve.label, curve.method) == ("PGD_AT", "pgd_at")
-    assert rounded(curve.train) == Line((1, 2, 3), (15, 35, 50), (10, 30, 50), (20, 40, 50), (2, 2, 1))
-    assert rounded(curve.validation) == Line((1, 2, 3), (25, 42, 36), (20, 40, 36), (30, 44, 36), (2, 2, 1))
-    assert rounded(curve.test) == Line((1, 2, 3), (22, 39, 30), (18, 38, 30), (26, 40, 30), (2, 2, 1))
-    assert [rounded(mark) for mark in curve.best] == [Mark(0, 2, 40, 38), Mark(1, 2, 44, 40)]
-    assert [rounded(mark) for mark in curve.last] == [Mark(0, 3, 36, 30), Mark(1, 2, 44, 40)]
+    curves = made().curves
+    assert set(zip(curves.row, curves.label, curves.method, strict=True)) == {(0, "PGD_AT", "pgd_at")}
+    lines = curves[["seed", "epoch", "train", "validation", "test", "best", "last"]].round(9)
+    assert list(lines.itertuples(index=False, name=None)) == [
+        (0, 1, 10, 20, 18, False, False), (0, 2, 30, 40, 38, True, False), (0, 3, 50, 36, 30, False, True),
+        (1, 1, 20, 30, 26, False, False), (1, 2, 40, 44, 40, True, True),
+    ]  # fmt: skip
 
 
-def rounded(value):
-    """Round what the fields of a dataclass hold."""
-
-    def each(field):
-        if isinstance(field, tuple):
-            return tuple(each(one) for one in field)
-        return round(field, 9) if isinstance(field, float) else field
-
-    return type(value)(**{field.name: each(getattr(value, field.name)) for field in dataclasses.fields(value)})
-
-
-def test_test_images_are_shown_only_if_every_seed_tracks_them(take, made):
+def test_test_accuracy_of_a_seed_that_does_not_track_it(take, made):
     take(seed=0, curve=[(0.1, 0.2, 0.3)], epochs={"best": 0, "last": 0})
     take(seed=1, curve=[(0.1, 0.2, None)], epochs={"best": 0, "last": 0})
-    (curve,) = made().curves.rows
-    assert curve.test is None
-    assert [mark.test for mark in curve.best] == [pytest.approx(30), None]
+    assert made().curves.test.tolist() == pytest.approx([30, np.nan], nan_ok=True)
 
 
 def test_a_run_without_epochs_has_an_empty_curve(take, made):
     take(curve=[])
-    (curve,) = made().curves.rows
-    assert curve.validation == Line((), (), (), (), ())
-    assert [(mark.epochs, mark.validation) for mark in curve.last] == [(2, None)]
+    shown = made()
+    assert shown.curves.empty
+    assert shown.labels == ("PGD_AT",)
 
 
 @pytest.mark.parametrize(
@@ -119,17 +105,17 @@ def test_a_run_without_epochs_has_an_empty_curve(take, made):
 )
 def test_where_the_rate_drops(take, made, rates, drops):
     take(curve=[(0.1, 0.2, 0.3, rate) for rate in rates], epochs={"best": 0, "last": 0})
-    assert made().curves.rows[0].drops == drops
+    curves = made().curves
+    assert tuple(curves.epoch[curves["drop"]]) == drops
 
 
 def test_the_oracle_marks_its_own_best(take, made):
     right = {"best": (150, 100, 50), "best_on_test": (150, 100, 55), "last": (150, 90, 40)}
     curve = [(0.1, 0.1, 0.3), (0.1, 0.4, 0.1), (0.1, 0.3, 0.2)]
     take(right, curve=curve, epochs={"best": 1, "best_on_test": 0, "last": 2})
-    assert [mark.epochs for mark in made().curves.rows[0].best] == [2]
-    oracle = made(selection="test")
-    assert [mark.epochs for mark in oracle.curves.rows[0].best] == [1]
-    assert oracle.curves.chosen_on == "test"
+    for selection, epoch in (("validation", 2), ("test", 1)):
+        curves = made(selection=selection).curves
+        assert curves.epoch[curves.best].tolist() == [epoch]
 
 
 # --- gap and cost ----------------------------------------------------------------------------------------------------
@@ -138,15 +124,16 @@ def test_the_oracle_marks_its_own_best(take, made):
 def test_gap_in_percent_best_row_first(take, made):
     take({"best": (150, 100, 40), "last": (160, 90, 30)}, method="low")
     take({"best": (150, 100, 50), "last": (160, 90, 40)}, method="high", final_is_best=True)
-    gap = made().gap
-    assert gap.attacks[0] == "Clean"
-    assert gap.ranked_by == 2
-    assert [(row.label, row.by_construction) for row in gap.rows] == [("HIGH", True), ("LOW", False)]
-    clean, _, autoattack = gap.rows[0].attacks
-    assert (clean.best.mean, clean.last.mean, clean.gap.mean) == pytest.approx((75, 80, -5))
-    assert (autoattack.best.low, autoattack.best.high) == pytest.approx((40.383, 59.617), abs=1e-3)
-    assert (autoattack.gap.low, autoattack.gap.high) == pytest.approx((10 - 5.87989, 10 + 5.87989), abs=1e-4)
-    assert isinstance(clean.gap, Value)
+    shown = made()
+    assert shown.attacks[0] == "Clean"
+    assert shown.ranked_by == 2
+    assert list(shown.rows.label) == ["HIGH", "LOW"]
+    assert shown.rows.by_construction.tolist() == [True, False]
+    results = shown.results.set_index(["row", "attack", "checkpoint"])
+    assert results.sort_index()["mean"][0, "Clean"].to_dict() == pytest.approx({"best": 75, "last": 80, "gap": -5})
+    best, gap = (results.loc[0, shown.ranking, checkpoint] for checkpoint in ("best", "gap"))
+    assert (best.low, best.high) == pytest.approx((40.383, 59.617), abs=1e-3)
+    assert (gap.low, gap.high) == pytest.approx((10 - 5.87989, 10 + 5.87989), abs=1e-4)
 
 
 def test_rows_without_an_averaged_seed_are_not_shown(take, made):
@@ -156,25 +143,32 @@ def test_rows_without_an_averaged_seed_are_not_shown(take, made):
     take({}, method="diverged", status="diverged")
     shown = made()
     assert shown.labels == ("A",)
-    assert len(shown.curves.rows) == len(shown.gap.rows) == len(shown.cost.rows) == 1
-    assert [mark.seed for mark in shown.curves.rows[0].best] == [0]
-    assert shown.agreement.same == ((None,),)
+    assert set(shown.curves.seed) == {0}
+    assert set(shown.results.label) == {"A"}
+    assert np.isnan(shown.same).tolist() == [[True]]
 
 
 def test_nothing_but_diverged_runs_gives_empty_figures(take, made):
     take({}, status="diverged")
     shown = made()
-    assert shown.labels == shown.curves.rows == shown.gap.rows == shown.cost.rows == ()
+    assert shown.labels == ()
+    assert shown.curves.empty
+    assert shown.results.empty
+
+
+def costs(shown: FigureData) -> list[tuple[str, float]]:
+    rows = shown.rows.dropna(subset="cost")
+    return list(zip(rows.label, rows.cost, strict=True))
 
 
 def test_cost_is_work_where_every_row_counted_it(take, made):
     take(method="a", seed=0, done={"train_pflop": 2.0}, environment=GPU)
     take(method="a", seed=1, done={"train_pflop": 5.0})
     take({"best": (150, 100, 40), "last": (160, 90, 30)}, method="b", done={"train_pflop": 1.0})
-    cost = made().cost
-    assert (cost.unit, cost.device, cost.hardware, cost.left_out) == ("PFLOP", None, {}, ())
-    assert [(point.label, point.cost) for point in cost.rows] == [("A", 3.5), ("B", 1.0)]
-    assert cost.rows[1].robust.mean == pytest.approx(40)
+    shown = made()
+    assert (shown.unit, shown.device, shown.hardware, shown.without_cost) == ("PFLOP", None, {}, ())
+    assert costs(shown) == [("A", 3.5), ("B", 1.0)]
+    assert shown.rows["mean"][1] == pytest.approx(40)
 
 
 def test_cost_in_hours_is_of_one_kind_of_device_only(take, made):
@@ -182,21 +176,21 @@ def test_cost_in_hours_is_of_one_kind_of_device_only(take, made):
     take(method="a", seed=1, done={"train_seconds": 360000.0})
     take(method="b", done={"train_seconds": 1800.0, "train_pflop": None}, environment=GPU | {"gpu": "B GPU"})
     take(method="c", done={"train_seconds": 10.0})
-    cost = made().cost
-    assert (cost.unit, cost.device) == ("hours", "CPU")  # a and c; as many as have a GPU, so the first by name
-    assert [(point.label, point.cost) for point in cost.rows] == [("A", 100.0), ("C", pytest.approx(10 / 3600))]
-    assert (cost.hardware, cost.left_out) == ({"A Processor": 2}, ("B",))
+    shown = made()
+    assert (shown.unit, shown.device) == ("hours", "CPU")  # a and c; as many as have a GPU, so the first by name
+    assert costs(shown) == [("A", 100.0), ("C", pytest.approx(10 / 3600))]
+    assert (shown.hardware, shown.without_cost) == ({"A Processor": 2}, ("B",))
     take(method="d", done={"train_seconds": 3600.0}, environment=GPU)
-    cost = made().cost
-    assert cost.device == "GPU"
-    assert [(point.label, point.cost) for point in cost.rows] == [("A", 2.0), ("B", 0.5), ("D", 1.0)]
-    assert (cost.hardware, cost.left_out) == ({"A GPU": 2, "B GPU": 1}, ("C",))
+    shown = made()
+    assert shown.device == "GPU"
+    assert costs(shown) == [("A", 2.0), ("B", 0.5), ("D", 1.0)]
+    assert (shown.hardware, shown.without_cost) == ({"A GPU": 2, "B GPU": 1}, ("C",))
 
 
 def test_cost_that_nobody_knows(take, made):
     take(done={"train_seconds": None, "train_pflop": None})
-    cost = made().cost
-    assert (cost.rows, cost.left_out) == ((), ("PGD_AT",))
+    shown = made()
+    assert (costs(shown), shown.without_cost) == ([], ("PGD_AT",))
 
 
 # --- agreement -------------------------------------------------------------------------------------------------------
@@ -207,22 +201,22 @@ def test_agreement_over_all_pairs_of_seeds(take, made):
     take({"best": (150, 100, span(0, 50)), "last": (150, 100, 20)}, method="a", seed=0)
     take({"best": (150, 100, span(0, 60)), "last": (150, 100, 20)}, method="a", seed=1)
     take({"best": (150, 100, span(40, 80)), "last": (150, 100, 20)}, method="b")
-    found = made().agreement
-    assert (found.labels, found.methods, found.images) == (("A", "B"), ("a", "b"), 100)
+    found = made()
+    assert (found.labels, found.images) == (("A", "B"), 100)
     # a0, b: 40 only a, 30 only b; a1, b: 40 only a, 20 only b.
     assert found.only[0][1] == pytest.approx(40)
     assert found.only[1][0] == pytest.approx(25)
     assert found.same[0][1] == found.same[1][0] == pytest.approx(35)
     # a0, a1: none only a0, 10 only a1.
     assert (found.same[0][0], found.only[0][0]) == pytest.approx((90, 5))
-    assert found.same[1][1] is found.only[1][1] is None
+    assert np.isnan([found.same[1][1], found.only[1][1]]).all()
     assert (found.none_right, found.all_right) == (20, 10)
 
 
 def test_agreement_of_three_seeds_of_one_row(take, made):
     for seed, right in enumerate((50, 60, 65)):
         take({"best": (150, 100, right), "last": (150, 100, 20)}, seed=seed)
-    found = made().agreement
+    found = made()
     # The pairs differ on 10, 15 and 5 images; in which order they are compared is all the same.
     assert (found.same[0][0], found.only[0][0]) == pytest.approx((90, 5))
     assert (found.none_right, found.all_right) == (35, 50)
@@ -231,7 +225,7 @@ def test_agreement_of_three_seeds_of_one_row(take, made):
 def test_agreement_at_best_under_the_ranking_attack(take, made):
     take({"best": (10, 20, images(1, 2, *range(40, 90))), "last": (200, 200, span(0, 100))}, method="a")
     take({"best": (20, 10, images(2, 3, *range(40, 90))), "last": (200, 200, span(0, 100))}, method="b")
-    found = made().agreement
+    found = made()
     assert (found.only[0][1], found.only[1][0], found.same[0][1]) == pytest.approx((1, 1, 98))
     assert (found.none_right, found.all_right) == (47, 51)
 
@@ -297,4 +291,4 @@ def test_a_thousand_runs_take_about_a_second(store):
     shown = figures(store, board)
     assert time.process_time() - started - loading < 2
     assert len(shown.labels) == 20
-    assert shown.curves.rows[0].validation.seeds == (50,) * 200
+    assert len(shown.curves) == 200_000

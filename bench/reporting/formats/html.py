@@ -23,7 +23,7 @@ from markupsafe import Markup
 from bench.config.attacks import TrainingAttack
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.method_card import Description, describe
-from bench.reporting.plots.data import Figures, figures
+from bench.reporting.plots.data import FigureData, figures
 from bench.reporting.plots.render import NAMES, svg
 from bench.reporting.reproduction import Reproduction, reproduction
 from bench.reporting.rows import Row, device_of, row_key
@@ -94,7 +94,7 @@ class Section:
     spreads: tuple[bool, ...]
     marks: tuple[bool, ...]
     members: tuple[Member, ...]
-    figures: Figures
+    figures: FigureData
     drawings: dict[str, Markup]
     drawn: int
     settings: list[tuple[str, str]]

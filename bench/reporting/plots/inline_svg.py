@@ -1,4 +1,4 @@
-"""What matplotlib writes as SVG, made fit to stand inside a web page."""
+"""Turn an SVG document of matplotlib into an element for a web page."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ from xml.etree import ElementTree as ET
 from bench.errors import printable
 
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
-
-TOLERANCE = 0.15
-"""Points (1/72 inch) by which a simplified path may leave the drawn one: a fraction of a line's width."""
-
-Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -106,12 +101,17 @@ def _attributes(element: ET.Element, prefix: str, theme: Mapping[str, str], used
             element.set(key, value.replace("url(#", f"url(#{prefix}"))
         elif key == "style":
             element.set(key, _style(value, theme))
-        elif key == "d":
-            element.set(key, _path(value))
-        elif key in ("x", "y", "width", "height", "transform"):
-            element.set(key, re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.4g}", value))
+        elif key in ("d", "x", "y", "width", "height", "transform"):
+            shorter = re.sub(r"-?\d+\.\d+", _shorter, value)
+            element.set(key, re.sub(r"\s*([MLCQz]|$)\s*", r"\1", shorter) if key == "d" else shorter)
         if (key == "id" and value not in used) or (key == "transform" and value.startswith("rotate(-0 ")):
             del element.attrib[key]
+
+
+def _shorter(number: re.Match[str]) -> str:
+    """Return a number of points with fewer digits: tenths, or if it is small, four digits."""
+    value = float(number[0])
+    return f"{round(value, 1):g}" if abs(value) >= 10 else f"{value:.4g}"
 
 
 def _style(style: str, theme: Mapping[str, str]) -> str:
@@ -123,59 +123,8 @@ def _style(style: str, theme: Mapping[str, str]) -> str:
             name, value = "font-size", next(part for part in value.split() if part.endswith("px"))
         if name and name not in ("font-family", "stroke-linejoin"):
             kept.append(f"{name}:{value}")
-    return re.sub(r"#[0-9a-f]{6}", lambda found: _themed(found[0], theme), ";".join(kept))
+    return re.sub(r"#[0-9a-f]{6}", lambda colour: _themed(colour[0], theme), ";".join(kept))
 
 
 def _themed(colour: str, theme: Mapping[str, str]) -> str:
     return f"var({theme[colour]},{colour})" if colour in theme else colour
-
-
-# --- paths -----------------------------------------------------------------------------------------------------------
-
-
-def _path(path: str) -> str:
-    """Return a path with fewer digits, and if it is made of straight lines alone, with fewer points."""
-    if set(re.sub(r"[-+\d.e\s]", "", path)) - set("MLz"):
-        return re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.4g}", " ".join(path.split()))
-    parts = []
-    for part in re.findall(r"M[^M]*", path):
-        numbers = [float(number) for number in re.findall(r"-?\d[\d.]*(?:e[-+]?\d+)?", part)]
-        points = simplified(list(zip(numbers[::2], numbers[1::2], strict=True)))
-        parts.append(_steps(points) + ("z" if "z" in part else ""))
-    return "".join(parts)
-
-
-def _steps(points: Points) -> str:
-    """Return points as a path of steps, which are shorter to write; their rounding does not add up."""
-    (x, y), *rest = ((round(10 * x), round(10 * y)) for x, y in points)
-    text = f"M{x / 10:g} {y / 10:g}" + ("l" if rest else "")
-    for next_x, next_y in rest:
-        text += f"{' ' if text[-1] != 'l' else ''}{(next_x - x) / 10:g} {(next_y - y) / 10:g}"
-        x, y = next_x, next_y
-    return text.replace(" -", "-")
-
-
-def simplified(points: Points, tolerance: float = TOLERANCE) -> Points:
-    """Return the points without those that lie within `tolerance` of the line that is left.
-
-    Source: Douglas and Peucker, Algorithms for the reduction of the number of points required to represent a digitized
-    line, Cartographica 1973.
-    """
-    keep, spans = {0, len(points) - 1}, [(0, len(points) - 1)]
-    while spans:
-        start, end = spans.pop()
-        distances = _distances(points[start + 1 : end], points[start], points[end])
-        if distances and max(distances) > tolerance:
-            farthest = start + 1 + distances.index(max(distances))
-            keep.add(farthest)
-            spans += [(start, farthest), (farthest, end)]
-    return [points[index] for index in sorted(keep)]
-
-
-def _distances(points: Points, start: tuple[float, float], end: tuple[float, float]) -> list[float]:
-    """Return how far points are from the line through `start` and `end`, or from `start` if these are the same."""
-    dx, dy = end[0] - start[0], end[1] - start[1]
-    length = (dx * dx + dy * dy) ** 0.5
-    if not length:
-        return [((x - start[0]) ** 2 + (y - start[1]) ** 2) ** 0.5 for x, y in points]
-    return [abs(dx * (y - start[1]) - dy * (x - start[0])) / length for x, y in points]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError, NothingMeasured, did_you_mean
 from bench.reporting.plots import draw as painters
-from bench.reporting.plots.data import Figures
+from bench.reporting.plots.data import FigureData
 from bench.reporting.plots.draw import GRID, MUTED, PAPER, SERIES, TEXT, Drawing
 from bench.reporting.plots.inline_svg import inline
 
@@ -73,7 +73,7 @@ STYLE = {
 }
 
 
-def draw(figures: Figures, name: str) -> Figure:
+def draw(data: FigureData, name: str) -> Figure:
     """Draw one of `NAMES`; the figure belongs to no window and no global state.
 
     Raises:
@@ -81,11 +81,11 @@ def draw(figures: Figures, name: str) -> Figure:
         NothingMeasured: there is no row to draw.
     """
     with _style():
-        return _drawing(figures, name).figure
+        return _drawing(data, name).figure
 
 
-def render(figures: Figures, name: str, format: str) -> bytes:
-    """Return a figure as the content of a file of one of `FORMATS`: equal figures give equal bytes.
+def render(data: FigureData, name: str, format: str, dpi: int = DPI) -> bytes:
+    """Return a figure as the content of a file of one of `FORMATS`: equal data give equal bytes.
 
     Raises as `draw`, and BenchError if there is no such format.
     """
@@ -93,55 +93,54 @@ def render(figures: Figures, name: str, format: str) -> bytes:
         raise BenchError(f"there is no format '{format:.40}'{did_you_mean(format, FORMATS)}")
     date = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[format]
     with _style():
-        return _saved(_drawing(figures, name).figure, format=format, dpi=DPI, metadata=date)
+        return _saved(_drawing(data, name).figure, format=format, dpi=dpi, metadata=date)
 
 
-def svg(figures: Figures, name: str, prefix: str = "") -> str:
+def svg(data: FigureData, name: str, prefix: str = "") -> str:
     """Return a figure as an `<svg>` element to put into a web page.
 
     It scales with the page (`viewBox`, no width), takes its font, keeps text as text, and has no background. Colours
     are CSS custom properties (`THEME`) with the printed colours as fallback. What belongs to a row is in groups of the
-    class `series` with `data-row` (from 0, as `figures.labels`) and `data-method`; a pointer shows the figures.
+    class `series` with `data-row` (from 0, as `data.labels`) and `data-method`; a pointer shows the figures.
 
     Args:
-        figures: what to show.
+        data: what to show.
         name: one of `NAMES`.
         prefix: of all ids in it, which must differ between the elements of a page.
 
     Raises: as `draw`.
     """
     with _style(**{"svg.fonttype": "none"}):
-        drawing = _drawing(figures, name)
+        drawing = _drawing(data, name)
         drawn = _saved(drawing.figure, format="svg", metadata={"Date": None}, transparent=True)
-    title, description = describe(figures, name)
+    title, description = describe(data, name)
     return inline(drawn.decode(), title, description, f"{prefix}{name}-", drawing.tags, THEME)
 
 
-def describe(figures: Figures, name: str) -> tuple[str, str]:
+def describe(data: FigureData, name: str) -> tuple[str, str]:
     """Return a title and a description of one of `NAMES`, for those who cannot see it."""
-    rows = ", ".join(figures.labels)
-    cost, agreement = figures.cost, figures.agreement
+    rows = ", ".join(data.labels)
     descriptions = {
         "curves": (
-            f"{figures.curves.attack} accuracy over the epochs",
+            f"{data.tracking} accuracy over the epochs",
             "A panel for each row: accuracy on training, validation and test images after each epoch, as mean and "
             f"range of the seeds, with the best and the last checkpoint marked. Rows: {rows}.",
         ),
         "gap": (
             "Best, last and their gap",
-            f"For each row and attack ({', '.join(figures.gap.attacks)}) the accuracy of the best and of the last "
+            f"For each row and attack ({', '.join(data.attacks)}) the accuracy of the best and of the last "
             f"checkpoint, and best minus last, with 95 % intervals. Rows, best first: {rows}.",
         ),
         "cost": (
-            f"{cost.attack} accuracy against the cost of training",
-            f"A point for each row: accuracy at best with its 95 % interval, and {painters.cost_label(cost)}. "
+            f"{data.ranking} accuracy against the cost of training",
+            f"A point for each row: accuracy at best with its 95 % interval, and {painters.cost_label(data)}. "
             f"Rows: {rows}.",
         ),
         "agreement": (
             "Agreement image by image",
-            f"For each pair of rows, the share of {agreement.images:,} test images on which both {agreement.attack} "
-            f"verdicts agree, and on which only one is right. No row is right on {agreement.none_right:,} images, "
-            f"every row on {agreement.all_right:,}. Rows: {rows}.",
+            f"For each pair of rows, the share of {data.images:,} test images under {data.ranking} on which both are "
+            f"correct or both wrong, and on which only one is. No row is correct on {data.none_right:,} images, "
+            f"every row on {data.all_right:,}. Rows: {rows}.",
         ),
     }
     return descriptions[name]
@@ -165,15 +164,15 @@ def _saved(figure: Figure, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _drawing(figures: Figures, name: str) -> Drawing:
+def _drawing(data: FigureData, name: str) -> Drawing:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     painter = dict(zip(NAMES, (painters.curves, painters.gap, painters.cost, painters.agreement), strict=True))
     if name not in painter:
         raise BenchError(f"there is no figure '{name:.40}'{did_you_mean(name, NAMES)}")
-    if not figures.labels:
+    if not data.labels:
         raise NothingMeasured("no row of the leaderboard has a seed to average, so there is nothing to draw")
     drawing = Drawing(Figure(layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)))
-    painter[name](drawing, figures)
+    painter[name](drawing, data)
     return drawing
