@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from bench.attacks.outcome import Verdicts, pack, unpack
 from bench.config.attacks import STANDARD, AutoAttack, Threat
 from bench.errors import BenchError, DamagedFile
 from bench.utils.device import out_of_memory
+from bench.utils.progress import ProgressCallback
 
 PASSES: Mapping[str, int] = {"apgd-ce": 200, "apgd-t": 1800, "fab-t": 3600, "square": 5000}
 """Forward passes' worth of work that each attack spends on an image that stands: an upper bound."""
@@ -81,12 +82,6 @@ class CascadeState:
             raise DamagedFile(f"not the place of an AutoAttack of this version ({error})") from error
 
 
-class Tick(Protocol):
-    """Called as an attack goes on: `done` of `of` units of work, and the share of the images that still stand."""
-
-    def __call__(self, done: int, of: int, robust: float | None = None) -> None: ...
-
-
 def check_classes(classes: int, attacks: Sequence[str] = STANDARD) -> None:
     """Raise BenchError if one of the attacks is not defined for this number of classes."""
     if "apgd-t" in attacks and classes < MIN_CLASSES:
@@ -115,7 +110,7 @@ class Cascade:
         labels: Tensor,
         state: CascadeState | None,
         commit: Callable[[CascadeState], None],
-        tick: Tick,
+        progress: ProgressCallback,
     ) -> CascadeState:
         """Return the final state; `robust` in it holds the verdicts.
 
@@ -142,7 +137,7 @@ class Cascade:
                     state = self._batch(state, classes, images, labels)
                     state = replace(state, seconds=before + time.monotonic() - started)
                     commit(state)
-                    tick(*self._place(state), float(state.robust.mean()))
+                    progress(*self._place(state), float(state.robust.mean()))
         finally:
             sys.settrace(tracer)
         return state

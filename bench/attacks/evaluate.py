@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.attacks.autoattack import PASSES, Cascade, CascadeState, Tick
+from bench.attacks.autoattack import PASSES, Cascade, CascadeState
 from bench.attacks.outcome import Outcome
 from bench.attacks.pgd import cross_entropy, frozen_parameters, margin, pgd, random_start, train_mode
 from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, Threat
@@ -19,6 +19,7 @@ from bench.data.batches import to_float
 from bench.data.dataset import Images
 from bench.utils.cuda_graphs import Recorder, replayed
 from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
+from bench.utils.progress import ProgressCallback, no_progress
 from bench.utils.rng import generator
 
 log = logging.getLogger(__name__)
@@ -36,17 +37,13 @@ Judge = Callable[[Tensor, Tensor], Tensor]
 """From images and labels of a batch to which of them the network is right about."""
 
 
-def _silent(done: int, of: int, robust: float | None = None) -> None:
-    """Be told how far an attack is, and say nothing."""
-
-
 def correct_under(
     model: nn.Module,
     images: Images,
     attack: Clean | FGSM | PGD | CW,
     threat: Threat,
     random: torch.Generator,
-    tick: Tick = _silent,
+    progress: ProgressCallback = no_progress,
     group: ProcessGroup = SINGLE_PROCESS,
     recorder: Recorder | None = None,
 ) -> Tensor:
@@ -74,7 +71,7 @@ def correct_under(
             if recorder and whole and number == 1 and len(images) >= LEAST_RECORDED:
                 replay = _recorded(recorder, stands, x, labels, random)
             correct[index] = (replay if replay and whole else stands)(x, labels).to(torch.uint8)
-            tick(min(passed * EVALUATION_BATCH, len(images)), len(images))
+            progress(min(passed * EVALUATION_BATCH, len(images)), len(images))
     group.all_reduce(correct)
     return correct.bool()
 
@@ -195,7 +192,7 @@ def evaluate(
     attack: FinalAttack,
     threat: Threat,
     *,
-    tick: Tick = _silent,
+    progress: ProgressCallback = no_progress,
     state: CascadeState | None = None,
     commit: Callable[[CascadeState], None] = lambda _state: None,
 ) -> Outcome:
@@ -216,13 +213,13 @@ def evaluate(
             cascade = Cascade(model, threat, attack, EVALUATION_SEED)
             with train_mode(model, enabled=False), frozen_parameters(model):
                 pixels = to_float(torch.cat(list(chosen.read(_batches(chosen)))))
-                final = cascade.run(pixels, chosen.labels, state, commit, tick)
+                final = cascade.run(pixels, chosen.labels, state, commit, progress)
                 detail = {"accuracy_after": final.accuracy_after, "doubts": cascade.doubts(pixels, final)}
             correct, seconds = final.robust, final.seconds
             if final.batch_size < attack.batch_size:  # there was no memory for more
                 identity["reduced_batch_size"] = final.batch_size
         else:
             random = generator(EVALUATION_SEED, "evaluation", device=images.labels.device)
-            correct = correct_under(model, chosen, attack, threat, random, tick).cpu().numpy()
+            correct = correct_under(model, chosen, attack, threat, random, progress).cpu().numpy()
             seconds = time.monotonic() - started
     return Outcome(identity, attack.title, weights_sha256, correct, seconds, detail)

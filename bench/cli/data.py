@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -11,6 +11,7 @@ import typer
 
 from bench.cli.options import Data, Json, interruptible
 from bench.cli.output import print_fields, print_json, print_rows
+from bench.utils.progress import ProgressCallback
 
 app = typer.Typer(
     help="List, check and prepare datasets.", no_args_is_help=True, rich_markup_mode=None
@@ -57,8 +58,8 @@ def check(
     """
     from bench.data import status
 
-    with _progress("decoding") as tick:
-        facts = status.check(status.named(name), data, decode=decode, tick=tick)
+    with _progress("decoding") as progress:
+        facts = status.check(status.named(name), data, decode=decode, progress=progress)
     if json:
         print_json(facts)
     else:
@@ -77,8 +78,8 @@ def prepare(name: Name, data: Data = None) -> None:
     """
     from bench.data import status
 
-    with interruptible(lambda: "no incomplete file is left"), _progress("preparing") as tick:
-        print(status.bring(status.named(name), data, tick, _say))
+    with interruptible(lambda: "no incomplete file is left"), _progress("preparing") as progress:
+        print(status.fetch(status.named(name), data, progress, _say))
 
 
 def _say(sentence: str) -> None:
@@ -86,8 +87,8 @@ def _say(sentence: str) -> None:
 
 
 @contextmanager
-def _progress(verb: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback of (done, of) that draws a progress bar on stderr, on a terminal only."""
+def _progress(verb: str) -> Iterator[ProgressCallback]:
+    """Yield a callback that draws a progress bar on stderr, on a terminal only."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -95,4 +96,4 @@ def _progress(verb: str) -> Iterator[Callable[[int, int], None]]:
     columns = TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(verb, total=None, visible=False)
-        yield lambda done, of: bar.update(task, completed=done, total=of, visible=True)
+        yield lambda done, total, robust=None: bar.update(task, completed=done, total=total, visible=True)

@@ -1,4 +1,4 @@
-"""Writing prepared images: whole or not there at all, whatever ends it, and by one process at a time."""
+"""Writing prepared images, atomically and by one process at a time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from bench.data.dataset import Dataset, Part
+from bench.data.dataset import Dataset, Split
 from bench.data.prepared import VERSION, ImageFiles, Prepared, folder_of, present
-from bench.data.readers import Pixels, Tick
+from bench.data.readers import Pixels
 from bench.errors import BenchError, DamagedFile, NotFound
 from bench.utils.files import file_sha256, sync_folder, write_record
+from bench.utils.progress import ProgressCallback, no_progress
 
 log = logging.getLogger(__name__)
 
@@ -27,16 +28,16 @@ CHUNK = 128  # images decoded at a time
 
 
 def prepare(
-    dataset: Dataset, root: Path, tick: Tick = lambda _done, _of: None, *, say: Callable[[str], None] = log.warning
+    dataset: Dataset, root: Path, progress: ProgressCallback = no_progress, *, say: Callable[[str], None] = log.warning
 ) -> tuple[Prepared, bool]:
-    """Decode all images of a configured dataset into arrays below `root`, unless that has been done.
+    """Decode all images of a configured dataset into arrays below `root`, unless intact arrays exist.
 
     Args:
-        tick: called with (done, of) images.
-        say: called with a sentence if another process is at it, which is waited for, or if arrays are damaged.
+        progress: called with the numbers of finished and of all images.
+        say: called with a message while waiting for another process, and if arrays are damaged.
 
     Returns:
-        The prepared images, every array of them verified, and whether they were there already.
+        The prepared images, every array verified, and whether they existed before.
 
     Raises:
         NotFound, BenchError: as `Dataset.locate` does; an image cannot be read; the disk is full or read-only.
@@ -46,38 +47,41 @@ def prepare(
         raise BenchError(f"dataset '{dataset.name}' has no image files to prepare")
     folder = folder_of(root, settings)
     try:
-        found = replace(dataset, find=images.look).locate(root)
+        located = replace(dataset, find=images.locate).locate(root)
     except NotFound:
         prepared = _intact(folder, say)
         if prepared is None or not prepared.serves(settings):
             raise
         return prepared, True
-    assert found.digest is not None
-    digest = found.digest()
+    assert located.digest is not None
+    digest = located.digest()
     with _writing(folder, say):
         prepared = _intact(folder, say)
         if prepared and prepared.digest == digest:
             return prepared, True
-        _sweep(folder)  # what a killed process left
-        parts = {"train": found.train} | ({"test": found.test} if found.test else {})
-        shape = found.train.source.load(present(found.train)[:1]).shape[1:]
-        _check_space(folder, parts.values(), shape)
-        total = sum(len(present(part)) for part in parts.values())
+        _sweep(folder)  # files of a killed process
+        splits = {"train": located.train} | ({"test": located.test} if located.test else {})
+        shape = located.train.reader.load(present(located.train)[:1]).shape[1:]
+        _check_space(folder, splits.values(), shape)
+        total = sum(len(present(split)) for split in splits.values())
         written: dict[str, dict[str, Any]] = {}
-        for name, part in parts.items():
-            before = sum(other["images"] for other in written.values())
+        for name, split in splits.items():
+            before = sum(entry["images"] for entry in written.values())
             pixels, labels = (folder / f"{kind}-{digest[:12]}.npy" for kind in (name, f"{name}-labels"))
             written[name] = {
-                "images": len(present(part)),
+                "images": len(present(split)),
                 "pixels": _write_array(
-                    pixels, (len(present(part)), *shape), np.uint8, _decoded(part, lambda n: tick(n, total), before)
+                    pixels,
+                    (len(present(split)), *shape),
+                    np.uint8,
+                    _decoded(split, lambda n: progress(n, total), before),
                 ),
-                "labels": _write_array(labels, part.labels.shape, np.int64, [part.labels]),
+                "labels": _write_array(labels, split.labels.shape, np.int64, [split.labels]),
             }
         sync_folder(folder)
         record = {"version": VERSION, "files": digest, "of_a_part": settings.digest is not None, "shape": list(shape)}
         write_record(folder / "index.json", {**record, "parts": written})
-        _sweep(folder)  # arrays of files that have changed since
+        _sweep(folder)  # arrays of an earlier version of the files
     prepared = Prepared.read(folder)
     assert prepared is not None
     return prepared, False
@@ -85,14 +89,14 @@ def prepare(
 
 @contextmanager
 def _writing(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Within, no other process writes in `folder`; what is not committed at an early end is removed."""
+    """Hold the lock of `folder`; after an error, remove files that the record does not name."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            say(f"another process prepares {folder}; waiting for it")
+            say(f"another process is preparing {folder}; waiting")
             lock.acquire()
         try:
             yield
@@ -107,19 +111,19 @@ def _writing(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove temporary files, and arrays that the record does not name."""
+    """Remove temporary files and arrays that the record does not name."""
     try:
         prepared = Prepared.read(folder)
     except DamagedFile:
         prepared = None
-    kept = {file["name"] for file in prepared.files()} if prepared else set()
+    recorded = {file["name"] for file in prepared.files()} if prepared else set()
     for path in folder.iterdir():
-        if path.suffix == ".tmp" or (path.suffix == ".npy" and path.name not in kept):
+        if path.suffix == ".tmp" or (path.suffix == ".npy" and path.name not in recorded):
             path.unlink()
 
 
 def _intact(folder: Path, say: Callable[[str], None]) -> Prepared | None:
-    """Return the prepared images in `folder` if there are any and every array is as it was written."""
+    """Return the prepared images in `folder` if every array matches its record, else None."""
     try:
         prepared = Prepared.read(folder)
         if prepared:
@@ -130,20 +134,20 @@ def _intact(folder: Path, say: Callable[[str], None]) -> Prepared | None:
     return prepared
 
 
-def _check_space(folder: Path, parts: Iterable[Part], shape: tuple[int, ...]) -> None:
-    """Raise BenchError if the arrays cannot fit on the disk."""
-    needed = sum(len(present(part)) * int(np.prod(shape)) + part.labels.nbytes for part in parts)
+def _check_space(folder: Path, splits: Iterable[Split], shape: tuple[int, ...]) -> None:
+    """Raise BenchError if the disk has no room for the arrays."""
+    needed = sum(len(present(split)) * int(np.prod(shape)) + split.labels.nbytes for split in splits)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise BenchError(f"{folder} needs {needed / 2**30:.2f} GiB, but its disk has {free / 2**30:.2f} GiB free")
 
 
-def _decoded(part: Part, tick: Callable[[int], None], before: int) -> Iterator[Pixels]:
-    """Yield the images that are there, some at a time; `before`: how many of other parts are done."""
-    positions = present(part)
+def _decoded(split: Split, progress: Callable[[int], None], before: int) -> Iterator[Pixels]:
+    """Yield the images in chunks; `before`: the number of images of other splits that are done."""
+    positions = present(split)
     for start in range(0, len(positions), CHUNK):
-        yield part.source.load(positions[start : start + CHUNK])
-        tick(before + min(start + CHUNK, len(positions)))
+        yield split.reader.load(positions[start : start + CHUNK])
+        progress(before + min(start + CHUNK, len(positions)))
 
 
 def _write_array(
@@ -151,7 +155,7 @@ def _write_array(
 ) -> dict[str, Any]:
     """Write an .npy file, flushed to disk, and return its entry in the record.
 
-    By ordinary writes: a full disk fails one of them, where a mapping would kill the process.
+    With ordinary writes: a full disk raises an error, whereas a memory map would kill the process.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as file:

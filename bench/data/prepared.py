@@ -1,13 +1,12 @@
-"""Prepared images: a dataset's files decoded once, into arrays below the data root that runs map into memory.
+"""Prepared images: the files of a dataset, decoded once into arrays that runs map into memory.
 
     <root>/prepared/<key>/train-<digest>.npy          uint8, [images, channels, height, width]
                           train-labels-<digest>.npy   int64, [official images], `ABSENT` where there is no image
-                          test-...                    the same, where there are test images
-                          index.json                  last of all: a record of the arrays and of the files' digest
-                          lock                        held by the process that prepares
+                          test-...                    the same for test images, if there are any
+                          index.json                  record of the arrays and of the files' digest, written last
+                          lock                        held by the process that writes
 
-`<digest>` is the beginning of the files' digest, so that arrays of other files never take the place of those that a run
-has open.
+`<digest>` is the beginning of the files' digest, so arrays of other files never replace arrays that a run has open.
 """
 
 from __future__ import annotations
@@ -24,21 +23,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.config.protocol import DatasetSettings
-from bench.data.dataset import ABSENT, Found, Part
-from bench.data.readers import Pixels, Source, Tick
+from bench.data.dataset import ABSENT, Located, Split
+from bench.data.readers import Pixels, Reader
 from bench.errors import BenchError, DamagedFile, NotFound
 from bench.utils.files import file_sha256, fingerprint, read_record
+from bench.utils.progress import ProgressCallback, no_progress
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the layout, and of how images are decoded: raised when either changes
+VERSION = 1  # of the layout and of the decoding; raise it when either changes
 
 
 @dataclass(frozen=True)
-class MappedSource:
-    """Images in an .npy file, uint8, [n, channels, height, width], mapped when the first is asked for.
+class MappedReader:
+    """Images in an .npy file, uint8, [n, channels, height, width], mapped on first use.
 
-    Small when sent to another process, which maps the file itself.
+    Pickled as a path: another process maps the file itself.
     """
 
     path: Path
@@ -51,94 +51,94 @@ class MappedSource:
             raise BenchError(f"prepared images {self.path} cannot be read: {error}") from error
         return pixels
 
-    def __reduce__(self) -> tuple[type[MappedSource], tuple[Path]]:
-        return MappedSource, (self.path,)
+    def __reduce__(self) -> tuple[type[MappedReader], tuple[Path]]:
+        return MappedReader, (self.path,)
 
     def __len__(self) -> int:
         return len(self._pixels)
 
-    def load(self, index: NDArray[np.int64], tick: Tick = lambda _done, _of: None) -> Pixels:
+    def load(self, index: NDArray[np.int64], progress: ProgressCallback = no_progress) -> Pixels:
         """Return copies of the images at `index`."""
-        found: Pixels = np.ascontiguousarray(self._pixels[index])
-        tick(len(index), len(index))
-        return found
+        pixels: Pixels = np.ascontiguousarray(self._pixels[index])
+        progress(len(index), len(index))
+        return pixels
 
 
 @dataclass(frozen=True)
-class Picked:
-    """Another source's images in another order: position i shows its image `rows[i]`."""
+class SelectionReader:
+    """Some images of another reader: position i holds its image `rows[i]`."""
 
-    source: Source
+    reader: Reader
     rows: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def load(self, index: NDArray[np.int64], tick: Tick = lambda _done, _of: None) -> Pixels:
+    def load(self, index: NDArray[np.int64], progress: ProgressCallback = no_progress) -> Pixels:
         """Return the images at `index`."""
-        return self.source.load(self.rows[index], tick)
+        return self.reader.load(self.rows[index], progress)
 
 
-def with_gaps(source: Source, labels: NDArray[np.int64]) -> Part:
-    """Return the part whose images stand in `source` one after the other, without those that `labels` has as ABSENT."""
+def with_gaps(reader: Reader, labels: NDArray[np.int64]) -> Split:
+    """Return the split whose images follow each other in `reader`, except those whose label is ABSENT."""
     present = labels != ABSENT
-    return Part(source if present.all() else Picked(source, np.cumsum(present) - 1), labels)
+    return Split(reader if present.all() else SelectionReader(reader, np.cumsum(present) - 1), labels)
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """`Dataset.find` for image files: prepared images where they are those of the files, else the files.
+    """`Dataset.find` for image files: the prepared images if they match the files, else the files.
 
-    `look(root, settings)` is `find` for the files alone; its parts have the official numbers, with gaps. If a suite
-    states the files' `digest`, it means these and no others, and they are numbered from 0 without gaps.
+    `locate(root, settings)` is `find` for the files alone; its splits have the official indices, with gaps. If a suite
+    states the `digest` of the files, they are numbered from 0 without gaps.
     """
 
-    look: Callable[[Path | None, DatasetSettings], Found]
+    locate: Callable[[Path | None, DatasetSettings], Located]
 
-    def __call__(self, root: Path | None, settings: DatasetSettings) -> Found:
-        """Return what is found below `root`; a sentence is logged where prepared images cannot be used."""
+    def __call__(self, root: Path | None, settings: DatasetSettings) -> Located:
+        """Return the images below `root`; log a warning if prepared images cannot be used."""
         prepared = damage = None
         try:
             prepared = None if root is None else Prepared.read(folder_of(root, settings))
         except DamagedFile as error:
             damage = error
         try:
-            found = self.look(root, settings)
+            located = self.locate(root, settings)
         except NotFound:
             if damage:
                 raise damage from None
             if prepared is None or not prepared.serves(settings):
                 raise
-            found = prepared.found
+            located = prepared.located
         else:
             if damage:
-                log.warning("%s; the files themselves are read", damage)
-            elif prepared and found.digest and prepared.digest == found.digest():
-                found = prepared.found
+                log.warning("%s; reading the image files instead", damage)
+            elif prepared and located.digest and prepared.digest == located.digest():
+                located = prepared.located
             elif prepared:
                 log.warning(
-                    "%s holds other images than %s, which are read instead; run 'bench data prepare' again",
-                    prepared.folder, found.where,
+                    "%s was prepared from other files than those in %s; reading the files; rerun 'bench data prepare'",
+                    prepared.folder, located.where,
                 )  # fmt: skip
         if settings.digest is None:
-            return found
-        test = found.test and _without_gaps(found.test)
-        return Found(found.where, _without_gaps(found.train), test, found.digest)
+            return located
+        test = located.test and _without_gaps(located.test)
+        return Located(located.where, _without_gaps(located.train), test, located.digest)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Prepared images on disk, as their record states them."""
+    """Prepared images on disk, and their record."""
 
     folder: Path
     record: dict[str, Any]
 
     @classmethod
     def read(cls, folder: Path) -> Prepared | None:
-        """Return the prepared images in `folder`, None if there are none of this version.
+        """Return the prepared images in `folder`, or None if there are none of this version.
 
         Raises:
-            DamagedFile: the record, the labels, or the size of an array is not what was written.
+            DamagedFile: the record, the labels, or the size of an array has changed since it was written.
         """
         try:
             record = read_record(folder / "index.json")
@@ -147,12 +147,12 @@ class Prepared:
             prepared = cls(folder, record)
             for file in prepared.files():
                 if (folder / file["name"]).stat().st_size != file["bytes"]:
-                    raise DamagedFile(f"{folder / file['name']} has not the size that was written; {_AGAIN}")
-            _ = prepared.found
+                    raise DamagedFile(f"{folder / file['name']} does not have the recorded size; {_AGAIN}")
+            _ = prepared.located
         except FileNotFoundError as error:
             if Path(error.filename).name == "index.json":
                 return None
-            raise DamagedFile(f"{error.filename} is gone; {_AGAIN}") from error
+            raise DamagedFile(f"{error.filename} is missing; {_AGAIN}") from error
         except OSError as error:
             raise DamagedFile(f"{folder} cannot be read: {error.strerror}") from error
         return prepared
@@ -163,43 +163,43 @@ class Prepared:
         return str(self.record["files"])
 
     def serves(self, settings: DatasetSettings) -> bool:
-        """Whether a suite can rest on these images alone, when the files are gone.
+        """Whether these images are enough for a suite if the files are missing.
 
-        What was prepared under a stated digest may be a part of the dataset, so it serves only whoever states one.
+        Images that were prepared with a stated digest may be part of the dataset, so a suite must state one too.
         """
         return settings.digest is not None or not self.record["of_a_part"]
 
     @cached_property
-    def found(self) -> Found:
-        """The images as `Dataset.find` returns them."""
-        parts = {}
-        for name, part in self.record["parts"].items():
-            self._check(part["labels"])
-            labels = np.load(self.folder / part["labels"]["name"], allow_pickle=False)
-            parts[name] = with_gaps(MappedSource(self.folder / part["pixels"]["name"]), labels)
-        return Found(self.folder, parts["train"], parts.get("test"), lambda: self.digest)
+    def located(self) -> Located:
+        """The images in the form that `Dataset.find` returns."""
+        splits = {}
+        for name, entry in self.record["parts"].items():
+            self._check(entry["labels"])
+            labels = np.load(self.folder / entry["labels"]["name"], allow_pickle=False)
+            splits[name] = with_gaps(MappedReader(self.folder / entry["pixels"]["name"]), labels)
+        return Located(self.folder, splits["train"], splits.get("test"), lambda: self.digest)
 
     def verify(self) -> None:
-        """Read every array. Raises DamagedFile, naming the file, where its SHA-256 is not the recorded one."""
+        """Read every array. Raises DamagedFile, which names the file, if a SHA-256 does not match the record."""
         for file in self.files():
             self._check(file)
 
     def files(self) -> Iterator[dict[str, Any]]:
-        """Yield what the record says of each array: its name, bytes and SHA-256."""
-        for part in self.record["parts"].values():
-            yield part["pixels"]
-            yield part["labels"]
+        """Yield the record of each array: its name, bytes and SHA-256."""
+        for entry in self.record["parts"].values():
+            yield entry["pixels"]
+            yield entry["labels"]
 
     def _check(self, file: dict[str, Any]) -> None:
         if file_sha256(self.folder / file["name"]) != file["sha256"]:
             raise DamagedFile(f"{self.folder / file['name']} is damaged: its SHA-256 does not match; {_AGAIN}")
 
 
-_AGAIN = "run 'bench data prepare' again"
+_AGAIN = "rerun 'bench data prepare'"
 
 
 def folder_of(root: Path, settings: DatasetSettings) -> Path:
-    """Return where the prepared images of a dataset lie; for own files, after their path and shape."""
+    """Return the folder of the prepared images of a dataset; for own files, named by their path and shape."""
     key = settings.name
     if files := settings.files:
         words = re.sub(r"[^A-Za-z0-9]+", "-", files.path).strip("-")
@@ -207,12 +207,12 @@ def folder_of(root: Path, settings: DatasetSettings) -> Path:
     return root / "prepared" / key
 
 
-def present(part: Part) -> NDArray[np.int64]:
-    """Return the positions of a part's images that are there, int64, [k], rising."""
-    return np.flatnonzero(part.labels != ABSENT)
+def present(split: Split) -> NDArray[np.int64]:
+    """Return the indices that have an image, int64, [k], rising."""
+    return np.flatnonzero(split.labels != ABSENT)
 
 
-def _without_gaps(part: Part) -> Part:
-    """Return the images that are there, numbered from 0."""
-    rows = present(part)
-    return part if len(rows) == len(part.labels) else Part(Picked(part.source, rows), part.labels[rows])
+def _without_gaps(split: Split) -> Split:
+    """Return the images that exist, numbered from 0."""
+    rows = present(split)
+    return split if len(rows) == len(split.labels) else Split(SelectionReader(split.reader, rows), split.labels[rows])

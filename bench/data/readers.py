@@ -1,9 +1,9 @@
-"""Where pixels come from, by position: arrays in memory or on disk, and image files decoded when asked for."""
+"""Readers of images by position: from arrays in memory or on disk, and from image files that are decoded on demand."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import BenchError
+from bench.utils.progress import ProgressCallback, no_progress
 
 Pixels = NDArray[np.uint8]
-Tick = Callable[[int, int], None]
-"""Called with (done, of) as a long job goes on."""
 
 
-class Source(Protocol):
+class Reader(Protocol):
     """Images by position, all of one shape."""
 
     def __len__(self) -> int:
-        """Return how many positions there are."""
+        """Return the number of positions."""
 
-    def load(self, index: NDArray[np.int64], tick: Tick = ...) -> Pixels:
+    def load(self, index: NDArray[np.int64], progress: ProgressCallback = ...) -> Pixels:
         """Return the images at `index` ([k]) as uint8, [k, channels, height, width].
 
         Raises:
@@ -34,28 +33,28 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class ArraySource:
-    """Images that stand in one array, uint8, [n, channels, height, width], which may be mapped from a file."""
+class ArrayReader:
+    """Images in one array, uint8, [n, channels, height, width], which may be mapped from a file."""
 
     pixels: Pixels
 
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def load(self, index: NDArray[np.int64], tick: Tick = lambda _done, _of: None) -> Pixels:
+    def load(self, index: NDArray[np.int64], progress: ProgressCallback = no_progress) -> Pixels:
         """Return copies of the images at `index`."""
-        found: Pixels = np.ascontiguousarray(self.pixels[index])
-        tick(len(index), len(index))
-        return found
+        pixels: Pixels = np.ascontiguousarray(self.pixels[index])
+        progress(len(index), len(index))
+        return pixels
 
 
 @dataclass(frozen=True)
-class FileSource:
+class FileReader:
     """Image files of any format that Pillow reads.
 
-    `shape` is (channels, height, width). Images must have that size, unless `shorter_side` is given: then each is
-    scaled (bilinear, antialiased) until its shorter side has so many pixels, and the middle is cut out. `formats` are
-    Pillow's names of the formats allowed, whatever the files are called; default: all of them.
+    `shape` is (channels, height, width). Images must have that size, unless `shorter_side` (in pixels) is given: each
+    image is then scaled to that shorter side (bilinear, antialiased) and cropped at the centre. `formats` are Pillow's
+    names of the allowed formats, independent of the files' names; default: all of them.
     """
 
     paths: Sequence[Path]
@@ -66,18 +65,18 @@ class FileSource:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def load(self, index: NDArray[np.int64], tick: Tick = lambda _done, _of: None) -> Pixels:
-        """Decode the images at `index`; many of them in threads, as decoding releases the interpreter."""
-        found = np.empty((len(index), *self.shape), np.uint8)
+    def load(self, index: NDArray[np.int64], progress: ProgressCallback = no_progress) -> Pixels:
+        """Decode the images at `index`; 32 or more in threads, because decoding releases the interpreter lock."""
+        pixels = np.empty((len(index), *self.shape), np.uint8)
         if len(index) < 32:
             for place, position in enumerate(index):
-                found[place] = self._decode(self.paths[position])
-            return found
+                pixels[place] = self._decode(self.paths[position])
+            return pixels
         with ThreadPoolExecutor(_workers()) as pool:
             for place, image in enumerate(pool.map(lambda position: self._decode(self.paths[position]), index)):
-                found[place] = image
-                tick(place + 1, len(index))
-        return found
+                pixels[place] = image
+                progress(place + 1, len(index))
+        return pixels
 
     def _decode(self, path: Path) -> Pixels:
         from PIL import Image, ImageFile
@@ -85,19 +84,20 @@ class FileSource:
         channels, height, width = self.shape
         try:
             with Image.open(path, formats=self.formats) as opened:
-                if opened.mode[0] in "IF":  # Pillow would cut off what is above 255
+                if opened.mode[0] in "IF":  # Pillow would clip values above 255
                     raise ValueError(f"its pixels have more than 8 bits (mode {opened.mode})")
                 image = opened.convert("L" if channels == 1 else "RGB")
         except FileNotFoundError:
             raise BenchError(f"image {path}: no such file") from None
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            assert not ImageFile.LOAD_TRUNCATED_IMAGES  # else half an image would pass for a whole one
+            assert not ImageFile.LOAD_TRUNCATED_IMAGES  # else a truncated image would be accepted
             raise BenchError(f"image {path} cannot be read: {error}") from error
         if self.shorter_side is not None:
-            image = _middle(image, self.shorter_side, height, width)
+            image = _centre_crop(image, self.shorter_side, height, width)
         if image.size != (width, height):
-            found = f"{image.width}x{image.height}"
-            raise BenchError(f"image {path} is {found} pixels large (width x height), not {width}x{height}")
+            raise BenchError(
+                f"image {path} has {image.width}x{image.height} pixels (width x height), not {width}x{height}"
+            )
         pixels: Pixels = np.asarray(image).reshape(height, width, -1).transpose(2, 0, 1)
         if len(pixels) != channels:
             raise BenchError(f"image {path} has {len(pixels)} channels; the dataset states {channels}")
@@ -105,21 +105,21 @@ class FileSource:
 
 
 @dataclass(frozen=True)
-class Averaged:
-    """Another source's square images, averaged down to `side` pixels: each pixel is the mean of a square of them.
+class AveragingReader:
+    """The square images of another reader, reduced to `side` pixels: each pixel is the mean of a square of pixels.
 
-    Computed in whole numbers, halves rounded up, so that it is the same everywhere.
+    Computed in integers, halves rounded up, so the result is the same on every machine.
     """
 
-    source: Source
+    reader: Reader
     side: int
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.reader)
 
-    def load(self, index: NDArray[np.int64], tick: Tick = lambda _done, _of: None) -> Pixels:
-        """Return the averaged images at `index`."""
-        pixels = self.source.load(index, tick)
+    def load(self, index: NDArray[np.int64], progress: ProgressCallback = no_progress) -> Pixels:
+        """Return the reduced images at `index`."""
+        pixels = self.reader.load(index, progress)
         n, channels, height, _ = pixels.shape
         factor = height // self.side
         squares = pixels.reshape(n, channels, self.side, factor, self.side, factor)
@@ -128,8 +128,8 @@ class Averaged:
         return means
 
 
-def _middle(image: Any, shorter_side: int, height: int, width: int) -> Any:
-    """Scale a Pillow image until its shorter side is `shorter_side`, and cut out the middle."""
+def _centre_crop(image: Any, shorter_side: int, height: int, width: int) -> Any:
+    """Scale a Pillow image to a shorter side of `shorter_side` pixels, and crop its centre."""
     from PIL import Image
 
     scale = shorter_side / min(image.size)
@@ -140,5 +140,5 @@ def _middle(image: Any, shorter_side: int, height: int, width: int) -> Any:
 
 
 def _workers() -> int:
-    """Return how many threads decode: as many as the thread limit of this process, which is its share of the cores."""
+    """Return the number of decoding threads: the thread limit of this process, which is its share of the cores."""
     return max(1, int(os.environ.get("OMP_NUM_THREADS") or 0) or (os.cpu_count() or 1))

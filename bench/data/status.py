@@ -1,4 +1,4 @@
-"""Which datasets are there, whether they are whole, and how those that are not are brought there."""
+"""The state of the datasets below the data root: found, complete, prepared; and how to fetch the missing ones."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 from bench.config.protocol import DatasetSettings
 from bench.config.suite import find_suite, load_suite, shipped_suites
-from bench.data.dataset import Dataset, Found, Part, dataset_of, missing
+from bench.data.dataset import Dataset, Located, Split, dataset_of, missing
 from bench.data.prepare import prepare
 from bench.data.prepared import ImageFiles, Prepared, folder_of, present
-from bench.data.readers import Tick
 from bench.errors import BenchError, DamagedFile, NotFound, did_you_mean
 from bench.registry import DATASETS
+from bench.utils.progress import ProgressCallback, no_progress
 
 CHUNK = 64  # images decoded at a time when looking for broken ones
 
@@ -27,7 +27,7 @@ def names() -> list[str]:
 
 
 def named(name: str) -> Dataset:
-    """Return a dataset, whole, by its name, or as a suite uses it, by the suite's path or shipped name.
+    """Return a whole dataset by its name, or the configured dataset of a suite by its path or shipped name.
 
     Raises:
         BenchError: neither has that name, the suite is wrong, or the dataset needs a suite that describes it.
@@ -35,7 +35,7 @@ def named(name: str) -> Dataset:
     if name in DATASETS.names():
         dataset: Dataset = DATASETS.get(name)
         if dataset.own_files:
-            raise BenchError(f"the images of '{name}' are described by a suite's 'files': name that suite instead")
+            raise BenchError(f"dataset '{name}' is described by the key 'files' of a suite; name the suite instead")
         return dataset.configured(DatasetSettings(name=name, validation=1))
     try:
         suite = find_suite(name)
@@ -45,7 +45,7 @@ def named(name: str) -> Dataset:
 
 
 def overview(root: Path | None) -> list[dict[str, Any]]:
-    """Return one row for every dataset: what it states, where it is found below `root`, and whether it is prepared."""
+    """Return one row per dataset: its properties, where it is below `root`, and whether it is prepared."""
     return [_row(DATASETS.get(name), root) for name in DATASETS.names()]
 
 
@@ -55,28 +55,28 @@ def _row(dataset: Dataset, root: Path | None) -> dict[str, Any]:
         return {**row, "train": None, "test": None, "found": "as a suite says", "where": None, "prepared": None}
     row |= {"classes": dataset.classes, "image": "x".join(map(str, dataset.shape))}
     row |= {"train": dataset.train_images, "test": dataset.test_images}
-    whole, where, found = named(dataset.name), None, "yes"
+    whole, where, state = named(dataset.name), None, "yes"
     try:
-        files = whole.locate(root)
-        where = files.where and str(files.where)
-        whole.choose(files)
+        located = whole.locate(root)
+        where = located.where and str(located.where)
+        whole.select(located)
     except NotFound:
-        found = "no"
+        state = "no"
     except BenchError:
-        found = "not whole"
-    return {**row, "found": found, "where": where, "prepared": _prepared(whole, root, verify=False)[0]}
+        state = "not whole"
+    return {**row, "found": state, "where": where, "prepared": _prepared(whole, root, verify=False)[0]}
 
 
 def prepared_twice(root: Path) -> Iterator[Path]:
-    """Yield the folders of prepared images below `root` whose original files are there too, and still the same."""
+    """Yield the folders of prepared images below `root` whose original files are still there, unchanged."""
     for name in DATASETS.names():
-        if DATASETS.get(name).own_files:  # only a suite knows where
+        if DATASETS.get(name).own_files:  # only a suite knows the folder
             continue
         dataset = named(name)
         if isinstance(dataset.find, ImageFiles) and dataset.settings is not None:
             folder = folder_of(root, dataset.settings)
             try:
-                prepared, files = Prepared.read(folder), dataset.find.look(root, dataset.settings)
+                prepared, files = Prepared.read(folder), dataset.find.locate(root, dataset.settings)
             except BenchError:
                 continue
             if prepared and files.digest and files.digest() == prepared.digest:
@@ -84,69 +84,69 @@ def prepared_twice(root: Path) -> Iterator[Path]:
 
 
 def check(
-    dataset: Dataset, root: Path | None, *, decode: bool = False, tick: Tick = lambda _done, _of: None
+    dataset: Dataset, root: Path | None, *, decode: bool = False, progress: ProgressCallback = no_progress
 ) -> dict[str, Any]:
-    """Return what there is of a configured dataset, and under `problems` a sentence for all that is wrong with it.
+    """Return the state of a configured dataset, and under `problems` one sentence per problem.
 
     `prepared` is None for a dataset without image files, else "no", "yes" (every array verified), "outdated" or
-    "damaged". `digest` is what a suite may state. With `decode`, every image file is decoded, and `tick` is called with
-    (done, of) images.
+    "damaged". `digest` is the value for a suite's `digest`. With `decode`, every image file is decoded, and
+    `progress` is called with the numbers of finished and of all images.
     """
     problems: list[str] = []
     facts: dict[str, Any] = {"name": dataset.name, "where": None, "train": None, "test": None, "digest": None}
     try:
-        found = dataset.locate(root)
-        facts["where"] = found.where and str(found.where)
-        facts |= {"train": _counts(found.train), "test": found.test and _counts(found.test)}
-        facts["digest"] = found.digest and found.digest()
-        dataset.choose(found)
+        located = dataset.locate(root)
+        facts["where"] = located.where and str(located.where)
+        facts |= {"train": _counts(located.train), "test": located.test and _counts(located.test)}
+        facts["digest"] = located.digest and located.digest()
+        dataset.select(located)
     except BenchError as error:
         problems.append(str(error))
     facts["prepared"], problem = _prepared(dataset, root, verify=True)
     if problem and problem not in problems:
         problems.append(problem)
     if decode and facts["where"]:
-        problems += broken(_of_files(dataset).locate(root), tick)
+        problems += broken(_of_files(dataset).locate(root), progress)
     return {**facts, "problems": problems}
 
 
-def broken(found: Found, tick: Tick = lambda _done, _of: None) -> Iterator[str]:
-    """Decode every image, and yield a sentence for each that cannot be read, in order."""
-    parts = [part for part in (found.train, found.test) if part]
-    done, of = 0, sum(len(present(part)) for part in parts)
-    for part in parts:
-        positions = present(part)
+def broken(located: Located, progress: ProgressCallback = no_progress) -> Iterator[str]:
+    """Decode every image, and yield the error of each that cannot be read, in order."""
+    splits = [split for split in (located.train, located.test) if split]
+    done, total = 0, sum(len(present(split)) for split in splits)
+    for split in splits:
+        positions = present(split)
         for start in range(0, len(positions), CHUNK):
             chunk = positions[start : start + CHUNK]
             try:
-                part.source.load(chunk)
+                split.reader.load(chunk)
             except BenchError:
                 for position in chunk:
                     try:
-                        part.source.load(np.array([position]))
+                        split.reader.load(np.array([position]))
                     except BenchError as error:
                         yield str(error)
             done += len(chunk)
-            tick(done, of)
+            progress(done, total)
 
 
-def bring(dataset: Dataset, root: Path | None, tick: Tick, say: Callable[[str], None]) -> str:
-    """Download a configured dataset that can be downloaded, decode one of image files; return what was done.
+def fetch(dataset: Dataset, root: Path | None, progress: ProgressCallback, say: Callable[[str], None]) -> str:
+    """Download or decode a configured dataset, and return a sentence that says what was done.
 
     Raises:
-        NotFound, BenchError: it cannot be had or written; the sentence says why, and how to get it by hand.
+        NotFound, BenchError: it cannot be downloaded, read or written; the message says how to get it by hand.
     """
     if isinstance(dataset.find, ImageFiles):
         if root is None:
             raise missing(dataset, [], root)
-        prepared, there = prepare(dataset, root, tick, say=say)
+        prepared, existed = prepare(dataset, root, progress, say=say)
         gib = sum(file["bytes"] for file in prepared.files()) / 2**30
-        state = "were prepared already, nothing to do; verified" if there else "are prepared"
+        state = "were prepared already, nothing to do; verified" if existed else "are prepared"
         return f"the images of {dataset.name} {state}: {prepared.folder}, {gib:.2f} GiB"
     try:
-        found = dataset.locate(root)
-        dataset.choose(found)
-        return f"{dataset.name} is there already, nothing to do" + (f": {found.where}" if found.where else "")
+        located = dataset.locate(root)
+        dataset.select(located)
+        return f"{dataset.name} is there already, nothing to do" + (f": {located.where}" if located.where else "")
     except BenchError:
         if dataset.download is None or root is None:
             raise
@@ -154,18 +154,18 @@ def bring(dataset: Dataset, root: Path | None, tick: Tick, say: Callable[[str], 
         dataset.download(root)
     except OSError as error:
         raise BenchError(f"{dataset.name} cannot be downloaded: {error}. {dataset.obtain}") from error
-    found = dataset.locate(root)
-    dataset.choose(found)
-    return f"{dataset.name} is downloaded: {found.where}"
+    located = dataset.locate(root)
+    dataset.select(located)
+    return f"{dataset.name} is downloaded: {located.where}"
 
 
 def _of_files(dataset: Dataset) -> Dataset:
     """Return the dataset without its prepared images."""
-    return replace(dataset, find=dataset.find.look) if isinstance(dataset.find, ImageFiles) else dataset
+    return replace(dataset, find=dataset.find.locate) if isinstance(dataset.find, ImageFiles) else dataset
 
 
 def _prepared(dataset: Dataset, root: Path | None, *, verify: bool) -> tuple[str | None, str | None]:
-    """Return what `check` says of prepared images, and what is wrong with them, if anything."""
+    """Return the value of `prepared` in `check`, and the problem with the prepared images, if any."""
     if not isinstance(dataset.find, ImageFiles):
         return None, None
     assert dataset.settings is not None
@@ -178,18 +178,18 @@ def _prepared(dataset: Dataset, root: Path | None, *, verify: bool) -> tuple[str
     except DamagedFile as error:
         return "damaged", str(error)
     try:
-        found = dataset.find.look(root, dataset.settings)
+        located = dataset.find.locate(root, dataset.settings)
     except NotFound:
-        return "yes", None  # of files that are gone since
+        return "yes", None  # the files are gone
     except BenchError:
         return "outdated", None
-    return "yes" if found.digest and found.digest() == prepared.digest else "outdated", None
+    return "yes" if located.digest and located.digest() == prepared.digest else "outdated", None
 
 
-def _counts(part: Part) -> dict[str, int]:
-    """Return how many images there are and how many are not, and the sizes of the smallest and the largest class."""
-    labels = part.labels[present(part)]
+def _counts(split: Split) -> dict[str, int]:
+    """Return the numbers of images and of absent images, and the sizes of the smallest and the largest class."""
+    labels = split.labels[present(split)]
     sizes = np.bincount(labels)[np.unique(labels)]
     smallest, largest = (int(sizes.min()), int(sizes.max())) if len(sizes) else (0, 0)
-    absent = len(part.labels) - len(labels)
+    absent = len(split.labels) - len(labels)
     return {"images": len(labels), "absent": absent, "smallest_class": smallest, "largest_class": largest}

@@ -1,4 +1,4 @@
-"""Images too large to live on the device: decoded ahead of need by worker processes, sent from pinned memory."""
+"""Images too large for the device's memory: worker processes decode them ahead of need."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bench.data.readers import Source
+from bench.data.readers import Reader
 from bench.errors import BenchError
 
-AHEAD = 4  # batches that each worker keeps ready
+PREFETCHED = 4  # batches per worker
 
 
 class ImageStream:
-    """Labelled images that are read when they are needed; `labels` (int64, [n]) live on the device.
+    """Labelled images that are read on demand; `labels` (int64, [n]) are on the device.
 
-    `index` ([n], on the host) says where each image stands in `source`.
+    `index` ([n], on the host) holds each image's position in `reader`.
     """
 
     def __init__(
         self,
-        source: Source,
+        reader: Reader,
         index: Tensor,
         labels: Tensor,
         device: torch.device | str = "cpu",
         workers: int | None = None,
     ) -> None:
-        """`workers`: processes that decode; default: as many as the threads of this process, 0 decodes in it."""
-        self._source, self._index, self._device = source, index, torch.device(device)
+        """`workers`: processes that decode; default: the threads of this process. 0 decodes in this process."""
+        self._reader, self._index, self._device = reader, index, torch.device(device)
         self.labels = labels.to(self._device)
         self._workers = torch.get_num_threads() if workers is None else workers
 
@@ -38,30 +38,30 @@ class ImageStream:
 
     def take(self, index: Tensor) -> ImageStream:
         """Return the images at `index` (int64, [k]), in that order."""
-        return ImageStream(self._source, self._index[index.cpu()], self.labels[index], self._device, self._workers)
+        return ImageStream(self._reader, self._index[index.cpu()], self.labels[index], self._device, self._workers)
 
     def to(self, device: torch.device) -> ImageStream:
-        """Return the same images, to be sent to `device`."""
-        return ImageStream(self._source, self._index, self.labels, device, self._workers)
+        """Return the same images for `device`."""
+        return ImageStream(self._reader, self._index, self.labels, device, self._workers)
 
     def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the pixels of one batch after the other, on the device, given each batch's positions (int64, [k]).
 
-        Batches come in the order asked for, whatever worker was first. Several readers may be open at once.
+        Batches keep the order of `batches`. Several iterators may be open at once.
 
         Raises:
             BenchError: an image cannot be read.
         """
         if not batches:
             return
-        positions = self._index[torch.cat(list(batches)).cpu()]  # one transfer from the device for all of them
-        parts = torch.split(positions, [len(batch) for batch in batches])
-        workers = min(self._workers, len(parts))
+        positions = self._index[torch.cat(list(batches)).cpu()]  # one transfer from the device for all batches
+        split = torch.split(positions, [len(batch) for batch in batches])
+        workers = min(self._workers, len(split))
         loader: DataLoader[Tensor | str] = DataLoader(
-            _Decoder(self._source, parts),
+            _Decoder(self._reader, split),
             batch_size=None,
             num_workers=workers,
-            prefetch_factor=AHEAD if workers else None,
+            prefetch_factor=PREFETCHED if workers else None,
             pin_memory=self._device.type == "cuda",
         )
         for pixels in loader:
@@ -71,19 +71,19 @@ class ImageStream:
 
 
 class _Decoder(Dataset[Tensor | str]):
-    """Item i is the pixels of batch i, or the sentence that says why it cannot be read.
+    """Item i is the pixels of batch i, or the error message if they cannot be read.
 
-    A loader would bury an exception of a worker under tracebacks.
+    `DataLoader` would wrap an exception of a worker in tracebacks.
     """
 
-    def __init__(self, source: Source, parts: Sequence[Tensor]) -> None:
-        self._source, self._parts = source, parts
+    def __init__(self, reader: Reader, batches: Sequence[Tensor]) -> None:
+        self._reader, self._batches = reader, batches
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self._batches)
 
     def __getitem__(self, item: int) -> Tensor | str:
         try:
-            return torch.from_numpy(self._source.load(self._parts[item].numpy()))
+            return torch.from_numpy(self._reader.load(self._batches[item].numpy()))
         except BenchError as error:
             return str(error)

@@ -143,4 +143,4 @@ def check_data(planned: Sequence[Planned], root: Path | None) -> None:
     """
     for settings in {item.cell.protocol.dataset for item in planned if item.action != "skip"}:
         dataset = dataset_of(settings)
-        dataset.choose(dataset.locate(root))
+        dataset.select(dataset.locate(root))

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from bench import registry
-from bench.attacks.autoattack import CascadeState, Tick
+from bench.attacks.autoattack import CascadeState
 from bench.attacks.evaluate import attack_identity, evaluate, evaluated_images, forward_passes
 from bench.config.attacks import FinalAttack
 from bench.config.cell import Cell, ExternalModel
@@ -37,6 +37,7 @@ from bench.training.trainer import LAST_EPOCH, Diverged, Trainer
 from bench.utils.device import check_precision, out_of_memory, peak_memory, use_device
 from bench.utils.environment import describe
 from bench.utils.files import fingerprint, read_record, write_atomically, write_record
+from bench.utils.progress import ProgressCallback
 
 log = logging.getLogger(__name__)
 
@@ -302,7 +303,7 @@ def evaluate_checkpoints(
             place = folder.partial / f"{weights[:16]}.{key}.json"
             outcome = evaluate(
                 model, weights, test, attack, cell.protocol.threat,
-                tick=told.ticker(name, attack.title, sum(work[:item]) / sum(work), work[item] / sum(work)),
+                progress=told.ticker(name, attack.title, sum(work[:item]) / sum(work), work[item] / sum(work)),
                 state=_read_place(place), commit=partial(_write_place, place),
             )  # fmt: skip
             log.info("%s under %s: %.4f of %d", name, attack.title, outcome.accuracy, len(outcome.correct))
@@ -340,7 +341,7 @@ class _Evaluation:
             key: value for record in folder.epochs()[-1:] for key, value in record.items() if key in LAST_EPOCH
         }
 
-    def ticker(self, checkpoint: str, attack: str, before: float, own: float) -> Tick:
+    def ticker(self, checkpoint: str, attack: str, before: float, own: float) -> ProgressCallback:
         """Return what an attack is to call; it is `own` of all the evaluation's work, and `before` was done before."""
         self._tell(before, checkpoint=checkpoint, attack=attack, force=True)
 

@@ -74,8 +74,8 @@ def test_check_names_every_problem_and_ends_with_2(bench, pets):
     [
         (("check", "digit"), "no dataset and no suite is called 'digit'; did you mean 'digits'?"),
         (("check", "none.yaml"), "no such suite file"),
-        (("prepare", "image_folder"), "name that suite instead"),
-        (("prepare", "tiny_imagenet"), "name it with --data or BENCH_DATA"),
+        (("prepare", "image_folder"), "name the suite instead"),
+        (("prepare", "tiny_imagenet"), "set --data or BENCH_DATA"),
     ],
 )
 def test_bad_input_is_one_sentence(bench, monkeypatch, words, said):
@@ -102,9 +102,9 @@ def test_help_is_quick_and_loads_nothing_heavy():
 SLOW = """
 import sys, time
 from bench.data import prepare
-from bench.data.readers import FileSource
-load = FileSource.load
-FileSource.load = lambda self, index, *rest: time.sleep(0.5) or load(self, index, *rest)
+from bench.data.readers import FileReader
+load = FileReader.load
+FileReader.load = lambda self, index, *rest: time.sleep(0.5) or load(self, index, *rest)
 prepare.CHUNK = 1
 from bench.cli.main import main
 main()
@@ -124,5 +124,5 @@ def test_interrupted(bench, pets, kind):
         time.sleep(0.02)
     process.send_signal(kind)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, "", "bench: interrupted; nothing half is left\n")
+    assert (process.returncode, out, err) == (130, "", "bench: interrupted; no incomplete file is left\n")
     assert [path.name for path in root.glob("prepared/*/*")] == ["lock"]

@@ -64,7 +64,7 @@ WRONG = {
         "{name: digit, validation: 200}": "2: dataset.name: unknown dataset 'digit'; did you mean 'digits'?",
         "digitz": "2: dataset: unknown dataset 'digitz'; did you mean 'digits'?",
         "{name: digits, validation: 1297}": (
-            "2: dataset.validation: 1297 validation images leave none to train on: digits has 1297 in all"
+            "2: dataset.validation: 1297 validation images leave none to train on: digits has 1297 training images"
         ),
         "{name: digits, validation: 0}": "2: dataset.validation: must be at least 1 (got 0)",
         "{name: digits, validation: 2.5}": "2: dataset.validation: must be a whole number (got 2.5)",
@@ -78,7 +78,7 @@ WRONG = {
         "{name: digits, resize: 3}": "2: dataset: resize: 3 does not divide the side of 8x8 pixels",
         "{name: digits, digest: abc}": "2: dataset.digest: must match ^[0-9a-f]{64}$ (got 'abc')",
         "{name: digits, files: {path: x, classes: 2, shape: [1, 8, 8]}}": (
-            "2: dataset: dataset 'digits' knows its images and takes no 'files'"
+            "2: dataset: dataset 'digits' has files of its own; remove the key 'files'"
         ),
         "{name: digits, files: {path: ../x, classes: 2, shape: [1, 8, 8]}}": (
             "2: dataset.files.path: must match ^[A-Za-z0-9][A-Za-z0-9_./-]*$ (got '../x')"

@@ -5,7 +5,7 @@ from bench.config.protocol import Crop, Flip
 from bench.data.augmentation import augment
 from bench.data.batches import TrainingBatches, to_float
 from bench.data.dataset import ImageSet
-from bench.data.readers import ArraySource
+from bench.data.readers import ArrayReader
 from bench.data.streaming import ImageStream
 from bench.errors import BenchError
 from bench.utils.rng import RngStreams
@@ -99,7 +99,7 @@ def test_one_batch_must_be_full():
 def test_streamed_images_make_the_same_batches():
     made, random = batches((REFLECT, FLIP))
     streamed = TrainingBatches(
-        ImageStream(ArraySource(RANDOM_PIXELS.numpy()), torch.arange(50), torch.arange(50) % 10, workers=2),
+        ImageStream(ArrayReader(RANDOM_PIXELS.numpy()), torch.arange(50), torch.arange(50) % 10, workers=2),
         8, (REFLECT, FLIP), other := RngStreams(0),
     )  # fmt: skip
     assert same(epoch_of(streamed, other, 2), epoch_of(made, random, 2))

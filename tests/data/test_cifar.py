@@ -162,8 +162,8 @@ def test_official_files_in_official_order(official):
     assert found.where == official / "cifar-10-batches-py"
     assert np.array_equal(found.train.labels, LABELS[:TRAIN])
     assert np.array_equal(found.test.labels, LABELS[TRAIN:])
-    assert np.array_equal(found.train.source.load(np.arange(TRAIN)), PIXELS[:TRAIN])
-    assert np.array_equal(found.test.source.load(np.array([3, 0])), PIXELS[TRAIN:][[3, 0]])
+    assert np.array_equal(found.train.reader.load(np.arange(TRAIN)), PIXELS[:TRAIN])
+    assert np.array_equal(found.test.reader.load(np.array([3, 0])), PIXELS[TRAIN:][[3, 0]])
     assert found.train.labels.dtype == np.int64
 
 
@@ -171,7 +171,7 @@ def test_torchvision_reads_the_same(official):
     found = find(official)
     for part, train in ((found.train, True), (found.test, False)):
         theirs = torchvision.datasets.CIFAR10(official, train=train)
-        assert np.array_equal(part.source.load(np.arange(len(theirs))).transpose(0, 2, 3, 1), theirs.data)
+        assert np.array_equal(part.reader.load(np.arange(len(theirs))).transpose(0, 2, 3, 1), theirs.data)
         assert part.labels.tolist() == theirs.targets
 
 
@@ -187,7 +187,7 @@ def test_files_that_numpy_2_pickled_are_read_too(official, monkeypatch):
     content = pickle.dumps({b"data": PIXELS[:10].reshape(10, -1), b"labels": LABELS[:10].tolist()})
     assert (b"numpy._core" in content) == (np.lib.NumpyVersion(np.__version__) >= "2.0.0")
     rewrite(official, monkeypatch, content)
-    assert np.array_equal(find(official).train.source.load(np.arange(TRAIN)), PIXELS[:TRAIN])
+    assert np.array_equal(find(official).train.reader.load(np.arange(TRAIN)), PIXELS[:TRAIN])
 
 
 def rewrite(root, monkeypatch, content, official=True):
@@ -327,13 +327,15 @@ def test_the_images_asked_for_suffice(official, tmp_path):
     found = find(tmp_path / "some")
     assert np.flatnonzero(found.train.labels != ABSENT).tolist() == asked[:26]
     assert (len(found.train.labels), len(found.test.labels)) == (TRAIN, TEST)
-    with pytest.raises(BenchError, match=r"^24 of the training images of cifar10 .* hold 26: the first is index 20$"):
+    with pytest.raises(
+        BenchError, match=r"^24 of the training images of cifar10 .* .26 have one.; the first is index 20$"
+    ):
         splits(tmp_path / "some", validation=5)
 
 
 def test_without_a_test_folder_the_test_images_are_absent(images):
     (images / "cifar10" / "test").rename(images / "elsewhere")
-    with pytest.raises(BenchError, match=r"^12 of the test images of cifar10 .* which hold 0"):
+    with pytest.raises(BenchError, match=r"^12 of the test images of cifar10 .* .0 have one"):
         splits(images, validation=5)
 
 
@@ -468,7 +470,7 @@ def test_a_root_that_cannot_be_looked_into(tmp_path):
 
 
 def test_without_a_root():
-    with pytest.raises(NotFound, match="name it with --data or BENCH_DATA"):
+    with pytest.raises(NotFound, match="set --data or BENCH_DATA"):
         find(None)
 
 

@@ -6,21 +6,21 @@ import pytest
 import torch
 
 from bench.config.protocol import DatasetSettings, Files, Subset
-from bench.data.dataset import ABSENT, LARGE_PIXELS, Found, ImageSet, Part, arrays, dataset_of, missing
+from bench.data.dataset import ABSENT, LARGE_PIXELS, ImageSet, Located, Split, arrays, dataset_of, missing
 from bench.data.datasets.digits import digits, load
-from bench.data.readers import ArraySource
+from bench.data.readers import ArrayReader
 from bench.data.streaming import ImageStream
 from bench.errors import BenchError, NotFound
 
 
 def part(start, count, side=8):
     """Images that are all zero, with labels that number them."""
-    return Part(ArraySource(np.zeros((count, 1, side, side), np.uint8)), np.arange(start, start + count))
+    return Split(ArrayReader(np.zeros((count, 1, side, side), np.uint8)), np.arange(start, start + count))
 
 
 def a_dataset(found=None, **stated):
     """A dataset whose labels number the images, training and test images apart."""
-    found = found or Found(Path("there"), part(0, 100), part(1000, 10))
+    found = found or Located(Path("there"), part(0, 100), part(1000, 10))
     return replace(digits, train_images=100, test_images=10, find=lambda _root, _settings: found, **stated)
 
 
@@ -126,9 +126,9 @@ def test_counts_are_those_of_the_images_used(settings, counts):
         ({"resize": 16}, "^resize: 16 does not divide the side of 8x8 pixels$"),
         (
             {"files": Files(path="x", classes=2, shape=(1, 8, 8))},
-            "^dataset 'digits' knows its images and takes no 'files'",
+            "^dataset 'digits' has files of its own; remove the key 'files'",
         ),
-        ({"digest": "0" * 64}, "^dataset 'digits' has no digest; leave 'digest' out$"),
+        ({"digest": "0" * 64}, "^dataset 'digits' has no digest; remove the key 'digest'$"),
     ],
 )
 def test_settings_that_do_not_fit_the_dataset(settings, sentence):
@@ -137,10 +137,10 @@ def test_settings_that_do_not_fit_the_dataset(settings, sentence):
 
 
 def test_nothing_left_to_train_on():
-    with pytest.raises(BenchError, match="^21 validation images leave none to train on: digits has 21 in all"):
+    with pytest.raises(BenchError, match="^21 validation images leave none to train on: digits has 21 training images"):
         splits(subset=Subset(train="0-9"), validation="0-20")
-    with pytest.raises(BenchError, match="^no images of digits are left to train on"):
-        own(Found(Path("there"), part(0, 100), None), test=70).splits(None)
+    with pytest.raises(BenchError, match="^no images of digits remain to train on"):
+        own(Located(Path("there"), part(0, 100), None), test=70).splits(None)
 
 
 def test_resizing_averages_squares_exactly():
@@ -155,11 +155,9 @@ def test_resizing_averages_squares_exactly():
 def test_an_image_that_is_not_among_the_files_is_missed_only_where_it_is_used():
     train = part(0, 100)
     train.labels[40:] = ABSENT
-    dataset = a_dataset(Found(Path("there"), train, part(1000, 10)))
+    dataset = a_dataset(Located(Path("there"), train, part(1000, 10)))
     assert len(splits(dataset, subset=Subset(train="0-39"), validation=5).train) == 35
-    with pytest.raises(
-        BenchError, match="^60 of the training images of digits are not among the files found, which hold 40"
-    ):
+    with pytest.raises(BenchError, match="^60 of the training images of digits have no file .40 have one."):
         splits(dataset)
     with pytest.raises(BenchError, match="the first is index 55$"):
         splits(dataset, subset=Subset(train="0-9"), validation="5,55-56")
@@ -176,7 +174,7 @@ def own(found, **files):
 
 
 def test_test_images_are_held_out_where_the_files_have_none():
-    made = own(Found(Path("there"), part(0, 100), None))
+    made = own(Located(Path("there"), part(0, 100), None))
     train, validation, test = labels(made.splits(None))
     assert (len(train), len(validation), len(test)) == (50, 30, 20)
     assert sorted(train + validation + test) == list(range(100))
@@ -188,7 +186,7 @@ def test_test_images_are_held_out_where_the_files_have_none():
 def test_a_part_of_files_that_are_not_known_is_counted():
     """Of the images chosen, whatever the files hold besides: held out are 30 by number, and those tested on."""
     settings = DatasetSettings(name="mine", validation=30, files=FILES, subset=Subset(train="0-79"))
-    dataset = replace(a_dataset(Found(Path("there"), part(0, 100), None)), own_files=True, train_images=None)
+    dataset = replace(a_dataset(Located(Path("there"), part(0, 100), None)), own_files=True, train_images=None)
     counted = replace(dataset, test_images=None).configured(settings).counted(None)
     assert (counted.train_images, counted.test_images, counted.left_to_train) == (60, 20, 30)
 
@@ -196,31 +194,31 @@ def test_a_part_of_files_that_are_not_known_is_counted():
 def test_images_that_are_not_there_are_not_counted():
     some = part(0, 100)
     some.labels[80:] = ABSENT
-    dataset = a_dataset(Found(Path("there"), some, part(0, 10), lambda: "0" * 64))
+    dataset = a_dataset(Located(Path("there"), some, part(0, 10), lambda: "0" * 64))
     settings = DatasetSettings(name="made", validation="0-9", digest="0" * 64, subset=Subset(train="10-49"))
     counted = dataset.configured(settings).counted(None)
     assert (counted.train_images, counted.test_images, counted.left_to_train) == (50, 10, 40)
 
 
 def test_without_test_images_the_suite_must_say_how_many():
-    with pytest.raises(BenchError, match=r"^there holds no test images; say .* as 'test' in 'files'$"):
-        own(Found(Path("there"), part(0, 100), None), test=None).splits(None)
+    with pytest.raises(BenchError, match=r"^there has no test images; set 'files.test' to the number"):
+        own(Located(Path("there"), part(0, 100), None), test=None).splits(None)
 
 
 def test_what_the_suite_states_is_what_the_dataset_is():
-    made = own(Found(Path("there"), part(0, 100), part(0, 10)), shape=(3, 16, 8), classes=7, std=(0.1, 0.2, 0.3))
+    made = own(Located(Path("there"), part(0, 100), part(0, 10)), shape=(3, 16, 8), classes=7, std=(0.1, 0.2, 0.3))
     assert (made.shape, made.classes, made.mean, made.std) == ((3, 16, 8), 7, (0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
     assert made.left_to_train is None
     assert (made.counted(None).train_images, made.counted(None).test_images) == (100, 10)
-    with pytest.raises(BenchError, match="^dataset 'digits' needs 'files'$"):
+    with pytest.raises(BenchError, match="^dataset 'digits' needs the key 'files'$"):
         replace(digits, own_files=True).configured(DatasetSettings(name="digits"))
 
 
 def test_a_digest_is_verified():
-    found = replace(Found(Path("there"), part(0, 100), part(1000, 10)), digest=lambda: "a" * 64)
+    found = replace(Located(Path("there"), part(0, 100), part(1000, 10)), digest=lambda: "a" * 64)
     assert len(splits(a_dataset(found), digest="a" * 64).test) == 10
     with pytest.raises(
-        BenchError, match=f"^there holds other files than the suite's 'digest' states; theirs is {'a' * 64}$"
+        BenchError, match=f"^there: these files have the digest {'a' * 64}, not the one that the suite states$"
     ):
         splits(a_dataset(found), digest="b" * 64)
 
@@ -238,7 +236,7 @@ def test_a_missing_dataset_says_where_how_and_under_which_licence():
 
 def test_large_images_are_streamed():
     side = int(LARGE_PIXELS**0.5) + 1
-    dataset = replace(a_dataset(Found(None, part(0, 40, side), part(1000, 10, side))), shape=(1, side, side))
+    dataset = replace(a_dataset(Located(None, part(0, 40, side), part(1000, 10, side))), shape=(1, side, side))
     assert isinstance(splits(dataset, validation=10).train, ImageStream)
     assert isinstance(splits().train, ImageSet)
 
@@ -246,7 +244,7 @@ def test_large_images_are_streamed():
 def test_both_kinds_read_the_same():
     pixels = np.random.default_rng(0).integers(0, 256, (20, 3, 4, 4), np.uint8)
     resident = ImageSet(torch.from_numpy(pixels), torch.arange(20))
-    stream = ImageStream(ArraySource(pixels), torch.arange(20), torch.arange(20))
+    stream = ImageStream(ArrayReader(pixels), torch.arange(20), torch.arange(20))
     chosen = torch.tensor([3, 19, 0, 7, 7, 12])
     batches = [torch.tensor([5, 0]), torch.tensor([1, 1, 2]), torch.tensor([4])]
     for one, other in zip(resident.take(chosen).read(batches), stream.take(chosen).read(batches), strict=True):
@@ -257,5 +255,5 @@ def test_both_kinds_read_the_same():
 def test_arrays_are_found():
     train, test = load()
     found = arrays(train, test)
-    assert np.array_equal(found.train.source.load(np.array([5, 1])), train.pixels[[5, 1]].numpy())
+    assert np.array_equal(found.train.reader.load(np.array([5, 1])), train.pixels[[5, 1]].numpy())
     assert np.array_equal(found.test.labels, test.labels.numpy())

@@ -18,7 +18,7 @@ def test_labels_are_ranks_of_names_and_pixels_are_pillows(pets, own):
         expected = [(path, label) for label, name in enumerate(("cat", "dog"))
                     for path in sorted((pets / "pets" / part / name).iterdir())]  # fmt: skip
         assert source.labels.tolist() == [label for _, label in expected]
-        pixels = source.source.load(np.arange(len(expected)))
+        pixels = source.reader.load(np.arange(len(expected)))
         assert np.array_equal(pixels, np.stack([read(path).transpose(2, 0, 1) for path, _ in expected]))
     assert found.where == pets / "pets"
 
@@ -31,26 +31,26 @@ def test_splits(pets, own):
 
 def test_val_is_the_test_set_where_there_is_no_other(pets, own, draw):
     (pets / "pets" / "test").rename(pets / "pets" / "val")
-    assert own().locate(pets).test.source.paths[0].parent.parent.name == "val"
+    assert own().locate(pets).test.reader.paths[0].parent.parent.name == "val"
     for name in ("cat", "dog"):
         draw(pets / "pets" / "test" / name / "new.png")
     found = own().locate(pets)
-    assert [path.parent.parent.name for path in found.test.source.paths] == ["test", "test"]
+    assert [path.parent.parent.name for path in found.test.reader.paths] == ["test", "test"]
 
 
 def test_test_images_can_be_taken_from_the_training_images(pets, own):
     shutil.rmtree(pets / "pets" / "test")
     splits = own(test=3).splits(pets)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (5, 2, 3)
-    with pytest.raises(BenchError, match="holds no test images"):
+    with pytest.raises(BenchError, match="has no test images"):
         own().splits(pets)
 
 
 def test_grey_images_serve_as_colour_and_colour_as_grey(tmp_path, own, draw):
     for name in ("a", "b"):
         grey = draw(tmp_path / "pets" / "train" / name / "1.png", mode="L")
-    assert np.array_equal(own().locate(tmp_path).train.source.load(np.array([1]))[0], np.repeat(grey, 3, axis=0))
-    assert np.array_equal(own(shape=(1, 6, 6)).locate(tmp_path).train.source.load(np.array([1]))[0], grey)
+    assert np.array_equal(own().locate(tmp_path).train.reader.load(np.array([1]))[0], np.repeat(grey, 3, axis=0))
+    assert np.array_equal(own(shape=(1, 6, 6)).locate(tmp_path).train.reader.load(np.array([1]))[0], grey)
 
 
 def test_a_link_may_lead_out_of_the_root(pets, own, tmp_path_factory):
@@ -83,7 +83,7 @@ def test_a_wrong_folder_is_one_sentence(pets, own, change, settings, said):
     [
         (
             lambda path, draw: draw(path, size=(7, 6)),
-            r"train/dog/2.png is 7x6 pixels large \(width x height\), not 6x6",
+            r"train/dog/2.png has 7x6 pixels \(width x height\), not 6x6",
         ),
         (lambda path, draw: path.write_bytes(path.read_bytes()[:60]), r"train/dog/2.png cannot be read: "),
         (lambda path, draw: path.write_bytes(b""), r"train/dog/2.png cannot be read: "),
@@ -100,7 +100,7 @@ def test_a_wrong_image_is_named(pets, own, draw, spoil, said):
 def test_nothing_there(tmp_path, own):
     with pytest.raises(NotFound, match=rf"'image_folder' not found: looked for {tmp_path}/pets. Put your images there"):
         own().locate(tmp_path)
-    with pytest.raises(NotFound, match="name it with --data"):
+    with pytest.raises(NotFound, match="set --data"):
         own().locate(None)
 
 
@@ -111,7 +111,7 @@ def test_the_digest_is_of_the_images_alone(pets, own):
     assert own().locate(pets).digest() == digest
     assert own(digest=digest).locate(pets)
     (pets / "pets" / "test" / "cat" / "1.png").unlink()
-    with pytest.raises(BenchError, match="holds other files than the suite's 'digest' states; theirs is [0-9a-f]{64}"):
+    with pytest.raises(BenchError, match="these files have the digest [0-9a-f]{64}, not the one"):
         own(digest=digest).locate(pets)
 
 

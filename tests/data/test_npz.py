@@ -29,8 +29,8 @@ def save(tmp_path, own):
 )
 def test_the_arrays_come_as_they_are(save, names):
     found = save(names)
-    assert np.array_equal(found.train.source.load(np.array([3, 0])), TRAIN[[3, 0]].transpose(0, 3, 1, 2))
-    assert np.array_equal(found.test.source.load(np.arange(4)), TEST.transpose(0, 3, 1, 2))
+    assert np.array_equal(found.train.reader.load(np.array([3, 0])), TRAIN[[3, 0]].transpose(0, 3, 1, 2))
+    assert np.array_equal(found.test.reader.load(np.arange(4)), TEST.transpose(0, 3, 1, 2))
     assert found.train.labels.tolist() == LABELS.tolist()
     assert found.train.labels.dtype == np.int64
 
@@ -42,8 +42,8 @@ def test_grey_images_and_labels_in_a_column(save):
         test_images=TEST[..., :1],
         train_labels=LABELS[:, None].astype("u1"),
     )
-    assert np.array_equal(found.train.source.load(np.arange(12))[:, 0], TRAIN[..., 0])
-    assert np.array_equal(found.test.source.load(np.arange(4))[:, 0], TEST[..., 0])
+    assert np.array_equal(found.train.reader.load(np.arange(12))[:, 0], TRAIN[..., 0])
+    assert np.array_equal(found.test.reader.load(np.arange(4))[:, 0], TEST[..., 0])
     assert found.train.labels.tolist() == LABELS.tolist()
 
 

@@ -13,7 +13,7 @@ from bench.config.protocol import DatasetSettings
 from bench.data.dataset import dataset_of
 from bench.data.prepare import prepare
 from bench.data.prepared import Prepared
-from bench.data.readers import FileSource
+from bench.data.readers import FileReader
 from bench.errors import BenchError
 
 SLOW = """
@@ -21,16 +21,16 @@ import sys, time
 from pathlib import Path
 from bench.data import prepare
 from bench.data.dataset import dataset_of
-from bench.data.readers import FileSource
+from bench.data.readers import FileReader
 from bench.config.protocol import DatasetSettings
 
-load = FileSource.load
+load = FileReader.load
 def slowly(self, index, *rest):
     found = load(self, index, *rest)
     time.sleep(float(sys.argv[3]))
     return found
 
-FileSource.load, prepare.CHUNK = slowly, 2
+FileReader.load, prepare.CHUNK = slowly, 2
 dataset = dataset_of(DatasetSettings.model_validate_json(sys.argv[1]))
 print("there already" if prepare.prepare(dataset, Path(sys.argv[2]))[1] else "prepared")
 """
@@ -61,7 +61,7 @@ def test_once_and_not_twice(pets, own, monkeypatch):
     assert made.record["shape"] == [3, 6, 6]
     assert {name: part["images"] for name, part in made.record["parts"].items()} == {"train": 10, "test": 4}
     before = {path: path.stat().st_mtime_ns for path in made.folder.iterdir()}
-    monkeypatch.setattr(FileSource, "load", None)
+    monkeypatch.setattr(FileReader, "load", None)
     made, there = prepare(own(), pets)
     assert there
     assert {path: path.stat().st_mtime_ns for path in made.folder.iterdir()} == before
@@ -73,7 +73,7 @@ def test_what_has_no_files_cannot_be_prepared(tmp_path):
 
 
 def test_files_must_be_those_that_are_stated(pets, own):
-    with pytest.raises(BenchError, match="holds other files than the suite's 'digest' states"):
+    with pytest.raises(BenchError, match="these files have the digest"):
         prepare(own(digest="0" * 64), pets)
     assert not (pets / "prepared").exists()
 
@@ -150,7 +150,7 @@ def test_killed(pets, own):
     process.kill()
     process.communicate(timeout=60)
     assert any(name.endswith(".tmp") for name in left(pets))
-    assert isinstance(own().locate(pets).train.source, FileSource)
+    assert isinstance(own().locate(pets).train.reader, FileReader)
     leftover = next(pets.glob("prepared/*")) / "train-0123456789ab.npy.tmp"  # of files that were different
     leftover.touch()
     there_meanwhile = []
@@ -168,7 +168,7 @@ def test_killed_between_the_last_array_and_the_record(pets, own, monkeypatch):
         with pytest.raises(BenchError):
             prepare(own(), pets)
     assert len(left(pets)) == 4
-    assert isinstance(own().locate(pets).train.source, FileSource)
+    assert isinstance(own().locate(pets).train.reader, FileReader)
     assert not prepare(own(), pets)[1]
     assert len(left(pets)) == 5
 
@@ -180,5 +180,5 @@ def test_two_at_once(pets, own):
     made, there = prepare(own(), pets, say=said.append)
     assert there
     assert process.communicate(timeout=60)[0] == "prepared\n"
-    assert said == [f"another process prepares {made.folder}; waiting for it"]
+    assert said == [f"another process is preparing {made.folder}; waiting"]
     Prepared.read(made.folder).verify()

@@ -13,14 +13,14 @@ import torch
 from bench.config.protocol import DatasetSettings
 from bench.data.dataset import ABSENT, dataset_of
 from bench.data.prepare import prepare
-from bench.data.prepared import MappedSource, Prepared, folder_of, with_gaps
-from bench.data.readers import ArraySource, FileSource
+from bench.data.prepared import MappedReader, Prepared, folder_of, with_gaps
+from bench.data.readers import ArrayReader, FileReader
 from bench.data.streaming import ImageStream
 from bench.errors import BenchError, DamagedFile, NotFound
 
 
 def pixels(part):
-    return part.source.load(np.flatnonzero(part.labels != ABSENT))
+    return part.reader.load(np.flatnonzero(part.labels != ABSENT))
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def prepared(pets, own):
 
 def test_prepared_images_are_the_files_images(prepared):
     root, dataset = prepared
-    found, files = dataset.locate(root), dataset.find.look(root, dataset.settings)
+    found, files = dataset.locate(root), dataset.find.locate(root, dataset.settings)
     assert found.where == root / "prepared" / found.where.name
-    assert isinstance(found.train.source, MappedSource)
+    assert isinstance(found.train.reader, MappedReader)
     for ours, theirs in ((found.train, files.train), (found.test, files.test)):
         assert np.array_equal(pixels(ours), pixels(theirs))
         assert np.array_equal(ours.labels, theirs.labels)
@@ -64,7 +64,7 @@ def test_a_part_serves_only_who_asks_for_it_when_the_files_are_gone(pets, own):
         own().locate(pets)
     with pytest.raises(NotFound):
         prepare(own(), pets)
-    with pytest.raises(BenchError, match="holds other files than the suite's 'digest' states"):
+    with pytest.raises(BenchError, match="these files have the digest"):
         own(digest="0" * 64).locate(pets)
 
 
@@ -73,14 +73,14 @@ def test_changed_files_are_read_themselves(prepared, draw, caplog):
     drawn = draw(root / "pets" / "train" / "cat" / "new.png")
     with caplog.at_level(logging.WARNING):
         found = dataset.locate(root)
-    assert isinstance(found.train.source, FileSource)
-    assert np.array_equal(found.train.source.load(np.array([5]))[0], drawn)
-    assert "holds other images than" in caplog.text
-    assert "run 'bench data prepare' again" in caplog.text
+    assert isinstance(found.train.reader, FileReader)
+    assert np.array_equal(found.train.reader.load(np.array([5]))[0], drawn)
+    assert "was prepared from other files" in caplog.text
+    assert "rerun 'bench data prepare'" in caplog.text
     _, there = prepare(dataset, root)
     assert not there
     caplog.clear()
-    assert np.array_equal(dataset.locate(root).train.source.load(np.array([5]))[0], drawn)
+    assert np.array_equal(dataset.locate(root).train.reader.load(np.array([5]))[0], drawn)
     assert not caplog.text
     assert len(list((root / "prepared").glob("*/*.npy"))) == 4  # those of before are gone
 
@@ -88,8 +88,8 @@ def test_changed_files_are_read_themselves(prepared, draw, caplog):
 def test_another_path_and_another_shape_have_their_own(prepared, own):
     root, dataset = prepared
     shutil.copytree(root / "pets", root / "pets2")
-    assert isinstance(own(path="pets2").locate(root).train.source, FileSource)
-    assert isinstance(own(shape=(1, 6, 6)).locate(root).train.source, FileSource)
+    assert isinstance(own(path="pets2").locate(root).train.reader, FileReader)
+    assert isinstance(own(shape=(1, 6, 6)).locate(root).train.reader, FileReader)
     prepare(own(shape=(1, 6, 6)), root)
     assert own(shape=(1, 6, 6)).splits(root).train.pixels.shape[1:] == (1, 6, 6)
     assert dataset.splits(root).train.pixels.shape[1:] == (3, 6, 6)
@@ -122,22 +122,22 @@ def test_labels_keep_their_gaps(tmp_path, draw):
     assert np.flatnonzero(found.train.labels != ABSENT).tolist() == [5, 507]
     assert found.test.labels[3] == 9
     for index, image in drawn.items():
-        assert np.array_equal(found.train.source.load(np.array([index]))[0], image)
+        assert np.array_equal(found.train.reader.load(np.array([index]))[0], image)
     part = dataset_of(DatasetSettings(name="tiny_imagenet", validation=1, digest=made.digest)).locate(tmp_path)
     assert part.train.labels.tolist() == [0, 1]
-    assert np.array_equal(part.train.source.load(np.array([1]))[0], drawn[507])
+    assert np.array_equal(part.train.reader.load(np.array([1]))[0], drawn[507])
 
 
 def test_with_gaps():
     images = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
-    part = with_gaps(ArraySource(images), np.array([ABSENT, 4, ABSENT, 5, 6, ABSENT]))
-    assert part.source.load(np.array([4, 1, 3])).ravel().tolist() == [2, 0, 1]
-    assert len(part.source) == 6
+    part = with_gaps(ArrayReader(images), np.array([ABSENT, 4, ABSENT, 5, 6, ABSENT]))
+    assert part.reader.load(np.array([4, 1, 3])).ravel().tolist() == [2, 0, 1]
+    assert len(part.reader) == 6
 
 
 def test_a_mapped_source_travels_light(prepared):
     root, dataset = prepared
-    source = dataset.locate(root).train.source
+    source = dataset.locate(root).train.reader
     expected = source.load(np.arange(3))  # it is mapped now
     assert len(pickle.dumps(source)) < 500
     assert np.array_equal(pickle.loads(pickle.dumps(source)).load(np.arange(3)), expected)
@@ -146,7 +146,7 @@ def test_a_mapped_source_travels_light(prepared):
 
 def test_a_process_that_shares_nothing_maps_it_too(prepared):
     root, dataset = prepared
-    source = dataset.locate(root).train.source
+    source = dataset.locate(root).train.reader
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         assert np.array_equal(pool.submit(source.load, np.arange(3)).result(), source.load(np.arange(3)))
 
@@ -179,11 +179,11 @@ def flipped(content):
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        ("train-????????????.npy", lambda content: content[:-1], "has not the size that was written"),
+        ("train-????????????.npy", lambda content: content[:-1], "does not have the recorded size"),
         ("train-labels*.npy", flipped, "is damaged: its SHA-256 does not match"),
         ("index.json", flipped, "is damaged"),
         ("index.json", lambda content: b"{}", "is damaged"),
-        ("test-????????????.npy", None, "is gone"),
+        ("test-????????????.npy", None, "is missing"),
     ],
     ids=["cut", "labels", "record", "no record", "gone"],
 )
@@ -195,16 +195,16 @@ def test_damaged_arrays_are_not_used(prepared, caplog, name, change, said):
     else:
         next(folder.glob(name)).unlink()
     with caplog.at_level(logging.WARNING):
-        assert isinstance(dataset.locate(root).train.source, FileSource)
+        assert isinstance(dataset.locate(root).train.reader, FileReader)
     assert said in caplog.text
-    assert "the files themselves are read" in caplog.text
+    assert "reading the image files instead" in caplog.text
     shutil.move(root / "pets", root / "elsewhere")
     with pytest.raises(DamagedFile, match=said):
         dataset.locate(root)
     shutil.move(root / "elsewhere", root / "pets")
     _, there = prepare(dataset, root)
     assert not there
-    assert isinstance(dataset.locate(root).train.source, MappedSource)
+    assert isinstance(dataset.locate(root).train.reader, MappedReader)
 
 
 def test_a_changed_pixel_is_found_by_verifying(prepared):
@@ -212,9 +212,7 @@ def test_a_changed_pixel_is_found_by_verifying(prepared):
     folder = dataset.locate(root).where
     Prepared.read(folder).verify()
     path = spoil(folder, "test-????????????.npy", flipped)
-    with pytest.raises(
-        DamagedFile, match=f"{path} is damaged: its SHA-256 does not match; run 'bench data prepare' again"
-    ):
+    with pytest.raises(DamagedFile, match=f"{path} is damaged: its SHA-256 does not match; rerun 'bench data prepare'"):
         Prepared.read(folder).verify()
     said = []
     _, there = prepare(dataset, root, say=said.append)
@@ -226,7 +224,7 @@ def test_a_changed_pixel_is_found_by_verifying(prepared):
 def test_another_version_is_as_good_as_none(prepared, monkeypatch):
     root, dataset = prepared
     monkeypatch.setattr("bench.data.prepared.VERSION", 2)
-    assert isinstance(dataset.locate(root).train.source, FileSource)
+    assert isinstance(dataset.locate(root).train.reader, FileReader)
 
 
 def test_an_array_that_vanishes_meanwhile_is_one_sentence(prepared):
@@ -234,4 +232,4 @@ def test_an_array_that_vanishes_meanwhile_is_one_sentence(prepared):
     found = dataset.locate(root)
     shutil.rmtree(found.where)
     with pytest.raises(BenchError, match=r"prepared images \S+ cannot be read: .*No such file"):
-        found.train.source.load(np.arange(2))
+        found.train.reader.load(np.arange(2))

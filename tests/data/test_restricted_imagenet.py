@@ -63,18 +63,18 @@ def test_where_it_may_lie(plant, below):
 
 def test_images_are_in_the_order_of_their_names_and_carry_their_labels(plant):
     found = located(plant())
-    names = [path.name for path in found.train.source.paths]
+    names = [path.name for path in found.train.reader.paths]
     assert names == [f"{FROG}_{number}.JPEG" for number in (10026, 5, 7)] + [
         f"{DOG}_{number}.JPEG" for number in (10026, 6, 7)
     ]
     assert [(path.name[-7:-5], path.parent.name, label) for path, label in
-            zip(found.test.source.paths, found.test.labels, strict=True)] == [
+            zip(found.test.reader.paths, found.test.labels, strict=True)] == [
         ("30", DOG, 0), ("31", FROG, 2), ("40", FROG, 2), ("40", DOG, 0)
     ]  # fmt: skip
 
 
 def test_the_middle_of_the_scaled_image_is_cut_out(plant):
-    source = located(plant()).test.source
+    source = located(plant()).test.reader
     with Image.open(source.paths[0]) as image:  # 256x270, so nothing is scaled
         middle = np.asarray(image.convert("RGB"))[23:247, 16:240]
     assert np.array_equal(source.load(np.array([0]))[0], middle.transpose(2, 0, 1))

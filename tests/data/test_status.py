@@ -6,11 +6,11 @@ import pytest
 from bench import registry
 from bench.config.protocol import DatasetSettings
 from bench.data import status
-from bench.data.dataset import ABSENT, Found, Part, missing
+from bench.data.dataset import ABSENT, Located, Split, missing
 from bench.data.datasets import digits
 from bench.data.prepare import prepare
 from bench.data.prepared import ImageFiles
-from bench.data.readers import ArraySource
+from bench.data.readers import ArrayReader
 from bench.errors import BenchError, NotFound
 
 
@@ -28,7 +28,9 @@ def remote():
         labels = np.arange(15) % 3
         labels[: int((root / "remote").read_text() or 0)] = ABSENT
         pixels = np.zeros((15, 1, 8, 8), np.uint8)
-        return Found(root / "remote", Part(ArraySource(pixels), labels[:10]), Part(ArraySource(pixels), labels[10:]))
+        return Located(
+            root / "remote", Split(ArrayReader(pixels), labels[:10]), Split(ArrayReader(pixels), labels[10:])
+        )
 
     made = replace(
         digits.digits, name="remote", classes=3, train_images=10, test_images=5, find=find, obtain="Ask for it.",
@@ -43,7 +45,7 @@ def test_names():
     assert status.named("quickstart").settings.name == "digits"
     with pytest.raises(BenchError, match="no dataset and no suite is called 'digit'; did you mean 'digits'?"):
         status.named("digit")
-    with pytest.raises(BenchError, match="described by a suite's 'files': name that suite instead"):
+    with pytest.raises(BenchError, match="'npz' is described by the key 'files' of a suite"):
         status.named("npz")
     assert {"digits", "tiny_imagenet", "quickstart"} <= set(status.names())
 
@@ -73,7 +75,7 @@ def test_check(remote, tmp_path):
     (tmp_path / "remote").write_text("3")
     found = check()
     assert found["train"] == {"images": 7, "absent": 3, "smallest_class": 2, "largest_class": 3}
-    assert "3 of the training images of remote are not among the files found" in found["problems"][0]
+    assert "3 of the training images of remote have no file" in found["problems"][0]
     (tmp_path / "remote").write_text("")
     assert check()["problems"] == []
     assert check()["prepared"] is None
@@ -87,33 +89,33 @@ def test_a_suite_may_need_less_than_all(remote, tmp_path):
     assert "the first is index 0" in status.check(without, tmp_path)["problems"][0]
 
 
-def test_bring_downloads_what_is_missing_or_not_whole(remote, tmp_path):
+def test_fetch_downloads_what_is_missing_or_not_whole(remote, tmp_path):
     for before in (None, "3"):
         if before:
             (tmp_path / "remote").write_text(before)
-        said = status.bring(status.named("remote"), tmp_path, nothing, nothing)
+        said = status.fetch(status.named("remote"), tmp_path, nothing, nothing)
         assert said == f"remote is downloaded: {tmp_path}/remote"
-    said = status.bring(status.named("remote"), tmp_path, nothing, nothing)
+    said = status.fetch(status.named("remote"), tmp_path, nothing, nothing)
     assert said == f"remote is there already, nothing to do: {tmp_path}/remote"
-    assert status.bring(status.named("digits"), None, nothing, nothing) == "digits is there already, nothing to do"
+    assert status.fetch(status.named("digits"), None, nothing, nothing) == "digits is there already, nothing to do"
 
 
-def test_bring_says_how_to_get_what_it_cannot(remote, tmp_path):
+def test_fetch_says_how_to_get_what_it_cannot(remote, tmp_path):
     def broken(_root):
         raise ConnectionResetError("connection reset by peer")
 
-    with pytest.raises(NotFound, match="name it with --data"):
-        status.bring(status.named("remote"), None, nothing, nothing)
+    with pytest.raises(NotFound, match="set --data"):
+        status.fetch(status.named("remote"), None, nothing, nothing)
     offline = replace(status.named("remote"), download=broken)
     with pytest.raises(BenchError, match=r"remote cannot be downloaded: connection reset by peer. Ask for it."):
-        status.bring(offline, tmp_path, nothing, nothing)
+        status.fetch(offline, tmp_path, nothing, nothing)
     with pytest.raises(NotFound, match="Ask for it."):
-        status.bring(replace(offline, download=None), tmp_path, nothing, nothing)
+        status.fetch(replace(offline, download=None), tmp_path, nothing, nothing)
     for name in ("tiny_imagenet", "restricted_imagenet"):
         with pytest.raises(NotFound, match=rf"'{name}' not found: looked for .*{tmp_path}.* (Unpack|Get) "):
-            status.bring(status.named(name), tmp_path, nothing, nothing)
-        with pytest.raises(NotFound, match="name it with --data"):
-            status.bring(status.named(name), None, nothing, nothing)
+            status.fetch(status.named(name), tmp_path, nothing, nothing)
+        with pytest.raises(NotFound, match="set --data"):
+            status.fetch(status.named(name), None, nothing, nothing)
 
 
 def test_own_files(pets, own):
@@ -121,9 +123,9 @@ def test_own_files(pets, own):
     assert found["where"] == str(pets / "pets")
     assert found["digest"] == own().locate(pets).digest()
     assert (found["prepared"], found["problems"]) == ("no", [])
-    said = status.bring(own(), pets, nothing, nothing)
+    said = status.fetch(own(), pets, nothing, nothing)
     assert said.startswith(f"the images of image_folder are prepared: {pets}/prepared/image_folder-pets-")
-    assert "were prepared already, nothing to do" in status.bring(own(), pets, nothing, nothing)
+    assert "were prepared already, nothing to do" in status.fetch(own(), pets, nothing, nothing)
     assert status.check(own(), pets)["prepared"] == "yes"
 
 
@@ -145,7 +147,7 @@ def test_states_of_prepared_images(pets, own, draw):
 
 def test_every_broken_image_is_named(pets, own, draw):
     ticks = []
-    assert status.check(own(), pets, decode=True, tick=lambda *tick: ticks.append(tick))["problems"] == []
+    assert status.check(own(), pets, decode=True, progress=lambda *tick: ticks.append(tick))["problems"] == []
     assert ticks == [(10, 14), (14, 14)]
     prepare(own(), pets)  # the files are looked at all the same
     first, second = pets / "pets" / "train" / "cat" / "3.png", pets / "pets" / "test" / "dog" / "0.png"
@@ -158,7 +160,9 @@ def test_every_broken_image_is_named(pets, own, draw):
 
 def test_prepared_images_can_be_made_again_while_their_files_are_there(pets, own):
     made = replace(own(), name="pets", own_files=False, settings=None)
-    registry.DATASETS.add("pets", replace(made, find=ImageFiles(lambda root, _: own().find.look(root, own().settings))))
+    registry.DATASETS.add(
+        "pets", replace(made, find=ImageFiles(lambda root, _: own().find.locate(root, own().settings)))
+    )
     dataset = status.named("pets")
     assert list(status.prepared_twice(pets)) == []
     prepared, _ = prepare(dataset, pets)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.data.readers import ArraySource, FileSource
+from bench.data.readers import ArrayReader, FileReader
 from bench.data.streaming import ImageStream
 from bench.errors import BenchError
 
@@ -18,7 +18,7 @@ class Slow:
     def __len__(self):
         return 40
 
-    def load(self, index, tick=None):
+    def load(self, index, progress=None):
         time.sleep(0.02 * (40 - index[0]) / 40)
         found = PIXELS[index].copy()
         found[:, 0, 0, :4] = np.frombuffer(np.uint32(os.getpid()).tobytes(), np.uint8)
@@ -26,7 +26,7 @@ class Slow:
 
 
 def stream(source=None, workers=2):
-    return ImageStream(source or ArraySource(PIXELS), torch.arange(40), torch.arange(40), workers=workers)
+    return ImageStream(source or ArrayReader(PIXELS), torch.arange(40), torch.arange(40), workers=workers)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -63,7 +63,7 @@ def test_a_reader_may_stop_early():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_image_is_one_sentence(tmp_path, workers):
     (tmp_path / "broken.png").write_bytes(b"no image")
-    source = FileSource([tmp_path / "broken.png"] * 40, (1, 5, 6))
+    source = FileReader([tmp_path / "broken.png"] * 40, (1, 5, 6))
     with pytest.raises(BenchError, match=rf"^image {tmp_path}/broken.png cannot be read: cannot identify"):
         list(stream(source, workers).read([torch.arange(3)]))
 

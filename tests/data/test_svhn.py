@@ -79,9 +79,9 @@ def test_pixels_and_labels_are_those_written(files):
     found = find(files)
     assert np.array_equal(found.train.labels, DIGITS[:TRAIN])
     assert found.train.labels.dtype == np.int64
-    assert len(found.train.source) == TRAIN
-    assert np.array_equal(found.train.source.load(np.arange(TRAIN)), PIXELS[:TRAIN])
-    assert np.array_equal(found.test.source.load(np.array([4, 1])), PIXELS[TRAIN:][[4, 1]])
+    assert len(found.train.reader) == TRAIN
+    assert np.array_equal(found.train.reader.load(np.arange(TRAIN)), PIXELS[:TRAIN])
+    assert np.array_equal(found.test.reader.load(np.array([4, 1])), PIXELS[TRAIN:][[4, 1]])
     assert np.array_equal(found.test.labels, DIGITS[TRAIN:])
 
 
@@ -89,7 +89,7 @@ def test_torchvision_reads_the_same(files):
     found = find(files)
     for name, part in (("train", found.train), ("test", found.test)):
         theirs = torchvision.datasets.SVHN(files, name)
-        assert np.array_equal(part.source.load(np.arange(len(theirs))), theirs.data)
+        assert np.array_equal(part.reader.load(np.arange(len(theirs))), theirs.data)
         assert np.array_equal(part.labels, theirs.labels)
 
 
@@ -114,7 +114,7 @@ def test_looking_for_the_files_decompresses_no_pixels(files, monkeypatch):
     found = find(files)
     assert asked == [["y"], ["y"]]
     for _ in range(2):
-        found.train.source.load(np.arange(3))
+        found.train.reader.load(np.arange(3))
     assert asked[2:] == [["X"]]
 
 
@@ -183,7 +183,7 @@ def test_a_root_that_cannot_be_looked_into(tmp_path):
 
 
 def test_without_a_root():
-    with pytest.raises(NotFound, match="name it with --data or BENCH_DATA"):
+    with pytest.raises(NotFound, match="set --data or BENCH_DATA"):
         find(None)
 
 
@@ -208,7 +208,7 @@ def test_download_joins_what_is_there(files, tmp_path, monkeypatch, where):
         (root / "test_32x32.mat").write_bytes((files / "test_32x32.mat").read_bytes())
     svhn.download(root)
     assert find(root).where == root / where
-    assert np.array_equal(find(root).train.source.load(np.arange(TRAIN)), PIXELS[:TRAIN])
+    assert np.array_equal(find(root).train.reader.load(np.arange(TRAIN)), PIXELS[:TRAIN])
     monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", None)
     svhn.download(root)  # nothing is left to do
 

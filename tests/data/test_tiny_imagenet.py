@@ -42,7 +42,7 @@ def test_images_have_their_official_indices(root):
     ):
         path = root / "tiny-imagenet-200" / "train" / name.split("_")[0] / "images" / f"{name}.JPEG"
         with Image.open(path) as image:
-            assert np.array_equal(found.train.source.load(np.array([index]))[0], np.asarray(image).transpose(2, 0, 1))
+            assert np.array_equal(found.train.reader.load(np.array([index]))[0], np.asarray(image).transpose(2, 0, 1))
 
 
 def test_test_labels_come_from_the_annotations(root):
@@ -51,7 +51,7 @@ def test_test_labels_come_from_the_annotations(root):
 
 
 def test_a_part_needs_a_subset_or_the_digest(root):
-    with pytest.raises(BenchError, match="99995 of the training images of tiny_imagenet are not among the files found"):
+    with pytest.raises(BenchError, match="99995 of the training images of tiny_imagenet have no file"):
         tiny().splits(root)
     splits = tiny(subset={"train": "2,10,1500,1510", "test": "0,10"}).splits(root)
     assert (len(splits.train), splits.test.labels.tolist()) == (2, [1, 11])
@@ -60,7 +60,7 @@ def test_a_part_needs_a_subset_or_the_digest(root):
     assert (found.train.labels.tolist(), found.test.labels.tolist()) == ([0, 0, 3, 3, 3], [1, 3, 11])
     apart = tiny().locate(root)
     assert np.array_equal(
-        found.train.source.load(np.arange(5)), apart.train.source.load(np.array([2, 10, 1500, 1510, 1999]))
+        found.train.reader.load(np.arange(5)), apart.train.reader.load(np.array([2, 10, 1500, 1510, 1999]))
     )
     assert len(tiny(digest=digest).splits(root).train) == 3
 
@@ -132,7 +132,7 @@ def test_real_images(real):
     assert [wnids[label] for label in found.test.labels] == [wnid for _, wnid, *_ in sorted(
         lines, key=lambda line: int(line[0][4:-5])
     )]  # fmt: skip
-    pixels = found.train.source.load(there[:200])
+    pixels = found.train.reader.load(there[:200])
     for index in range(0, 200, 20):
         path = folder / "train" / wnids[index // 100] / "images" / f"{wnids[index // 100]}_{index % 100}.JPEG"
         with Image.open(path) as image:

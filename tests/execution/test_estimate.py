@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.data.dataset import Found, Part, missing
+from bench.data.dataset import Located, Split, missing
 from bench.data.datasets.digits import digits, find
-from bench.data.readers import ArraySource
+from bench.data.readers import ArrayReader
 from bench.errors import BenchError
 from bench.execution import estimate
 from bench.execution.estimate import Machine, Work, measured_speed, work_of
@@ -53,7 +53,7 @@ def test_images_are_counted_where_nothing_states_their_number(load, tmp_path):
         if root is None:
             raise missing(unknown, [], root)
         part = find(root, _settings).train
-        return Found(root, Part(ArraySource(part.source.pixels[:600]), part.labels[:600]), part)
+        return Located(root, Split(ArrayReader(part.reader.pixels[:600]), part.labels[:600]), part)
 
     unknown = replace(digits, name="unknown", train_images=None, test_images=None, find=found)
     DATASETS.add("unknown", unknown)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-from bench.data.dataset import ABSENT, Part, missing
+from bench.data.dataset import ABSENT, Split, missing
 from bench.data.datasets.digits import digits
 from bench.errors import BenchError, NotFound
 from bench.execution.plan import Rerun, check_data, plan
@@ -58,12 +58,12 @@ def test_images_that_are_asked_for_and_are_not_there_fail_before_anything_starts
     def find(root, settings):
         found = digits.find(root, settings)
         return replace(
-            found, train=Part(found.train.source, np.where(np.arange(1297) < 900, found.train.labels, ABSENT))
+            found, train=Split(found.train.reader, np.where(np.arange(1297) < 900, found.train.labels, ABSENT))
         )
 
     DATASETS.add("partial", replace(digits, name="partial", find=find))
     planned = plan(load({"name: digits": "name: partial"}).cells, tmp_path / "results")
-    with pytest.raises(BenchError, match="^397 of the training images of partial are not among the files found"):
+    with pytest.raises(BenchError, match="^397 of the training images of partial have no file"):
         check_data(planned, None)
     small = load({"name: digits": "name: partial, subset: {train: 0-899}"}).cells
     check_data(plan(small, tmp_path / "results"), None)

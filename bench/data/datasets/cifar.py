@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from bench import registry
 from bench.config.protocol import Crop, DatasetSettings, Flip, Rotate
-from bench.data.dataset import ABSENT, Dataset, Found, Part, missing
+from bench.data.dataset import ABSENT, Dataset, Located, Split, missing
 from bench.data.downloads import OfficialFile, torchvision_datasets, unpack
-from bench.data.readers import ArraySource, FileSource, Pixels
+from bench.data.readers import ArrayReader, FileReader, Pixels
 from bench.errors import BenchError, NotFound, did_you_mean
 
 SHAPE = (3, 32, 32)
@@ -53,7 +53,7 @@ class Cifar:
     train_images: int = 50_000
     test_images: int = 10_000
 
-    def find(self, root: Path | None, _settings: DatasetSettings) -> Found:
+    def find(self, root: Path | None, _settings: DatasetSettings) -> Located:
         """Return the official files, else the folder of images, that lie below `root`.
 
         Images lie at `{cifar10,cifar10-exact,.}/{train,test}/<class>/<official index>.png`, not necessarily all.
@@ -69,7 +69,7 @@ class Cifar:
                 return self._official(root / self.folder)
             for folder in self._image_folders(root):
                 train = self._images(folder / "train", self.train_images)
-                return Found(folder, train, self._images(folder / "test", self.test_images))
+                return Located(folder, train, self._images(folder / "test", self.test_images))
             if (archive := root / self.archive).is_file():
                 raise NotFound(f"{archive} is not unpacked; run `bench data prepare {self.name}`")
         except OSError as error:
@@ -115,13 +115,13 @@ class Cifar:
         )
         return train, test
 
-    def _official(self, folder: Path) -> Found:
+    def _official(self, folder: Path) -> Located:
         train, test = self._files(folder)
-        return Found(folder, self._batches(train), self._batches(test))
+        return Located(folder, self._batches(train), self._batches(test))
 
-    def _batches(self, files: list[OfficialFile]) -> Part:
+    def _batches(self, files: list[OfficialFile]) -> Split:
         pixels, labels = zip(*(read_batch(file, self.labels, len(self.classes)) for file in files), strict=True)
-        return Part(ArraySource(np.concatenate(pixels)), np.concatenate(labels))
+        return Split(ArrayReader(np.concatenate(pixels)), np.concatenate(labels))
 
     def _image_folders(self, root: Path) -> Iterator[Path]:
         """Yield the folders that hold images by class. `root` itself must have every class: it could be anything."""
@@ -131,7 +131,7 @@ class Cifar:
         if all((root / "train" / name).is_dir() for name in self.classes):
             yield root
 
-    def _images(self, folder: Path, count: int) -> Part:
+    def _images(self, folder: Path, count: int) -> Split:
         """Return the images in the class folders of `folder` by index; those of `count` that are not there are ABSENT.
 
         What lies beside the class folders, and names that begin with a dot, are no images and are passed over.
@@ -150,7 +150,7 @@ class Cifar:
                     if labels[index] != ABSENT:
                         raise BenchError(f"{path} and {paths[index]} have the same index")
                     labels[index], paths[index] = label, path
-        return Part(FileSource(paths, SHAPE, formats=("PNG",)), labels)
+        return Split(FileReader(paths, SHAPE, formats=("PNG",)), labels)
 
     def _index(self, path: Path, count: int) -> int:
         """Return the official index that the file of an image is named by; there are `count` of them."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from bench.config.protocol import DatasetSettings
-from bench.data.dataset import Dataset, Found, ImageSet, arrays
+from bench.data.dataset import Dataset, ImageSet, Located, arrays
 
 TRAIN_IMAGES = 1297
 
@@ -29,7 +29,7 @@ def load() -> tuple[ImageSet, ImageSet]:
     )
 
 
-def find(_root: Path | None, _settings: DatasetSettings) -> Found:
+def find(_root: Path | None, _settings: DatasetSettings) -> Located:
     """Return the digits, which are there wherever scikit-learn is."""
     return arrays(*load())
 

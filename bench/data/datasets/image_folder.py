@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 
 from bench.config.protocol import DatasetSettings
-from bench.data.dataset import Found, Part, missing, own_dataset
+from bench.data.dataset import Located, Split, missing, own_dataset
 from bench.data.folder import classes_in, labelled, listing_digest
 from bench.data.prepared import ImageFiles
-from bench.data.readers import FileSource
+from bench.data.readers import FileReader
 from bench.errors import BenchError
 
 
-def look(root: Path | None, settings: DatasetSettings) -> Found:
+def locate(root: Path | None, settings: DatasetSettings) -> Located:
     """Return the images below `root` at the suite's `files.path`, as `Dataset.find` does."""
     files = settings.files
     assert files is not None
@@ -37,13 +37,13 @@ def look(root: Path | None, settings: DatasetSettings) -> Found:
     labels = {name: label for label, name in enumerate(names)}
     parts = [labelled(part, labels) for part in (folder / "train", held) if part]
     paths = [path for part, _ in parts for path in part]
-    train, *test = (Part(FileSource(part, files.shape), labels) for part, labels in parts)
-    return Found(folder, train, test[0] if test else None, partial(listing_digest, folder, paths))
+    train, *test = (Split(FileReader(part, files.shape), labels) for part, labels in parts)
+    return Located(folder, train, test[0] if test else None, partial(listing_digest, folder, paths))
 
 
 image_folder = own_dataset(
     "image_folder",
     "Images of your own, in one folder a class",
-    ImageFiles(look),
+    ImageFiles(locate),
     "Put your images there, as train/<class>/<image> and test/<class>/<image>.",
 )

@@ -11,8 +11,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from bench.config.protocol import DatasetSettings, Files
-from bench.data.dataset import Found, Part, missing, own_dataset
-from bench.data.readers import ArraySource
+from bench.data.dataset import Located, Split, missing, own_dataset
+from bench.data.readers import ArrayReader
 from bench.errors import BenchError
 from bench.utils.files import file_sha256
 
@@ -23,7 +23,7 @@ NAMES = {
 """The keys of images and labels, MedMNIST's and Keras's."""
 
 
-def find(root: Path | None, settings: DatasetSettings) -> Found:
+def find(root: Path | None, settings: DatasetSettings) -> Located:
     """Return the arrays in the file below `root` at the suite's `files.path`, as `Dataset.find` does.
 
     Images are uint8, [n, height, width] or [n, height, width, channels]; labels are whole numbers, [n] or [n, 1].
@@ -42,10 +42,10 @@ def find(root: Path | None, settings: DatasetSettings) -> Found:
         train, test = (_part(path, arrays, part, files) for part in ("train", "test"))
     if train is None:
         raise BenchError(f"{path} has no key 'train_images' or 'x_train'; it has {', '.join(arrays.files) or 'none'}")
-    return Found(path, train, test, partial(file_sha256, path))
+    return Located(path, train, test, partial(file_sha256, path))
 
 
-def _part(path: Path, arrays: Any, part: str, files: Files) -> Part | None:
+def _part(path: Path, arrays: Any, part: str, files: Files) -> Split | None:
     """Return the images and labels of a part, None if the file has no images of it."""
     names = next(((images, labels) for images, labels in NAMES[part] if images in arrays), None)
     if names is None:
@@ -69,7 +69,7 @@ def _part(path: Path, arrays: Any, part: str, files: Files) -> Part | None:
     absent = np.flatnonzero(np.bincount(labels, minlength=files.classes) == 0)
     if len(absent):
         raise BenchError(f"{path}: '{names[1]}' has no image of class {absent[0]}; there are {files.classes} classes")
-    return Part(ArraySource(images.transpose(0, 3, 1, 2)), labels)
+    return Split(ArrayReader(images.transpose(0, 3, 1, 2)), labels)
 
 
 def _array(path: Path, arrays: Any, key: str) -> Any:

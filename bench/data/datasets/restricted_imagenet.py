@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from bench.config.protocol import Crop, DatasetSettings, Flip
-from bench.data.dataset import Dataset, Found, Part, missing
+from bench.data.dataset import Dataset, Located, Split, missing
 from bench.data.folder import classes_in, images_in, labelled, listing_digest
 from bench.data.prepared import ImageFiles
-from bench.data.readers import FileSource
+from bench.data.readers import FileReader
 from bench.errors import BenchError
 
 SUPER_CLASSES = {
@@ -51,7 +51,7 @@ def synsets() -> dict[str, int]:
     return dict(sorted(labels.items()))
 
 
-def look(root: Path | None, settings: DatasetSettings) -> Found:
+def locate(root: Path | None, settings: DatasetSettings) -> Located:
     """Return `train/<synset>/*` and `val/<synset>/*` of the folder that holds ImageNet, as `Dataset.find` does.
 
     The test images are ImageNet's validation images. Each part is in the order of the file names, which is ImageNet's
@@ -77,7 +77,7 @@ def look(root: Path | None, settings: DatasetSettings) -> Found:
             problems.append(f"{name} lacks {len(absent)} of the {len(labels)} synsets ({shown})")
         images, classes = labelled(folder / name, there)
         order = np.argsort([path.name for path in images], kind="stable")
-        parts.append(Part(FileSource([images[place] for place in order], SHAPE, SHORTER_SIDE), classes[order]))
+        parts.append(Split(FileReader([images[place] for place in order], SHAPE, SHORTER_SIDE), classes[order]))
         paths += images
     digest = partial(listing_digest, folder, paths)
     if len(parts[1].labels) != TEST_IMAGES:
@@ -87,7 +87,7 @@ def look(root: Path | None, settings: DatasetSettings) -> Found:
             f"{folder} is not all of Restricted ImageNet: {'; '.join(problems)}; a suite that is to use just these "
             f"images states 'digest: {digest()}'"
         )
-    return Found(folder, parts[0], parts[1], digest)
+    return Located(folder, parts[0], parts[1], digest)
 
 
 def _holds_imagenet(folder: Path, *, named: bool) -> bool:
@@ -112,7 +112,7 @@ restricted_imagenet = Dataset(
     licence="ImageNet's terms of access: for non-commercial research and education.",
     citation="Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV, 2015; "
     "Tsipras et al., Robustness May Be at Odds with Accuracy, ICLR, 2019",
-    find=ImageFiles(look),
+    find=ImageFiles(locate),
     augmentation=(Crop(padding=16, mode="reflect"), Flip()),  # both declared
     obtain="Get ILSVRC 2012 from https://www.image-net.org, and put its images there as train/<synset>/* and "
     "val/<synset>/*.",

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.config.protocol import DatasetSettings
-from bench.data.dataset import Dataset, Found, Part, missing
+from bench.data.dataset import Dataset, Located, Split, missing
 from bench.data.downloads import OfficialFile, torchvision_datasets
-from bench.data.readers import ArraySource, Pixels, Tick
+from bench.data.readers import ArrayReader, Pixels
 from bench.errors import BenchError
+from bench.utils.progress import ProgressCallback, no_progress
 
 NAMES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 
@@ -29,19 +30,19 @@ class _MatPixels:
     def __len__(self) -> int:
         return self.count
 
-    def load(self, index: NDArray[np.int64], tick: Tick = lambda _done, _of: None) -> Pixels:
+    def load(self, index: NDArray[np.int64], progress: ProgressCallback = no_progress) -> Pixels:
         """Return the images at `index`, uint8, [k, 3, 32, 32]."""
-        return self._all.load(index, tick)
+        return self._all.load(index, progress)
 
     @cached_property
-    def _all(self) -> ArraySource:
+    def _all(self) -> ArrayReader:
         pixels = _variable(self.file, "X")
         if pixels.dtype != np.uint8 or pixels.shape != (32, 32, 3, self.count):
             raise self.file.damaged(f"it holds no {self.count} images of 32x32x3 pixels")
-        return ArraySource(pixels.transpose(3, 2, 0, 1))
+        return ArrayReader(pixels.transpose(3, 2, 0, 1))
 
 
-def find(root: Path | None, _settings: DatasetSettings) -> Found:
+def find(root: Path | None, _settings: DatasetSettings) -> Located:
     """Return the official files, which lie in `root` or in its folder `svhn`. Nothing but labels is read of them yet.
 
     Raises:
@@ -57,7 +58,7 @@ def find(root: Path | None, _settings: DatasetSettings) -> Found:
     if folder is None:
         raise missing(svhn, [place / NAMES["train"] for place in (root, root / "svhn")], root)
     (train, _), (test, _) = _files(folder)
-    return Found(folder, _part(train), _part(test))
+    return Located(folder, _part(train), _part(test))
 
 
 def download(root: Path) -> None:
@@ -84,13 +85,13 @@ def _files(folder: Path) -> list[tuple[OfficialFile, str]]:
     return [(OfficialFile(folder / listed[part][1], listed[part][2], "svhn"), listed[part][0]) for part in NAMES]
 
 
-def _part(file: OfficialFile) -> Part:
+def _part(file: OfficialFile) -> Split:
     """Return the images of a file, with labels: the digit 0 has the label 10 in it."""
     file.verify()
     labels = _variable(file, "y").ravel()
     if labels.dtype.kind not in "iuf" or not len(labels) or not 1 <= labels.min() <= labels.max() <= 10:
         raise file.damaged("its labels are not 1 to 10")
-    return Part(_MatPixels(file, len(labels)), labels.astype(np.int64) % 10)
+    return Split(_MatPixels(file, len(labels)), labels.astype(np.int64) % 10)
 
 
 def _variable(file: OfficialFile, name: str) -> NDArray[Any]:

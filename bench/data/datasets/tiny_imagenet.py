@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from bench.config.protocol import Crop, DatasetSettings, Flip
-from bench.data.dataset import ABSENT, Dataset, Found, Part, missing
+from bench.data.dataset import ABSENT, Dataset, Located, Split, missing
 from bench.data.folder import images_in, listing_digest
 from bench.data.prepared import ImageFiles, with_gaps
-from bench.data.readers import FileSource
+from bench.data.readers import FileReader
 from bench.errors import BenchError
 
 FOLDER = "tiny-imagenet-200"
@@ -21,7 +21,7 @@ OF_A_CLASS = 500  # training images
 SHAPE = (3, 64, 64)
 
 
-def look(root: Path | None, _settings: DatasetSettings) -> Found:
+def locate(root: Path | None, _settings: DatasetSettings) -> Located:
     """Return the official folder, `root / "tiny-imagenet-200"` or `root` itself, as `Dataset.find` does.
 
     The test images are the official validation images, as the official test images have no public labels. The index of
@@ -57,15 +57,15 @@ def look(root: Path | None, _settings: DatasetSettings) -> Found:
             raise BenchError(f"{folder / part} holds no images")
     paths = [path for images in (train, test) for path, _ in images.values()]
     digest = partial(listing_digest, folder, paths, (classes, annotations))
-    return Found(folder, _part(train, CLASSES * OF_A_CLASS), _part(test, 10_000), digest)
+    return Located(folder, _part(train, CLASSES * OF_A_CLASS), _part(test, 10_000), digest)
 
 
-def _part(images: dict[int, tuple[Path, int]], count: int) -> Part:
+def _part(images: dict[int, tuple[Path, int]], count: int) -> Split:
     """Return a part of `count` images, of which those at the indices in `images` are there."""
     labels = np.full(count, ABSENT, np.int64)
     for index, (_, label) in images.items():
         labels[index] = label
-    return with_gaps(FileSource([images[index][0] for index in sorted(images)], SHAPE), labels)
+    return with_gaps(FileReader([images[index][0] for index in sorted(images)], SHAPE), labels)
 
 
 def _number(path: Path, prefix: str, count: int) -> int:
@@ -107,7 +107,7 @@ tiny_imagenet = Dataset(
     test_images=10_000,
     licence="that of ImageNet: for non-commercial research and education.",
     citation="Le and Yang, Tiny ImageNet Visual Recognition Challenge, Stanford CS231N, 2015",
-    find=ImageFiles(look),
+    find=ImageFiles(locate),
     augmentation=(Crop(padding=8, mode="reflect"), Flip()),  # the padding is declared: no recipe with a source is known
     obtain="Unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there.",
 )
