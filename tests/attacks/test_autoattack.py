@@ -17,7 +17,7 @@ from bench.data.datasets.digits import load
 from bench.errors import BenchError, DamagedFile
 from bench.utils.rng import generator
 
-IMAGES, BATCH = 24, 10  # three batches, the last one smaller
+IMAGES, BATCH = 14, 8  # two batches, the last one smaller
 
 
 class Stripped(nn.Module):
@@ -74,12 +74,11 @@ def plain(model, images, labels, threat, targets):
 @pytest.mark.parametrize(
     ("classes", "threat"),
     [
-        (10, Threat(norm="linf", eps=0.08)),
-        (10, Threat(norm="l2", eps=0.35)),
-        (9, Threat(norm="linf", eps=0.08)),
-        (4, Threat(norm="linf", eps=0.1)),
+        pytest.param(10, Threat(norm="linf", eps=0.08), id="10 classes", marks=pytest.mark.slow),
+        pytest.param(10, Threat(norm="l2", eps=0.35), id="L2", marks=pytest.mark.slow),
+        pytest.param(9, Threat(norm="linf", eps=0.08), id="9 classes", marks=pytest.mark.slow),
+        pytest.param(4, Threat(norm="linf", eps=0.1), id="4 classes"),
     ],
-    ids=["10 classes", "L2", "9 classes", "4 classes"],
 )
 def test_verdicts_are_the_packages(trained, classes, threat):
     model, images, labels = trained(classes)
@@ -95,15 +94,18 @@ def test_verdicts_are_the_packages(trained, classes, threat):
     assert accuracies[-1] == final.robust.mean()
 
 
-def test_every_place_can_be_continued(trained):
-    model, images, labels = (part if index == 0 else part[:14] for index, part in enumerate(trained(10)))
+@pytest.mark.parametrize(
+    "attacks", [("apgd-ce", "apgd-t"), pytest.param(STANDARD, marks=pytest.mark.slow)], ids=["two attacks", "all"]
+)
+def test_every_place_can_be_continued(trained, attacks):
+    model, images, labels = trained(10)
     threat, places = Threat(norm="linf", eps=0.08), []
-    whole = run(model, images, labels, threat, commit=places.append)
-    assert len(places) > len(STANDARD)
+    whole = run(model, images, labels, threat, commit=places.append, attacks=attacks)
+    assert len(places) > len(attacks)
     early, between = places[0], next(place for place in places if (place.attack, place.done) == (1, 0))
     for place in (early, between, places[-2]):
         kept = CascadeState.from_record(place.to_record())
-        rest = run(model, images, labels, threat, state=kept)
+        rest = run(model, images, labels, threat, state=kept, attacks=attacks)
         np.testing.assert_array_equal(rest.robust, whole.robust)
         assert rest.accuracy_after == whole.accuracy_after
         assert rest.seconds >= place.seconds
@@ -169,6 +171,7 @@ class OnceInBfloat16(nn.Module):
         return self.answer(logits) if torch.is_autocast_enabled("cpu") else logits
 
 
+@pytest.mark.slow
 def test_the_confirmed_version_differs_by_little(trained):
     model, images, labels = trained(10)
     threat = Threat(norm="linf", eps=0.08)
@@ -201,8 +204,14 @@ def test_where_the_precisions_disagree_fp32_looks_again(trained):
 # --- what counts as broken --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("threat", [Threat(norm="linf", eps=0.1), Threat(norm="l2", eps=0.5)], ids=["linf", "l2"])
-@pytest.mark.parametrize("version", ["standard", "standard-bf16-confirmed"])
+@pytest.mark.parametrize(
+    "threat",
+    [
+        pytest.param(Threat(norm="linf", eps=0.1), id="linf"),
+        pytest.param(Threat(norm="l2", eps=0.5), id="l2", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("version", ["standard", pytest.param("standard-bf16-confirmed", marks=pytest.mark.slow)])
 def test_every_image_that_counts_is_in_the_ball_and_fools_alone(trained, threat, version, monkeypatch):
     model, images, labels = trained(10)
     counted = []
@@ -253,21 +262,21 @@ def test_too_little_memory_halves_the_batch(trained, error):
     model, images, labels = trained(10)
 
     class Large(nn.Module):
-        """Cannot be attacked with more than four images at a time."""
+        """Cannot be attacked with more than three images at a time."""
 
         def __init__(self):
             super().__init__()
             self.model = model
 
         def forward(self, x):
-            if len(x) > 4 and torch.is_grad_enabled():
+            if len(x) > 3 and torch.is_grad_enabled():
                 raise error
             return self.model(x)
 
     threat, places = Threat(norm="linf", eps=0.08), []
     final = run(Large(), images, labels, threat, commit=places.append, attacks=("apgd-ce",))
-    assert final.batch_size == 2, "10, 5, 2"
-    assert {place.batch_size for place in places} == {5, 2}
+    assert final.batch_size == 2, "8, 4, 2"
+    assert {place.batch_size for place in places} == {4, 2}
     whole = run(model, images, labels, threat, attacks=("apgd-ce",))
     assert abs(int(final.robust.sum()) - int(whole.robust.sum())) <= 1
 
@@ -309,9 +318,10 @@ def doubts(model, images, labels, **settings):
 
 def test_a_sound_network_raises_none(trained):
     model, images, labels = trained(10)
-    assert doubts(model, images[:12], labels[:12]) == []
+    assert doubts(model, images[:8], labels[:8]) == []
 
 
+@pytest.mark.slow
 def test_flat_gradients_and_a_square_that_gains_are_doubts(trained):
     """Logits in steps have no gradient: the white-box attacks see nothing, and random search breaks the network."""
     model, images, labels = trained(10)
