@@ -22,6 +22,7 @@ from bench.regression.evidence import least_spread, students_t
 from bench.regression.gate import LEVEL, check
 from bench.reporting.statistics import holm
 from bench.storage.store import Store
+from bench.utils.environment import code_digest
 from bench.utils.files import fingerprint, write_record
 
 IMAGES = 100
@@ -443,10 +444,10 @@ def test_a_planted_regression_is_seen_and_other_seeds_raise_no_alarm(tmp_path):
     assert {one.test for one in other.findings} == {"seeds"}
 
 
-def test_runs_of_another_revision_measure_nothing(monkeypatch):
-    made = [{"git": {"revision": "a" * 40, "dirty": False}}]
-    monkeypatch.setattr(module, "git_revision", lambda _folder: {"revision": "b" * 40, "dirty": False})
-    with pytest.raises(NothingMeasured, match="aaaaaaaaaaaa of the code, and this is bbbbbbbbbbbb"):
-        module._check_not_stale(made)
-    monkeypatch.setattr(module, "git_revision", lambda _folder: {})
-    module._check_not_stale(made)
+def test_runs_of_other_code_measure_nothing():
+    now = code_digest()
+    module._check_code([{"code": now}, {"code": now}])
+    with pytest.raises(NothingMeasured, match=f"by other code .digest aaaaaaaaaaaa, here {now[:12]}"):
+        module._check_code([{"code": now}, {"code": "a" * 64}])
+    with pytest.raises(NothingMeasured, match="by code that they do not name"):
+        module._check_code([{"code": now}, {}])

@@ -34,6 +34,7 @@ from bench.storage.run_folder import RunFolder
 from bench.training.trainer import Trainer
 from bench.utils.device import out_of_memory, peak_memory, use_device
 from bench.utils.distributed import ProcessGroup
+from bench.utils.processes import import_no_working_directory
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def train_together(cell: Cell, results: Path, devices: Sequence[str], data: Path
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     check_devices([cell], len(devices))
+    import_no_working_directory()
     context = get_context("spawn")
     told: SimpleQueue[Exception] = context.SimpleQueue()
     held, holding = context.Pipe(duplex=False)

@@ -21,6 +21,7 @@ from bench.execution.distributed import exit_cause
 from bench.execution.executor import Executor, ExecutorSettings, Handle, Paths
 from bench.execution.worker import Job, WorkerResult, work_in_process
 from bench.utils.device import cores, resolve_device
+from bench.utils.processes import import_no_working_directory
 
 GRACE_SECONDS = 10  # between asking a worker to end and killing it
 
@@ -136,6 +137,7 @@ class LocalExecutor(Executor):
         self._allocation, self._paths = allocation, paths
         self._free = list(allocation.slots)
         self._running: list[LocalHandle] = []
+        import_no_working_directory()
         self._context: ForkServerContext | SpawnContext = get_context("spawn")
         if sys.platform == "linux":
             self._context = get_context("forkserver")

@@ -18,7 +18,7 @@ from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.reporting.rows import collapsed, measured, ranking
 from bench.storage.schema import OutcomeRow, RunRow
 from bench.storage.store import Epoch, Store
-from bench.utils.environment import git_revision
+from bench.utils.environment import code_digest
 from bench.utils.files import canonical_json, fingerprint, read_record, write_record
 
 FORMAT = 1
@@ -156,7 +156,7 @@ def snapshot(store: Store, loaded: LoadedSuite) -> Snapshot:
 
     Raises:
         DamagedFile: what the store holds contradicts itself, such as runs judged on different images.
-        NothingMeasured: the runs were made by another revision of the code than this one, and say nothing of it.
+        NothingMeasured: the runs were made by other code than this, and say nothing of it.
     """
     protocol = loaded.suite.protocol
     runs = {run.fingerprint: run for run in store.runs(protocol=protocol.fingerprint, bits=True)}
@@ -180,7 +180,7 @@ def snapshot(store: Store, loaded: LoadedSuite) -> Snapshot:
         )
     found = [_environment(runs[name].environment) for name in cells if name in runs]
     environments = {canonical_json(environment): environment for environment in found}
-    _check_not_stale(found)
+    _check_code([runs[name].environment for name in cells if name in runs])
     try:
         return Snapshot(
             format=FORMAT,
@@ -233,15 +233,16 @@ def _environment(environment: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_not_stale(environments: Sequence[dict[str, Any]]) -> None:
-    """Raise NothingMeasured if the code has been committed to since the runs: finished cells are never run again."""
-    now = git_revision(Path(__file__).parent).get("revision")
+def _check_code(environments: Sequence[dict[str, Any]]) -> None:
+    """Raise NothingMeasured unless all runs were made by the code that is here: complete cells are never run again."""
+    now = code_digest()
     for environment in environments:
-        then = environment.get("git", {}).get("revision")
-        if now and then and then != now:
+        then = environment.get("code")
+        if then != now:
+            made = f"by other code (digest {then[:12]}, here {now[:12]})" if then else "by code that they do not name"
             raise NothingMeasured(
-                f"the runs were made by revision {then[:12]} of the code, and this is {now[:12]}: nothing of it was "
-                "measured; run the suite again with --rerun all, or into another --results"
+                f"the runs were made {made}, so nothing of this code was measured; run the suite again with "
+                "--rerun all, or into another --results"
             )
 
 

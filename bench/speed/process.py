@@ -23,6 +23,7 @@ from bench.attacks.evaluate import exact_arithmetic
 from bench.config.cell import Cell
 from bench.data.dataset import Dataset, dataset_of
 from bench.errors import BenchError
+from bench.utils.processes import import_no_working_directory
 
 Work = Callable[[Any], Any]
 """What a contender does when it is told to: from the order to the answer, both plain data."""
@@ -48,6 +49,7 @@ class Contender:
     """One contender in its process; use it as a context manager."""
 
     def __init__(self, build: Callable[[Arena], Work], arena: Arena) -> None:
+        import_no_working_directory()
         context = get_context("spawn")
         self._line, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, build, arena), daemon=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
 import socket
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,20 @@ def versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
     return found
+
+
+@cache
+def code_digest() -> str:
+    """Return the SHA-256 (hex) of the sources of `bench` and the built-in methods that this process imports.
+
+    It is of their names and contents, so it tells edited files from committed ones, with and without git.
+    """
+    digest, package = hashlib.sha256(), Path(__file__).parents[1]
+    for folder in (package, package.parent / "methods"):
+        for path in sorted(folder.rglob("*.py")):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{path.relative_to(package.parent).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def git_revision(folder: Path) -> dict[str, Any]:
@@ -59,6 +75,7 @@ def describe(device: torch.device, threads: int) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "versions": versions(),
+        "code": code_digest(),
         "git": git_revision(Path(__file__).parent),
         "system": platform.platform(),
         "host": socket.gethostname(),
