@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import binomtest, ttest_ind
 from scipy.stats import t as student
 
-from bench.attacks.outcome import pack
+from bench.attacks.outcome import PackedBits
 from bench.config.suite import load_suite
 from bench.errors import BenchError, DamagedFile, NotComparable, NothingMeasured
 from bench.regression import baseline as module
@@ -35,7 +35,7 @@ def judged(attack, right):
         "attack": attack,
         "count": IMAGES,
         "right": int(verdicts.sum()),
-        "verdicts": module.base64.b64encode(pack(verdicts)).decode(),
+        "verdicts": PackedBits.pack(verdicts).text,
     }
 
 

@@ -9,7 +9,6 @@ batch size and seed, the verdicts are the package's, image by image; docs/perfor
 
 from __future__ import annotations
 
-import base64
 import copy
 import sys
 import time
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.attacks.apgd import apgd, cross_entropy, targeted_dlr
-from bench.attacks.outcome import Verdicts, pack, unpack
+from bench.attacks.outcome import Correct, PackedBits
 from bench.config.attacks import STANDARD, AutoAttack, Threat
 from bench.errors import BenchError, DamagedFile
 from bench.utils.device import out_of_memory
@@ -59,15 +58,15 @@ class CascadeState:
     attack: int
     done: int
     batch_size: int
-    at_start: Verdicts
-    robust: Verdicts
+    at_start: Correct
+    robust: Correct
     accuracy_after: dict[str, float]
     flat: int
     seconds: float
 
     def to_record(self) -> dict[str, Any]:
         """Return JSON data."""
-        packed = {name: base64.b64encode(pack(getattr(self, name))).decode() for name in ("at_start", "robust")}
+        packed = {name: PackedBits.pack(getattr(self, name)).text for name in ("at_start", "robust")}
         return {**self.__dict__, **packed, "count": len(self.robust)}
 
     @classmethod
@@ -76,7 +75,7 @@ class CascadeState:
         try:
             fields = {name: value for name, value in record.items() if name != "count"}
             for name in ("at_start", "robust"):
-                fields[name] = unpack(base64.b64decode(record[name]), record["count"])
+                fields[name] = PackedBits.from_text(record[name], record["count"]).unpack()
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedFile(f"not the place of an AutoAttack of this version ({error})") from error
@@ -236,7 +235,7 @@ class Cascade:
         current = works[state.attack] * state.done // max(1, int(state.at_start.sum())) if state.done else 0
         return sum(works[: state.attack]) + current, sum(works)
 
-    def _right(self, images: Tensor, labels: Tensor, size: int) -> Verdicts:
+    def _right(self, images: Tensor, labels: Tensor, size: int) -> Correct:
         with torch.no_grad():
             batches = zip(torch.split(images, size), torch.split(labels, size), strict=True)
             right = torch.cat([self._model(x).argmax(1) == y for x, y in batches])

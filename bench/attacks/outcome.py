@@ -1,4 +1,4 @@
-"""Outcomes: for one checkpoint and one attack, per image, whether the prediction stays right."""
+"""Outcomes: for one checkpoint and one attack, per image, whether the prediction is correct."""
 
 from __future__ import annotations
 
@@ -8,22 +8,55 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-Verdicts: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
-"""bool, [n]: is the network (still) right about each image?"""
+Correct: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+"""bool, [n]: is the prediction correct for each image?"""
+
+
+@dataclass(frozen=True)
+class PackedBits:
+    """A bool array [count] in `data`, eight to a byte, the first in the highest bit, as it is stored."""
+
+    data: bytes
+    count: int
+
+    @classmethod
+    def pack(cls, bits: Correct) -> PackedBits:
+        return cls(np.packbits(bits).tobytes(), len(bits))
+
+    @classmethod
+    def from_text(cls, text: str, count: int) -> PackedBits:
+        """Undo `text`. Raises ValueError if it is not base64 of `count` bits."""
+        data = base64.b64decode(text, validate=True)
+        if len(data) != -(-count // 8):
+            raise ValueError(f"{len(data)} bytes do not hold {count} bits")
+        return cls(data, count)
+
+    @property
+    def text(self) -> str:
+        """The bytes in base64."""
+        return base64.b64encode(self.data).decode()
+
+    def unpack(self) -> Correct:
+        """Return the array, bool, [count]."""
+        return np.unpackbits(np.frombuffer(self.data, np.uint8), count=self.count).astype(bool)
+
+    def total(self) -> int:
+        """Return how many bits are set."""
+        return int(self.unpack().sum())
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """For one checkpoint and one attack: per image, does the prediction stay right?
+    """Per image, whether the prediction of one checkpoint is correct under one attack.
 
-    `correct`: bool, [n], of the whole test set or of the balanced subset that `attack` names. `detail` holds what the
-    attack has to say beyond the verdicts: AutoAttack's accuracy after each of its parts, and its doubts.
+    `correct`: bool, [n], of the whole test set or of the balanced subset that `attack` names. `detail`: what else the
+    attack reports, such as AutoAttack's accuracy after each of its parts and its flags.
     """
 
     attack: dict[str, Any]
     title: str
     weights_sha256: str
-    correct: Verdicts
+    correct: Correct
     seconds: float
     detail: dict[str, Any]
 
@@ -32,14 +65,14 @@ class Outcome:
         return float(self.correct.mean())
 
     def to_record(self) -> dict[str, Any]:
-        """Return JSON data; the verdicts are packed eight to a byte, in base64."""
+        """Return JSON data, `correct` as the text of `PackedBits`."""
         return {
             "attack": self.attack,
             "title": self.title,
             "weights_sha256": self.weights_sha256,
             "count": len(self.correct),
             "right": int(self.correct.sum()),
-            "correct": base64.b64encode(pack(self.correct)).decode(),
+            "correct": PackedBits.pack(self.correct).text,
             "seconds": self.seconds,
             "detail": self.detail,
         }
@@ -47,16 +80,6 @@ class Outcome:
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Outcome:
         """Undo `to_record`."""
-        correct = unpack(base64.b64decode(record["correct"]), record["count"])
+        correct = PackedBits.from_text(record["correct"], record["count"]).unpack()
         fields = ("attack", "title", "weights_sha256", "seconds", "detail")
         return cls(correct=correct, **{name: record[name] for name in fields})
-
-
-def pack(correct: Verdicts) -> bytes:
-    """Pack verdicts eight to a byte, first image in the highest bit."""
-    return np.packbits(correct).tobytes()
-
-
-def unpack(bits: bytes, count: int) -> Verdicts:
-    """Undo `pack`, given the number of images."""
-    return np.unpackbits(np.frombuffer(bits, np.uint8), count=count).astype(bool)

@@ -5,14 +5,13 @@ The same record describes fresh runs and the baseline, so that making a baseline
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bench.attacks.outcome import Verdicts, unpack
+from bench.attacks.outcome import Correct, PackedBits
 from bench.config.suite import LoadedSuite
 from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.reporting.rows import collapsed, measured, ranking
@@ -46,14 +45,13 @@ class Judged(Record):
 
     @model_validator(mode="after")
     def _agree(self) -> Judged:
-        bits = base64.b64decode(self.verdicts, validate=True)
-        if len(bits) != -(-self.count // 8) or int(unpack(bits, self.count).sum()) != self.right:
+        if PackedBits.from_text(self.verdicts, self.count).total() != self.right:
             raise ValueError("the verdicts are not those that 'count' and 'right' state")
         return self
 
-    def unpacked(self) -> Verdicts:
+    def unpacked(self) -> Correct:
         """Return the verdicts, bool, [count]."""
-        return unpack(base64.b64decode(self.verdicts), self.count)
+        return PackedBits.from_text(self.verdicts, self.count).unpack()
 
 
 class Checkpoint(Record):
@@ -219,7 +217,7 @@ def _checkpoint(name: str, outcomes: Sequence[OutcomeRow], run: RunRow) -> Check
                 attack=outcome.title,
                 count=outcome.count,
                 right=outcome.right,
-                verdicts=base64.b64encode(outcome.correct).decode(),
+                verdicts=outcome.bits.text,
             )
             for outcome in outcomes
         ),

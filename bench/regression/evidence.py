@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from bench.attacks.outcome import Verdicts
+from bench.attacks.outcome import Correct
 
 
 def students_t(before: Sequence[float], now: Sequence[float], floor: float) -> float:
@@ -24,7 +24,7 @@ def students_t(before: Sequence[float], now: Sequence[float], floor: float) -> f
     return float(stats.ttest_ind_from_stats(means[0], sd, len(before), means[1], sd, len(now)).pvalue)
 
 
-def least_spread(sides: Sequence[Verdicts]) -> float:
+def least_spread(sides: Sequence[Correct]) -> float:
     """Return a lower bound of an accuracy's standard deviation over seeds; `sides`: correct, bool, [n, m] each.
 
     If seeds flipped each image independently of the others, the variance of an accuracy would be the mean over images

@@ -29,7 +29,7 @@ from typing import Literal
 
 import numpy as np
 
-from bench.attacks.outcome import Verdicts
+from bench.attacks.outcome import Correct
 from bench.errors import NotComparable, NothingMeasured
 from bench.regression.baseline import CHECKPOINTS, Checkpoint, Row, Seed, Snapshot
 from bench.regression.evidence import least_spread, students_t
@@ -373,7 +373,7 @@ def _flips(row: Row, baseline: Row, name: str, checkpoint: str, attack: int, tol
     ]  # fmt: skip
 
 
-def _paired(both: dict[int, tuple[Seed, Seed]], checkpoint: str, attack: int) -> tuple[Verdicts, Verdicts]:
+def _paired(both: dict[int, tuple[Seed, Seed]], checkpoint: str, attack: int) -> tuple[Correct, Correct]:
     """Return the verdicts of the runs and of the baseline on the same images, bool, [n, m] each."""
     now, before = (
         np.stack([_at(pair[side], checkpoint).judged[attack].unpacked() for pair in both.values()]) for side in (0, 1)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.attacks.outcome import unpack
 from bench.config.suite import LoadedSuite
 from bench.storage.schema import CheckpointRow, OutcomeRow, RunRow
 from bench.storage.store import Store
@@ -134,7 +133,7 @@ def outcomes_frame(
         for judged, outcome in _outcomes(run):
             if checkpoint in (None, judged.name) and attack in (None, outcome.title, outcome.key):
                 values = _run(run) | _attacked(judged, outcome)
-                images = {"image": np.arange(outcome.count), "correct": unpack(outcome.correct, outcome.count)}
+                images = {"image": np.arange(outcome.count), "correct": outcome.bits.unpack()}
                 parts.append(pd.DataFrame(values | images).astype(OUTCOMES)[list(OUTCOMES)])
     return pd.concat(parts, ignore_index=True) if parts else _frame(OUTCOMES, ())
 

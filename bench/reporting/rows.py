@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bench.attacks.outcome import Verdicts, unpack
+from bench.attacks.outcome import Correct
 from bench.config.attacks import STANDARD
 from bench.config.cell import EVALUATED
 from bench.config.hyperparameters import least_reliable
@@ -174,9 +174,9 @@ def ranking(finals: Sequence[Mapping[str, Any]]) -> int:
     return names.index("autoattack") if "autoattack" in names else len(names) - 1
 
 
-def verdicts(outcomes: Sequence[OutcomeRow]) -> Verdicts:
+def verdicts(outcomes: Sequence[OutcomeRow]) -> Correct:
     """Return the verdicts of several seeds on the same images: bool, [n, m]."""
-    return np.stack([unpack(outcome.correct, outcome.count) for outcome in outcomes])
+    return np.stack([outcome.bits.unpack() for outcome in outcomes])
 
 
 def variants(done: Sequence[Measured], attack: int) -> list[str]:
@@ -209,7 +209,7 @@ def rows_of(
         [Counter(run.label for run in group).most_common(1)[0][0] for group in members],
         [{**group[0].params, "method": group[0].method, "version": group[0].version} for group in members],
     )
-    rows: list[tuple[Row, Verdicts | None]] = []
+    rows: list[tuple[Row, Correct | None]] = []
     for label, group in zip(labels, members, strict=True):
         found = [done[run.fingerprint] for run in group if run.fingerprint in done]
         kept = [seed for seed in found if not collapsed(seed.best[ranked_by], seed.run)]
@@ -337,7 +337,7 @@ def _text(value: Any) -> str:
 # --- ranks -----------------------------------------------------------------------------------------------------------
 
 
-def _ranked(rows: Sequence[tuple[Row, Verdicts | None]], ranked_by: int) -> tuple[Row, ...]:
+def _ranked(rows: Sequence[tuple[Row, Correct | None]], ranked_by: int) -> tuple[Row, ...]:
     """Return the rows, best first, with their ranks; those without a figure come last and have none.
 
     See `leaderboards` for the rule.

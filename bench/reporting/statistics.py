@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from scipy import stats
 
-from bench.attacks.outcome import Verdicts
+from bench.attacks.outcome import Correct
 
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -94,7 +94,7 @@ def wilson_interval(right: int, count: int, confidence: float = CONFIDENCE) -> I
     return float(interval.low), float(interval.high)
 
 
-def paired_interval(a: Verdicts, b: Verdicts, confidence: float = CONFIDENCE) -> Interval:
+def paired_interval(a: Correct, b: Correct, confidence: float = CONFIDENCE) -> Interval:
     """Return the interval of the difference of two accuracies on the same images, a - b; both bool, [m].
 
     If only `a` is correct on n10 images and only `b` on n01, the difference is d = (n10 - n01) / m and its variance
@@ -139,7 +139,7 @@ class Pairs:
     p: Floats
 
 
-def compare(a: Verdicts, b: Verdicts) -> Difference:
+def compare(a: Correct, b: Correct) -> Difference:
     """Return the difference a - b of two rows' mean accuracies; bool, [n, m] each.
 
     With one seed each: McNemar's exact test and the paired interval. Both cover images only, not what another seed
@@ -167,7 +167,7 @@ def _difference(pairs: Pairs, covers: Covers) -> Difference:
     return Difference(mean, (mean - reach, mean + reach), p, covers)
 
 
-def mcnemar(a: Verdicts, b: Verdicts) -> float:
+def mcnemar(a: Correct, b: Correct) -> float:
     """Return the two-sided p of McNemar's exact test for two networks on the same images; both bool, [m].
 
     Under the null hypothesis, of the images that only one of them classifies correctly, each has half. Source:
@@ -181,7 +181,7 @@ def _mcnemar(only_a: Floats, only_b: Floats) -> Floats:
     return p
 
 
-def pairwise(rows: Sequence[Verdicts]) -> Pairs:
+def pairwise(rows: Sequence[Correct]) -> Pairs:
     """Compare every row with every other one: bool, [n, m] each; n may differ between rows, the m images are the same.
 
     Two rows with one seed each: McNemar's exact test. Otherwise images and seeds are two crossed random factors: every
@@ -215,7 +215,7 @@ def pairwise(rows: Sequence[Verdicts]) -> Pairs:
     return pairs
 
 
-def _student(rows: Sequence[Verdicts | Gaps], *, interaction: bool) -> Pairs:
+def _student(rows: Sequence[Correct | Gaps], *, interaction: bool) -> Pairs:
     """Return the pairs of `pairwise` by Student's t; without `interaction`, E is taken to be 0.
 
     Values are integers from -1 to 1.
@@ -260,7 +260,7 @@ def _student(rows: Sequence[Verdicts | Gaps], *, interaction: bool) -> Pairs:
     return Pairs(_square(mean, -mean), _square(error, error), _square(freedom, freedom), _square(p, p, diagonal=1.0))
 
 
-def _over_seeds(rows: Sequence[Verdicts | Gaps], within: Floats) -> tuple[Floats, Floats]:
+def _over_seeds(rows: Sequence[Correct | Gaps], within: Floats) -> tuple[Floats, Floats]:
     """Return, for each row, the variance over seeds of their means, and MS / m of `pairwise`: [k] each.
 
     `within`: [k], the sum over images of the squared deviations of a row's values from their mean over seeds. Rows with

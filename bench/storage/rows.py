@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Any, NamedTuple
 
+from bench.attacks.outcome import PackedBits
 from bench.errors import DamagedFile
 from bench.storage.run_folder import CHECKPOINTS, RunFolder
 from bench.storage.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
@@ -144,12 +144,10 @@ def _checkpoints(folder: RunFolder, run: str, entries: dict[str, Any], *, finish
 
 
 def _outcome(file: str, key: str, record: dict[str, Any]) -> OutcomeRow:
-    count, bits = record["count"], base64.b64decode(record["correct"])
-    if count < 1 or len(bits) != -(-count // 8):
-        raise ValueError(f"{file} has not as many images as it states")
-    padding = -count % 8
-    right = (int.from_bytes(bits, "big") >> padding).bit_count()
-    if record["right"] != right:
+    count = record["count"]
+    bits = PackedBits.from_text(record["correct"], count)
+    right = bits.total()
+    if count < 1 or record["right"] != right:
         raise ValueError(f"{file} has not as many correct images as it states")
     return OutcomeRow(
         key=key,
@@ -159,7 +157,7 @@ def _outcome(file: str, key: str, record: dict[str, Any]) -> OutcomeRow:
         count=count,
         right=right,
         accuracy=right / count,
-        correct=bits,
+        correct=bits.data,
         seconds=record["seconds"],
         detail=record["detail"],
     )

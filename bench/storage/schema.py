@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 from sqlalchemy import JSON, BigInteger, Double, ForeignKey, ForeignKeyConstraint, LargeBinary, MetaData, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, attribute_keyed_dict, mapped_column, relationship
 
+from bench.attacks.outcome import PackedBits
+
 
 class Base(DeclarativeBase):
     """What all tables share: constraints with names, which later migrations need."""
@@ -117,7 +119,7 @@ class CheckpointRow(Base):
 
 
 class OutcomeRow(Base):
-    """One checkpoint under one attack: `right` of `count` images, packed as `bench.attacks.outcome.pack` does."""
+    """One checkpoint under one attack: `right` of `count` images; `correct`: the data of `PackedBits`."""
 
     __tablename__ = "outcome"
     __table_args__ = (
@@ -137,3 +139,8 @@ class OutcomeRow(Base):
     correct: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
     seconds: Mapped[float]
     detail: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+    @property
+    def bits(self) -> PackedBits:
+        """Which images are classified correctly, if they were loaded."""
+        return PackedBits(self.correct, self.count)

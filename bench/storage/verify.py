@@ -8,7 +8,6 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, and_, exists, select, text
 
-from bench.attacks.outcome import unpack
 from bench.errors import BenchError, DamagedFile
 from bench.storage.checkpoints import INDEX, Checkpoints, load_verified
 from bench.storage.database import name_of, reported
@@ -74,7 +73,7 @@ def _contradictions(run: RunRow) -> list[str]:
         problems.append("its protocol does not match its fingerprint")
     for name, checkpoint in run.checkpoints.items():
         for key, outcome in checkpoint.outcomes.items():
-            right = int(unpack(outcome.correct, outcome.count).sum())
+            right = outcome.bits.total()
             if (outcome.right, outcome.accuracy) != (right, right / outcome.count):
                 problems.append(f"the accuracy of {name} under {key} does not match its {outcome.count} images")
     return problems

@@ -5,19 +5,25 @@ import json
 import numpy as np
 import pytest
 
-from bench.attacks.outcome import Outcome, pack, unpack
+from bench.attacks.outcome import Outcome, PackedBits
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 10_000])
 def test_bits_round_trip(count):
-    verdicts = np.random.default_rng(count).random(count) < 0.5
-    bits = pack(verdicts)
-    assert len(bits) == -(-count // 8)
-    np.testing.assert_array_equal(unpack(bits, count), verdicts)
+    correct = np.random.default_rng(count).random(count) < 0.5
+    bits = PackedBits.pack(correct)
+    assert len(bits.data) == -(-count // 8)
+    assert bits.total() == correct.sum()
+    np.testing.assert_array_equal(PackedBits.from_text(bits.text, count).unpack(), correct)
 
 
 def test_the_first_image_is_the_highest_bit():
-    assert pack(np.array([True, False, False])) == b"\x80"
+    assert PackedBits.pack(np.array([True, False, False])).data == b"\x80"
+
+
+def test_data_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="1 bytes do not hold 9 bits"):
+        PackedBits.from_text("gA==", 9)
 
 
 def test_record_round_trips_as_json():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sqlalchemy.orm import Session
 
-from bench.attacks.outcome import pack
+from bench.attacks.outcome import PackedBits
 from bench.errors import BenchError
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.plots.data import FigureData, figures
@@ -247,7 +247,7 @@ def test_a_thousand_runs_take_about_a_second(store):
     protocol = protocol_of()
     finals = protocol.identity()["evaluation"]["final"]
     random = np.random.default_rng(0)
-    verdicts = [pack(random.random(10_000) < 0.5) for _ in range(7)]
+    verdicts = [PackedBits.pack(random.random(10_000) < 0.5).data for _ in range(7)]
     with Session(store.engine) as session, session.begin():
         session.add(ProtocolRow(fingerprint=protocol.fingerprint, content=protocol.identity()))
         session.flush()

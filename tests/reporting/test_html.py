@@ -8,7 +8,7 @@ import numpy as np
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
-from bench.attacks.outcome import pack
+from bench.attacks.outcome import PackedBits
 from bench.registry import METHODS
 from bench.reporting.formats.html import render_html
 from bench.reporting.leaderboard import leaderboards
@@ -202,6 +202,7 @@ def _run(name, row, protocol, seed, index, random, images) -> RunRow:
             bits = random.random(images) < 0.5
             run.checkpoints[checkpoint].outcomes[final["name"]] = OutcomeRow(
                 key=final["name"], attack=final["name"], title=final["name"], identity=final, count=images,
-                right=int(bits.sum()), accuracy=float(bits.mean()), correct=pack(bits), seconds=1.0, detail={},
+                right=int(bits.sum()), accuracy=float(bits.mean()), correct=PackedBits.pack(bits).data,
+                    seconds=1.0, detail={},
             )  # fmt: skip
     return run

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sqlalchemy.orm import Session
 
-from bench.attacks.outcome import pack
+from bench.attacks.outcome import PackedBits
 from bench.errors import BenchError, NothingMeasured
 from bench.reporting import rows
 from bench.reporting.leaderboard import leaderboards
@@ -452,7 +452,8 @@ def test_three_hundred_runs_of_ten_thousand_images_take_less_than_two_seconds(st
                 bits = random.random(images) < 0.5
                 row.checkpoints[checkpoint].outcomes[final["name"]] = OutcomeRow(
                     key=final["name"], attack=final["name"], title=final["name"], identity=final, count=images,
-                    right=int(bits.sum()), accuracy=float(bits.mean()), correct=pack(bits), seconds=1.0, detail={},
+                    right=int(bits.sum()), accuracy=float(bits.mean()), correct=PackedBits.pack(bits).data,
+                    seconds=1.0, detail={},
                 )  # fmt: skip
         return row
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sqlalchemy import create_engine, select
 
-from bench.attacks.outcome import Outcome, Verdicts
+from bench.attacks.outcome import Correct, Outcome
 from bench.config.attacks import AutoAttack, Clean
 from bench.config.cell import Cell, ResolvedMethod
 from bench.config.protocol import Protocol
@@ -37,7 +37,7 @@ def protocol_of(**changes: Any) -> Protocol:
     return Protocol.model_validate(settings | changes)
 
 
-def first(right: int, count: int = IMAGES) -> Verdicts:
+def first(right: int, count: int = IMAGES) -> Correct:
     """Return verdicts of which the first `right` are right."""
     return np.arange(count) < right
 
@@ -50,7 +50,7 @@ class Maker:
 
     def __call__(
         self,
-        right: Mapping[str, Sequence[int | Verdicts]] | None = None,
+        right: Mapping[str, Sequence[int | Correct]] | None = None,
         *,
         protocol: Protocol | None = None,
         method: str = "pgd_at",

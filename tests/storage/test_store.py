@@ -11,7 +11,6 @@ from sqlalchemy import Engine, delete, event, make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from bench.attacks.outcome import unpack
 from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.storage.rows import read_run
 from bench.storage.run_folder import RunFolder
@@ -51,7 +50,7 @@ def test_a_run_is_stored_whole(make_run, store):
     assert (outcome.attack, outcome.title, outcome.count, outcome.right) == ("autoattack", "AutoAttack", 100, 40)
     assert (outcome.accuracy, outcome.seconds, outcome.detail) == (0.4, 1.5, {"note": 2})
     assert outcome.identity["images"] == 100
-    assert unpack(outcome.correct, outcome.count).tolist() == [True] * 40 + [False] * 60
+    assert outcome.bits.unpack().tolist() == [True] * 40 + [False] * 60
 
 
 def test_the_curve_is_stored(make_run, store):
