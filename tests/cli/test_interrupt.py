@@ -10,6 +10,7 @@ import pytest
 from filelock import FileLock
 
 from bench.config.suite import load_suite
+from bench.execution.worker import Job, execute
 from bench.storage.run_folder import RunFolder
 from bench.testing.conformance import curve
 
@@ -40,44 +41,37 @@ def result_of(folder):
     return curve(folder.epochs()), verdicts
 
 
-@pytest.fixture
-def undisturbed(path, tmp_path):
-    process = start(path, tmp_path / "whole")
-    process.communicate(timeout=300)
-    assert process.returncode == 0
-    return result_of(RunFolder.of(load_suite(str(path)).cells[0], tmp_path / "whole"))
+WAYS = {
+    "interrupt": lambda process: os.killpg(process.pid, signal.SIGINT),  # as a terminal does it: to the whole group
+    "terminate": lambda process: process.terminate(),
+    "kill": lambda process: os.killpg(process.pid, signal.SIGKILL),
+}
 
 
-def test_interrupted_and_continued(path, tmp_path, undisturbed):
-    folder = RunFolder.of(load_suite(str(path)).cells[0], tmp_path / "results")
-
-    process = start(path, tmp_path / "results")
-    wait_for_epochs(folder, 2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the whole group
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in err
-    assert "saved in" in err
-    assert f"resume with: bench run {path} --results {tmp_path / 'results'}" in err
-    assert 2 <= len(folder.epochs()) < 12
-
-    process = start(path, tmp_path / "results")
-    wait_for_epochs(folder, 5)
-    process.terminate()
-    process.communicate(timeout=60)
-    assert process.returncode == 130
-
-    process = start(path, tmp_path / "results")
-    wait_for_epochs(folder, 8)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+@pytest.mark.parametrize("ways", [("interrupt",), pytest.param(tuple(WAYS), marks=pytest.mark.slow)], ids=" ".join)
+def test_interrupted_and_continued(path, tmp_path, ways):
+    (cell,) = load_suite(str(path)).cells
+    undisturbed = Job(cell, tmp_path / "whole", ("cpu",), None, 1)
+    assert execute(undisturbed) == "finished"
+    folder = RunFolder.of(cell, tmp_path / "results")
+    for number, way in enumerate(ways):
+        process = start(path, tmp_path / "results")
+        wait_for_epochs(folder, 2 + 3 * number)
+        WAYS[way](process)
+        _, err = process.communicate(timeout=60)
+        assert 2 <= len(folder.epochs()) < 12
+        assert "Traceback" not in err
+        if way != "kill":
+            assert process.returncode == 130
+            assert "saved in" in err
+            assert f"resume with: bench run {path} --results {tmp_path / 'results'}" in err
 
     process = start(path, tmp_path / "results")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "PGD-AT" in out
-    assert result_of(folder) == undisturbed
-    assert folder.log.read_text().count("resumed after epoch") == 3
+    assert result_of(folder) == result_of(undisturbed.folder)
+    assert folder.log.read_text().count("resumed after epoch") == len(ways)
 
 
 def test_a_killed_driver_leaves_no_worker_behind(path, tmp_path):

@@ -66,6 +66,7 @@ def test_ray_comes_to_what_this_machine_alone_does(load, tmp_path):
         assert [run.status for run in store.runs()] == ["finished", "finished"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("jobs_per_gpu", "share"), [(1, 1.0), (2, 0.5)])
 def test_cells_go_where_the_gpus_are(load, tmp_path, cluster, jobs_per_gpu, share):
     """The node says that it has a GPU, which is not true, but enough to be asked for it."""
@@ -86,7 +87,7 @@ def test_cells_go_where_the_gpus_are(load, tmp_path, cluster, jobs_per_gpu, shar
         ({"address": "127.0.0.1:9"}, r"no Ray cluster answers at --address 127\.0\.0\.1:9"),
         ({"address": "nonsense"}, "no Ray cluster answers at --address nonsense"),
         ({"address": "auto"}, "no Ray cluster can be reached at --address auto"),
-        ({"threads": 500}, "no node of the Ray cluster has 500 CPUs"),
+        pytest.param({"threads": 500}, "no node of the Ray cluster has 500 CPUs", marks=pytest.mark.slow),
     ],
 )
 def test_a_cluster_that_cannot_be_had(load, tmp_path, settings, words):
@@ -95,6 +96,7 @@ def test_a_cluster_that_cannot_be_had(load, tmp_path, settings, words):
     assert not list(tmp_path.glob("runs/*"))
 
 
+@pytest.mark.slow
 def test_a_node_that_does_not_see_the_results(load, tmp_path, cluster, monkeypatch):
     from bench.execution import ray as module
 

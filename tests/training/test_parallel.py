@@ -33,16 +33,25 @@ HERE = Path(__file__).parent
 PLUGIN = "seeds: [0]\nplugins: [parts.py]"
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """What `two_processes.py` found: one answer of each process."""
-    folder = tmp_path_factory.mktemp("found")
+def in_two_processes(folder, *parts):
+    """Return what `two_processes.py` computes: the parts' results of each process."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(
-        [*launcher, str(HERE / "two_processes.py"), str(folder)], check=True, env={**os.environ, "PYTHONPATH": path}
-    )
+    command = [*launcher, str(HERE / "two_processes.py"), str(folder), *parts]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def forward(tmp_path_factory):
+    """Batch statistics and tracking, of each process."""
+    return in_two_processes(tmp_path_factory.mktemp("forward"), "statistics", "tracking")
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    """All methods and resuming, of each process."""
+    return in_two_processes(tmp_path_factory.mktemp("training"), "methods", "plain", "small_cnn")
 
 
 @pytest.fixture(autouse=True)
@@ -65,24 +74,26 @@ def started(load, tmp_path):
 # --- what is computed -------------------------------------------------------------------------------------------------
 
 
-def test_batch_statistics_and_their_gradients_are_those_of_the_whole_batch(found):
+def test_batch_statistics_and_their_gradients_are_those_of_the_whole_batch(forward):
     """In double precision: outputs, gradients of images and weights, running statistics, of two steps."""
-    for one in found:
+    for one in forward:
         assert len(one["statistics"]) == 5
         assert max(one["statistics"].values()) < 1e-13, one["statistics"]
 
 
-def test_every_method_trains_as_with_one_process(found):
+@pytest.mark.slow
+def test_every_method_trains_as_with_one_process(training):
     """In double precision, where rounding decides no step of an attack: weights, averages, memories, losses."""
-    apart = found[0]["methods"] | found[1]["methods"]
+    apart = training[0]["methods"] | training[1]["methods"]
     assert set(apart) == set(registry.METHODS.names())
     for name, (weights, totals) in apart.items():
         assert weights < 1e-11, name
         assert totals < 1e-5, name  # MART's loss is computed in fp32
 
 
-def test_what_began_on_one_device_goes_on_on_two_and_back(found):
-    plain, with_statistics = found[0]["plain"], found[0]["small_cnn"]
+@pytest.mark.slow
+def test_what_began_on_one_device_goes_on_on_two_and_back(training):
+    plain, with_statistics = training[0]["plain"], training[0]["small_cnn"]
     assert set(plain) == {"1-2", "2-1"}
     for weights, numbers, same_work in plain.values():
         assert weights < 1e-5
@@ -93,8 +104,8 @@ def test_what_began_on_one_device_goes_on_on_two_and_back(found):
         assert numbers < 0.03
 
 
-def test_tracking_is_shared_out_with_the_same_draws(found):
-    for one in found:
+def test_tracking_is_shared_out_with_the_same_draws(forward):
+    for one in forward:
         assert len(one["tracking"]) == 2
         for equal, count, right in one["tracking"]:
             assert equal
@@ -129,6 +140,7 @@ def test_outside_of_training_nothing_is_shared():
 # --- how it ends ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_cell_that_lost_a_process_goes_on_and_ends_as_on_one_device(load, tmp_path):
     loaded = load({"methods: [pgd_at]": "methods: [unlucky]", "seeds: [0]": PLUGIN, "small_cnn": "plain"})
     (state,) = run_suite(
@@ -165,6 +177,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_killed_worker_leaves_no_process_behind(started):
     job, mark = started("slow")
