@@ -1,8 +1,8 @@
-"""Auto-PGD: gradient ascent that halves each image's step when its loss no longer rises.
+"""Auto-PGD: gradient ascent that halves an image's step size when its loss stops rising.
 
 Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks, 2020:
-algorithm 1, with the constants of their released code, and the random starts that it draws from the same seed. Where
-theirs goes on with an image that has fallen, this leaves it out of the batch; the others do not notice.
+algorithm 1, with the constants and, for the same seed, the random starts of their released code. Their code continues
+with broken images; this one drops them from the batch, which does not change the results of the others.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from bench.config.attacks import Threat
 
 STEPS = 100
-MOMENTUM = 0.75  # of a step, the share that the gradient decides
-RISING = 0.75  # a step is kept if the loss rose in more than this share of the steps since the last check
-FIRST_CHECK, SOONER, SOONEST = 22, 3, 6  # steps to the first check, how much sooner each next one comes, and the least
+MOMENTUM = 0.75  # weight of the gradient in a step
+RISING = 0.75  # keep the step size if the loss rose in more than this share of the steps since the last check
+FIRST_CHECK, DECREMENT, MIN_INTERVAL = 22, 3, 6  # steps: the first interval between checks, its decrease, its minimum
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From logits [n, classes] and the positions [n] of these images in the batch to each image's loss, [n]."""
 
-Confirmed = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From adversarial images, clean images and labels to which of them count as broken: bool, [n]."""
+Confirm = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From adversarial images, clean images and labels to which images count as broken: bool, [n]."""
 
 
 def cross_entropy(labels: Tensor) -> Loss:
@@ -34,19 +34,19 @@ def cross_entropy(labels: Tensor) -> Loss:
 
 
 def targeted_dlr(labels: Tensor, targets: Tensor) -> Loss:
-    """Return the loss of apgd-t: how far the target has come, in units of the spread of the largest logits."""
+    """Return the loss of apgd-t: target logit minus true logit, divided by the spread of the largest logits."""
 
     def loss(logits: Tensor, at: Tensor) -> Tensor:
         each, largest = torch.arange(len(at), device=at.device), logits.sort(dim=1)[0]
-        reached = logits[each, labels[at]] - logits[each, targets[at]]
-        return -reached / (largest[:, -1] - 0.5 * (largest[:, -3] + largest[:, -4]) + 1e-12)
+        difference = logits[each, labels[at]] - logits[each, targets[at]]
+        return -difference / (largest[:, -1] - 0.5 * (largest[:, -3] + largest[:, -4]) + 1e-12)
 
     return loss
 
 
 @dataclass
-class _Climb:
-    """What each image of the batch that still stands has reached; the first axis of every tensor is the image's."""
+class _State:
+    """The state of every unbroken image of the batch; the first axis of every tensor is the image."""
 
     at: Tensor
     clean: Tensor
@@ -62,10 +62,10 @@ class _Climb:
     step: Tensor
     losses: Tensor
 
-    def keep(self, standing: Tensor) -> None:
-        """Leave out the images that are not `standing`: bool, [n]."""
+    def keep(self, unbroken: Tensor) -> None:
+        """Drop all other images than `unbroken`: bool, [n]."""
         for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name)[standing])
+            setattr(self, field.name, getattr(self, field.name)[unbroken])
 
 
 def apgd(
@@ -75,18 +75,18 @@ def apgd(
     loss: Loss,
     threat: Threat,
     random: torch.Generator,
-    confirmed: Confirmed,
+    confirm: Confirm,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (adversarial images, which of them are broken, which had no gradient at the start).
+    """Return (adversarial images, which of them are broken, which had a zero gradient at the start).
 
     Args:
         model: in eval mode, with frozen parameters.
         images: float32, [n, channels, height, width], in [0, 1]. labels: int64, [n].
-        loss: what to raise.
-        random: on the CPU, for the start: uniform in the cube, or a Gaussian direction in L2, scaled onto the sphere.
-        confirmed: asked about the images that `model` gets wrong; those it confirms are done, the others go on.
+        loss: the loss to maximise.
+        random: on the CPU, for the start: uniform in the cube, or a Gaussian direction in L2, scaled to the sphere.
+        confirm: called for the images that `model` misclassifies; the attack on confirmed images ends.
     """
-    found, broken = images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    adversarial, broken = images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
 
     def measure(x: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = x.detach().requires_grad_()
@@ -96,46 +96,46 @@ def apgd(
         (gradient,) = torch.autograd.grad(losses.sum(), x)
         return logits.detach().argmax(1) != labels[at], losses.detach(), gradient
 
-    def fallen(climb: _Climb, wrong: Tensor) -> bool:
-        """Take out the images that are broken now; return whether none is left."""
+    def drop_broken(state: _State, wrong: Tensor) -> bool:
+        """Drop the images that are broken now; return whether none remains."""
         if wrong.any():
-            candidates = climb.at[wrong]
-            sure = confirmed(climb.current[wrong], climb.clean[wrong], labels[candidates])
-            found[candidates[sure]] = climb.current[wrong][sure]
+            candidates = state.at[wrong]
+            sure = confirm(state.current[wrong], state.clean[wrong], labels[candidates])
+            adversarial[candidates[sure]] = state.current[wrong][sure]
             broken[candidates[sure]] = True
-            climb.keep(~broken[climb.at])
-        return not len(climb.at)
+            state.keep(~broken[state.at])
+        return not len(state.at)
 
-    everyone = torch.arange(len(images), device=images.device)
+    all_images = torch.arange(len(images), device=images.device)
     start = _start(images, threat, random)
-    wrong, losses, gradient = measure(start, everyone)
+    wrong, losses, gradient = measure(start, all_images)
     flat = gradient.flatten(1).abs().sum(1) == 0
-    climb = _Climb(
-        at=everyone, clean=images, current=start, before=start, gradient=gradient, highest=start,
+    state = _State(
+        at=all_images, clean=images, current=start, before=start, gradient=gradient, highest=start,
         gradient_there=gradient, loss=losses, highest_loss=losses, loss_at_check=losses,
         halved=torch.ones_like(losses, dtype=torch.bool),
         step=torch.full((len(images), 1, 1, 1), 2 * threat.eps, device=images.device),
         losses=torch.zeros(len(images), STEPS, device=images.device),
     )  # fmt: skip
-    done = fallen(climb, wrong)
+    done = drop_broken(state, wrong)
     since, check = 0, FIRST_CHECK
     for number in range(STEPS):
         if done:
             break
-        moved = _step(climb, threat, MOMENTUM if number > 0 else 1.0)
-        climb.before, climb.current = climb.current, moved
-        wrong, climb.loss, climb.gradient = measure(moved, climb.at)
-        climb.losses[:, number] = climb.loss
-        higher = climb.loss > climb.highest_loss
-        climb.highest = _where(higher, climb.current, climb.highest)
-        climb.gradient_there = _where(higher, climb.gradient, climb.gradient_there)
-        climb.highest_loss = torch.where(higher, climb.loss, climb.highest_loss)
-        done = fallen(climb, wrong)
+        moved = _step(state, threat, MOMENTUM if number > 0 else 1.0)
+        state.before, state.current = state.current, moved
+        wrong, state.loss, state.gradient = measure(moved, state.at)
+        state.losses[:, number] = state.loss
+        higher = state.loss > state.highest_loss
+        state.highest = _where(higher, state.current, state.highest)
+        state.gradient_there = _where(higher, state.gradient, state.gradient_there)
+        state.highest_loss = torch.where(higher, state.loss, state.highest_loss)
+        done = drop_broken(state, wrong)
         since += 1
         if since == check:
-            _halve(climb, number, check)
-            since, check = 0, max(check - SOONER, SOONEST)
-    return found, broken, flat
+            _halve(state, number, check)
+            since, check = 0, max(check - DECREMENT, MIN_INTERVAL)
+    return adversarial, broken, flat
 
 
 def _start(images: Tensor, threat: Threat, random: torch.Generator) -> Tensor:
@@ -146,15 +146,15 @@ def _start(images: Tensor, threat: Threat, random: torch.Generator) -> Tensor:
     return (images + threat.eps * _normalised(direction.to(images.device), threat)).clamp(0, 1)
 
 
-def _step(climb: _Climb, threat: Threat, share: float) -> Tensor:
-    """Return the next iterate: a step along the gradient, and some of the step before."""
+def _step(state: _State, threat: Threat, share: float) -> Tensor:
+    """Return the next iterate: a gradient step with momentum."""
     if threat.norm == "linf":
-        direction, project = climb.gradient.sign(), _into_cube
+        direction, project = state.gradient.sign(), _into_cube
     else:
-        direction, project = _normalised(climb.gradient, threat), _into_ball
-    ahead = project(climb.current + climb.step * direction, climb.clean, threat)
-    drift = climb.current - climb.before
-    return project(climb.current + (ahead - climb.current) * share + drift * (1 - share), climb.clean, threat)
+        direction, project = _normalised(state.gradient, threat), _into_ball
+    ahead = project(state.current + state.step * direction, state.clean, threat)
+    drift = state.current - state.before
+    return project(state.current + (ahead - state.current) * share + drift * (1 - share), state.clean, threat)
 
 
 def _into_cube(x: Tensor, clean: Tensor, threat: Threat) -> Tensor:
@@ -162,7 +162,7 @@ def _into_cube(x: Tensor, clean: Tensor, threat: Threat) -> Tensor:
 
 
 def _into_ball(x: Tensor, clean: Tensor, threat: Threat) -> Tensor:
-    """Scale each perturbation to a length of at most eps, and clip to [0, 1]."""
+    """Scale each perturbation to an L2 norm of at most eps, and clip to [0, 1]."""
     moved = x - clean
     return (clean + _normalised(moved, threat) * _length(moved).clamp(max=threat.eps)).clamp(0, 1)
 
@@ -176,21 +176,21 @@ def _length(x: Tensor) -> Tensor:
     return (x**2).flatten(1).sum(1).sqrt().view(-1, 1, 1, 1)
 
 
-def _halve(climb: _Climb, number: int, check: int) -> None:
-    """Halve the steps of the images whose loss rises too seldom, or not at all since the last check.
+def _halve(state: _State, number: int, check: int) -> None:
+    """Halve the step size of images whose loss rose too seldom, or reached no new maximum since the last check.
 
-    These go back to where their loss was highest.
+    These images return to the iterate of their highest loss.
     """
-    # The step before the first counts as loss 0: the released code's index there is -1, of a row not yet written.
-    earlier = torch.stack([climb.losses[:, number - back - 1] for back in range(check)])
-    later = torch.stack([climb.losses[:, number - back] for back in range(check)])
+    # The loss before the first step counts as 0: the released code reads index -1, a row that is still zero.
+    earlier = torch.stack([state.losses[:, number - back - 1] for back in range(check)])
+    later = torch.stack([state.losses[:, number - back] for back in range(check)])
     seldom = (later > earlier).sum(0) <= RISING * check
-    stuck = ~climb.halved & (climb.loss_at_check >= climb.highest_loss)
-    climb.halved, climb.loss_at_check = seldom | stuck, climb.highest_loss
-    climb.step = _where(climb.halved, climb.step / 2, climb.step)
-    climb.current = _where(climb.halved, climb.highest, climb.current)
-    climb.gradient = _where(climb.halved, climb.gradient_there, climb.gradient)
+    stuck = ~state.halved & (state.loss_at_check >= state.highest_loss)
+    state.halved, state.loss_at_check = seldom | stuck, state.highest_loss
+    state.step = _where(state.halved, state.step / 2, state.step)
+    state.current = _where(state.halved, state.highest, state.current)
+    state.gradient = _where(state.halved, state.gradient_there, state.gradient)
 
 
-def _where(chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(chosen.view(-1, 1, 1, 1), yes, no)
+def _where(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    return torch.where(condition.view(-1, 1, 1, 1), yes, no)

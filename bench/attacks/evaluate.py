@@ -1,4 +1,4 @@
-"""Checkpoint + attack -> outcome: which test images does the network still get right?"""
+"""Evaluation of a network under an attack: which images it classifies correctly."""
 
 from __future__ import annotations
 
@@ -17,71 +17,75 @@ from bench.attacks.pgd import cross_entropy, frozen_parameters, margin, pgd, ran
 from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, Threat
 from bench.data.batches import to_float
 from bench.data.dataset import Images
-from bench.utils.cuda_graphs import Recorder, replayed
+from bench.utils.cuda_graphs import Capture, make_replay
 from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.utils.progress import ProgressCallback, no_progress
 from bench.utils.rng import generator
 
 log = logging.getLogger(__name__)
 
-EVALUATION_BATCH = 500  # images at a time; evaluation keeps no activations for weights, so it can be large
+EVALUATION_BATCH = 500  # images; large, because evaluation keeps no activations for weight gradients
 
-LEAST_RECORDED = 5 * EVALUATION_BATCH
-"""Images from which on recording an attack is worth what it costs, which is about the host's part of one batch."""
+MIN_CAPTURED_IMAGES = 5 * EVALUATION_BATCH
+"""With fewer images, capturing an attack costs more than replays save: about the host's time for one batch."""
 
 EVALUATION_SEED = 0
-"""Of the attacks' own randomness: equal for all checkpoints and methods, so that outcomes are paired."""
+"""Seed of the attacks' own randomness, equal for all checkpoints and methods, so that outcomes are paired."""
 
+FixedAttack = Clean | FGSM | PGD | CW
+"""The attacks that run every image through the same steps."""
 
-Judge = Callable[[Tensor, Tensor], Tensor]
-"""From images and labels of a batch to which of them the network is right about."""
+CorrectUnderAttack = Callable[[Tensor, Tensor], Tensor]
+"""From the images and labels of a batch to which images are classified correctly under an attack: bool, [n]."""
 
 
 def correct_under(
     model: nn.Module,
     images: Images,
-    attack: Clean | FGSM | PGD | CW,
+    attack: FixedAttack,
     threat: Threat,
     random: torch.Generator,
     progress: ProgressCallback = no_progress,
     group: ProcessGroup = SINGLE_PROCESS,
-    recorder: Recorder | None = None,
+    capture: Capture | None = None,
 ) -> Tensor:
-    """Return, for each image, whether the network in eval mode stays right under `attack`: bool, [n], on the device.
+    """Return, for each image, whether the network in eval mode is correct under `attack`: bool, [n], on the device.
 
-    The caller chooses the precision by an autocast context. The processes of `group` share out the batches, and each
-    returns the whole answer. With a `recorder`, the attack on the second whole batch is recorded, and replayed on those
-    after it.
+    The caller chooses the precision by an autocast context. The processes of `group` share the batches, and each
+    returns the whole result. With `capture`, the attack on the second whole batch is captured as a CUDA graph, and
+    replayed for the whole batches from there on.
     """
     correct = torch.zeros_like(images.labels, dtype=torch.uint8)  # booleans cannot be added
-    replay: Judge | None = None
+    replay: CorrectUnderAttack | None = None
 
-    def stands(x: Tensor, labels: Tensor) -> Tensor:
-        return _stands(model, x, labels, attack, threat, random)
+    def evaluate_batch(x: Tensor, labels: Tensor) -> Tensor:
+        return _correct_batch(model, x, labels, attack, threat, random)
 
     with train_mode(model, enabled=False), frozen_parameters(model):
         batches = _batches(images)
         own, passed = range(group.rank, len(batches), group.size), 0
         for number, pixels in zip(own, images.read([batches[number] for number in own]), strict=True):
             x, index = to_float(pixels), batches[number]
-            for other in batches[passed:number]:
-                _pass_over(x, len(other), attack, threat, random)
+            for skipped in batches[passed:number]:
+                _skip_draws(x, len(skipped), attack, threat, random)
             passed, labels = number + 1, images.labels[index]
             whole = len(labels) == EVALUATION_BATCH
-            if recorder and whole and number == 1 and len(images) >= LEAST_RECORDED:
-                replay = _recorded(recorder, stands, x, labels, random)
-            correct[index] = (replay if replay and whole else stands)(x, labels).to(torch.uint8)
+            if capture and whole and number == 1 and len(images) >= MIN_CAPTURED_IMAGES:
+                replay = _capture_batch(capture, evaluate_batch, x, labels, random)
+            correct[index] = (replay if replay and whole else evaluate_batch)(x, labels).to(torch.uint8)
             progress(min(passed * EVALUATION_BATCH, len(images)), len(images))
     group.all_reduce(correct)
     return correct.bool()
 
 
-def _recorded(recorder: Recorder, stands: Judge, x: Tensor, labels: Tensor, random: torch.Generator) -> Judge | None:
-    """Return what replays the judgement of a batch; None if it cannot be recorded."""
+def _capture_batch(
+    capture: Capture, evaluate_batch: CorrectUnderAttack, x: Tensor, labels: Tensor, random: torch.Generator
+) -> CorrectUnderAttack | None:
+    """Return the replay of the evaluation of a batch, or None if it cannot be captured."""
     try:
-        return replayed(recorder, stands, (x, labels), [random] if random.device.type == "cuda" else [])
+        return make_replay(capture, evaluate_batch, (x, labels), [random] if random.device.type == "cuda" else [])
     except RuntimeError as error:
-        log.warning("an attack is not recorded: %s", error)
+        log.warning("CUDA graph capture of an attack failed, running eagerly: %s", error)
         return None
 
 
@@ -90,73 +94,66 @@ def _batches(images: Images) -> tuple[Tensor, ...]:
     return torch.split(torch.arange(len(images), device=images.labels.device), EVALUATION_BATCH)
 
 
-def _stands(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    attack: Clean | FGSM | PGD | CW,
-    threat: Threat,
-    random: torch.Generator,
+def _correct_batch(
+    model: nn.Module, images: Tensor, labels: Tensor, attack: FixedAttack, threat: Threat, random: torch.Generator
 ) -> Tensor:
-    """Return which of a batch's images the network is right about under `attack`: bool, [n]."""
-    stands = torch.ones_like(labels, dtype=torch.bool)
+    """Return which images of a batch the network classifies correctly under `attack`: bool, [n]."""
+    correct = torch.ones_like(labels, dtype=torch.bool)
+    objective = margin(labels) if isinstance(attack, CW) else cross_entropy(labels)
 
-    def judge(logits: Tensor) -> None:
-        stands.logical_and_(logits.detach().argmax(1) == labels)
+    def update(logits: Tensor) -> None:
+        correct.logical_and_(logits.detach().argmax(1) == labels)
 
-    raised = margin(labels) if isinstance(attack, CW) else cross_entropy(labels)
-
-    def judged(logits: Tensor) -> Tensor:
-        judge(logits)
-        return raised(logits)
+    def update_and_raise(logits: Tensor) -> Tensor:
+        update(logits)
+        return objective(logits)
 
     for _ in range(getattr(attack, "restarts", None) or 1):
         x = images
         if isinstance(attack, FGSM):
-            x = pgd(model, images, raised, threat=threat, steps=1, step_size=threat.eps)
+            x = pgd(model, images, objective, threat=threat, steps=1, step_size=threat.eps)
         elif not isinstance(attack, Clean):
             x = pgd(
-                model, images, judged if attack.iterate == "worst" else raised,
+                model, images, update_and_raise if attack.iterate == "worst" else objective,
                 threat=threat, steps=attack.steps, step_size=attack.step_size,
                 start=random_start(images, threat, random) if attack.random_start else None,
             )  # fmt: skip
         with torch.no_grad():
-            judge(model(x))
-    return stands
+            update(model(x))
+    return correct
 
 
-def _pass_over(
-    like: Tensor, count: int, attack: Clean | FGSM | PGD | CW, threat: Threat, random: torch.Generator
-) -> None:
-    """Draw what `attack` draws for `count` images that another process judges; they are as large as those of `like`."""
+def _skip_draws(like: Tensor, count: int, attack: FixedAttack, threat: Threat, random: torch.Generator) -> None:
+    """Draw what `attack` draws for `count` images of the shape of `like`, which another process evaluates."""
     if isinstance(attack, PGD | CW) and attack.random_start:
         for _ in range(attack.restarts or 1):
             random_start(like.new_empty_strided((count, *like.shape[1:]), like.stride()), threat, random)
 
 
 def balanced_subset(labels: Tensor, count: int | None) -> Tensor:
-    """Return the indices (int64, rising) of the `count` test images that an attack with `images: count` sees.
+    """Return the indices (int64, rising) of the `count` test images for an attack with `images: count`.
 
-    The first images of every class in the order of the test set, classes as equal as the count allows: every image gets
-    its rank within its class, and the lowest ranks are taken, ties by class. None, or more than there are: all of them.
+    These are the first images of every class in the order of the test set, with class sizes as equal as possible: every
+    image has its rank within its class, and the lowest ranks are chosen, ties by class. None, or more images than there
+    are, selects all.
     """
     if count is None or count >= len(labels):
         return torch.arange(len(labels))
-    seen: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     ranked = []
     for index, label in enumerate(labels.tolist()):
-        seen[label] = seen.get(label, -1) + 1
-        ranked.append((seen[label], label, index))
+        sizes[label] = sizes.get(label, -1) + 1
+        ranked.append((sizes[label], label, index))
     return torch.tensor(sorted(index for _, _, index in sorted(ranked)[:count]))
 
 
 def evaluated_images(attack: FinalAttack, test_images: int) -> int:
-    """Return how many of the test images `attack` sees."""
+    """Return the number of test images that `attack` uses."""
     return min(getattr(attack, "images", None) or test_images, test_images)
 
 
 def forward_passes(attack: FinalAttack) -> int:
-    """Return the work of `attack` on one image, in forward passes; an input gradient counts as one more."""
+    """Return the work of `attack` per image, in forward passes; an input gradient counts as one more."""
     if isinstance(attack, AutoAttack):
         return sum(PASSES[part] for part in attack.cascade)
     if isinstance(attack, PGD | CW):
@@ -176,7 +173,7 @@ def attack_identity(attack: FinalAttack, threat: Threat) -> dict[str, Any]:
 
 @contextmanager
 def exact_arithmetic() -> Any:
-    """Within, products and convolutions on NVIDIA GPUs have full fp32 precision (TF32 off)."""
+    """Compute products and convolutions on NVIDIA GPUs in full fp32 precision (TF32 off)."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
@@ -196,30 +193,30 @@ def evaluate(
     state: CascadeState | None = None,
     commit: Callable[[CascadeState], None] = lambda _state: None,
 ) -> Outcome:
-    """Judge `model` under one of the final attacks, in fp32 unless the attack says otherwise.
+    """Evaluate `model` under a final attack, in fp32 unless the attack has a precision of its own.
 
     Args:
         images: the whole test set, on the model's device.
-        state, commit: AutoAttack's place to continue from, and what to call with each new one.
+        state, commit: the state to resume AutoAttack from, and the callback for each new state.
 
     Raises:
-        BenchError: AutoAttack is not defined for the network's number of classes, or labels lie outside them.
+        BenchError: AutoAttack is not defined for this number of classes, or a label is out of range.
     """
     started, identity = time.monotonic(), attack_identity(attack, threat)
-    chosen = images.take(balanced_subset(images.labels, getattr(attack, "images", None)).to(images.labels.device))
+    subset = images.take(balanced_subset(images.labels, getattr(attack, "images", None)).to(images.labels.device))
     detail: dict[str, Any] = {}
     with exact_arithmetic():
         if isinstance(attack, AutoAttack):
             cascade = Cascade(model, threat, attack, EVALUATION_SEED)
             with train_mode(model, enabled=False), frozen_parameters(model):
-                pixels = to_float(torch.cat(list(chosen.read(_batches(chosen)))))
-                final = cascade.run(pixels, chosen.labels, state, commit, progress)
-                detail = {"accuracy_after": final.accuracy_after, "doubts": cascade.doubts(pixels, final)}
+                pixels = to_float(torch.cat(list(subset.read(_batches(subset)))))
+                final = cascade.run(pixels, subset.labels, state, commit, progress)
+                detail = {"accuracy_after": final.accuracy_after, "doubts": cascade.flags(pixels, final)}
             correct, seconds = final.robust, final.seconds
-            if final.batch_size < attack.batch_size:  # there was no memory for more
+            if final.batch_size < attack.batch_size:  # out of memory with more
                 identity["reduced_batch_size"] = final.batch_size
         else:
             random = generator(EVALUATION_SEED, "evaluation", device=images.labels.device)
-            correct = correct_under(model, chosen, attack, threat, random, progress).cpu().numpy()
+            correct = correct_under(model, subset, attack, threat, random, progress).cpu().numpy()
             seconds = time.monotonic() - started
     return Outcome(identity, attack.title, weights_sha256, correct, seconds, detail)

@@ -1,4 +1,4 @@
-"""Projected gradient ascent inside a ball around each image: the attack of training and of tracking.
+"""Projected gradient ascent inside a ball around each image: the attack of training, tracking and evaluation.
 
 Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018.
 """
@@ -16,16 +16,16 @@ from bench.config.attacks import Threat
 from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 
 Objective = Callable[[Tensor], Tensor]
-"""From logits [n, classes] to the scalar that the attack raises: a sum over the batch, so images do not interact."""
+"""From logits [n, classes] to the scalar that the attack maximises: a sum over the batch, so images do not interact."""
 
 
 def cross_entropy(labels: Tensor) -> Objective:
-    """Return the summed cross-entropy against `labels` (int64, [n]) as what an attack raises."""
+    """Return the objective of the cross-entropy against `labels` (int64, [n]), summed over the batch."""
     return lambda logits: F.cross_entropy(logits, labels, reduction="sum")
 
 
 def margin(labels: Tensor) -> Objective:
-    """Return the summed margin by which the largest wrong logit exceeds the right one (`labels`: int64, [n])."""
+    """Return the objective of the margin: largest wrong logit minus true logit (`labels`: int64, [n]), summed."""
 
     def objective(logits: Tensor) -> Tensor:
         right = F.one_hot(labels, logits.shape[1]).bool()
@@ -36,7 +36,7 @@ def margin(labels: Tensor) -> Objective:
 
 @contextmanager
 def frozen_parameters(model: nn.Module) -> Iterator[None]:
-    """Within, no parameter of `model` needs a gradient, so a third of a convolution's work is saved."""
+    """Compute no gradients of parameters; this saves a third of a convolution's work."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -49,14 +49,14 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def train_mode(model: nn.Module, *, enabled: bool) -> Iterator[None]:
-    """Within, the network is in train mode (batch statistics) or in eval mode; each module's own mode is restored."""
-    switched = [module for module in model.modules() if module.training != enabled]
-    for module in switched:
+    """Set train mode (batch statistics) or eval mode; each module's own mode is restored afterwards."""
+    changed = [module for module in model.modules() if module.training != enabled]
+    for module in changed:
         module.training = enabled
     try:
         yield
     finally:
-        for module in switched:
+        for module in changed:
             module.training = not enabled
 
 
@@ -73,7 +73,7 @@ def random_start(
     """Return `images` plus a random point of the ball, clipped to [0, 1].
 
     Linf: uniform in the cube. L2: a uniform direction with a uniform radius, as in the released code of Rice et al.
-    (uniform along the radius, not in the volume). `images` may be this process's part of those that `group` has.
+    (not uniform in the volume). `images` may be this process's shard of the batch of `group`.
     """
     if threat.norm == "linf":
         noise = group.draw_like(images, lambda noise: noise.uniform_(-threat.eps, threat.eps, generator=random))
@@ -102,10 +102,10 @@ def pgd(
 
     Args:
         images: float, [n, channels, height, width], in [0, 1].
-        objective: what to raise, given the logits.
+        objective: the scalar to maximise, as a function of the logits.
         steps: gradient steps.
         step_size: length of a step: per pixel for Linf (the sign of the gradient), in L2 norm for L2.
-        start: where to begin, inside the ball; `images` if None.
+        start: first iterate, inside the ball; `images` if None.
     """
     adversarial = images if start is None else start
     for _ in range(steps):
@@ -120,6 +120,6 @@ def pgd(
 
 
 def _l2(x: Tensor) -> Tensor:
-    """L2 norm of each image, [n, 1, 1, 1]; never zero, so that it can divide."""
+    """L2 norm of each image, [n, 1, 1, 1], at least 1e-12, because it is a divisor."""
     norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
     return norm.clamp(min=1e-12).view(-1, 1, 1, 1)

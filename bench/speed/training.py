@@ -20,8 +20,8 @@ from bench.speed import reference
 from bench.speed.process import Arena, Work
 from bench.training.build import build_method
 from bench.training.method import Method
-from bench.training.step import Steps, Totals, sgd, train_step
-from bench.utils.cuda_graphs import recorder_of
+from bench.training.step import EpochMetrics, Steps, sgd, train_step
+from bench.utils.cuda_graphs import capture_on
 from bench.utils.device import keep_memory
 from bench.utils.rng import RngStreams, generator
 
@@ -57,7 +57,7 @@ def ours(arena: Arena) -> Work:
             yield from batches
 
     device = torch.device(arena.device)
-    stream, train = endless(), Steps(method, Totals(device), recorder_of(device))
+    stream, train = endless(), Steps(method, EpochMetrics(device), capture_on(device))
 
     def work(steps: int) -> None:
         for _ in range(steps):
@@ -162,7 +162,7 @@ def difference(arena: Arena) -> Work:
             )
             method.model.double()
             plain.double()
-            optimizer, totals = sgd(plain, training.optimizer), Totals(device)
+            optimizer, metrics = sgd(plain, training.optimizer), EpochMetrics(device)
             starts = RngStreams(0, device)("attack")
             for batch, _ in zip(batches, range(steps), strict=False):
                 images = batch.images.double()
@@ -171,7 +171,7 @@ def difference(arena: Arena) -> Work:
                     plain, images.contiguous(), batch.labels, protocol.threat, training.attack, start
                 )
                 reference.train_step(plain, optimizer, images.contiguous(), batch.labels, found)
-                train_step(method, Batch(images, batch.labels, batch.index), method.optimizer, totals)
+                train_step(method, Batch(images, batch.labels, batch.index), method.optimizer, metrics)
         return _apart(_flat(method.model.parameters()), _flat(plain.parameters())), gradients
 
     return work

@@ -21,7 +21,7 @@ from bench.data.dataset import Splits, dataset_of
 from bench.storage.run_folder import RunFolder
 from bench.training.build import build_evaluated
 from bench.training.method import Method
-from bench.training.step import Totals, train_step
+from bench.training.step import EpochMetrics, train_step
 from bench.training.trainer import Trainer
 from bench.utils.rng import generator
 
@@ -126,7 +126,7 @@ def phases(trainer: Trainer, batches: int = BATCHES) -> Iterator[tuple[int, Meth
         trainer.method.model.train()
         for batch in islice(trainer.batches, batches):
             yield epoch, trainer.method, batch
-            train_step(trainer.method, batch, trainer.optimizer, Totals(CPU))
+            train_step(trainer.method, batch, trainer.optimizer, EpochMetrics(CPU))
         trainer.method.end_epoch(epoch)
 
 
@@ -289,7 +289,7 @@ def learns_something(method: str, folder: Path) -> None:
     for group in trainer.optimizer.param_groups:
         group["lr"] = trainer.training.optimizer.lr
     for batch in trainer.batches:
-        train_step(trainer.method, batch, trainer.optimizer, Totals(CPU))
+        train_step(trainer.method, batch, trainer.optimizer, EpochMetrics(CPU))
     right = correct_under(
         trainer.method.model, trainer.test, Clean(), trainer.cell.protocol.threat, generator(0, "conformance")
     )

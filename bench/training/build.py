@@ -29,10 +29,10 @@ def build_method(
 ) -> Method[Any]:
     """Return the method of `cell` with its model on `device`, its optimiser and its schedule, ready to train.
 
-    Without `initialise`, the initial weights are left as drawn, since trained ones are loaded next.
+    Set `initialise` to False if trained weights are loaded next.
 
     Raises:
-        BenchError: the method refuses the network or its parameters, such as weights that do not fit.
+        BenchError: the method rejects the network or its hyperparameters, such as weights that do not fit.
     """
     protocol = cell.protocol
     context = Context(protocol, dataset.classes, batches, random, device)
@@ -53,10 +53,10 @@ def build_method(
 
 
 def build_without_data(cell: Cell, dataset: Dataset, device: torch.device, *, initialise: bool = True) -> Method[Any]:
-    """Return the method of `cell` as `build_method` does, with no images to train on; raises as it does."""
+    """Return the method of `cell` without training images; raises as `build_method` does."""
     random = RngStreams(cell.seed, device)
-    nothing = ImageSet(torch.empty(0, *dataset.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
-    return build_method(cell, dataset, TrainingBatches(nothing, 1, (), random), random, device, initialise=initialise)
+    no_images = ImageSet(torch.empty(0, *dataset.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
+    return build_method(cell, dataset, TrainingBatches(no_images, 1, (), random), random, device, initialise=initialise)
 
 
 def build_evaluated(cell: Cell, dataset: Dataset, weights: dict[str, Any], device: torch.device) -> nn.Module:

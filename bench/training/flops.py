@@ -1,4 +1,4 @@
-"""How much a training step computes, counted from the operations it really runs."""
+"""The FLOPs of a training step, counted from the operations that it runs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.utils.flop_counter import flop_registry
 
 
 class CountedFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within, `flops` grows by the work of each convolution and matrix product; a multiply-add counts as two.
+    """Adds the work of each convolution and matrix product to `flops`; a multiply-add counts as two.
 
-    torch's own formulas, operation by operation; a convolution's backward counts only the gradients it is asked for.
-    Every operation passes through Python meanwhile, so this is for single steps.
+    Uses torch's formula of each operation; the backward of a convolution counts only the requested gradients. Every
+    operation passes through Python, so use it for single steps.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the rate of every step as a function of the time since the start."""
+"""Learning-rate schedules: the rate of every step as a function of time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from bench.config.protocol import Constant, Cyclic, Training
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long training lasts and which learning rate each step has.
+    """The length of training and the learning rate of each step.
 
     `rate(t)` is the rate of the step that ends at time `t`, in epochs: step i (from 0) of n in epoch e has
-    t = e + (i + 1) / n. `first_drop` is the first epoch (from 0) after the rate has begun to fall, `epochs` if never;
-    several methods act from there on.
+    t = e + (i + 1) / n. `first_drop` is the first epoch (from 0) after the rate has started to fall, `epochs` if never;
+    several methods start a phase there.
     """
 
     epochs: int
@@ -25,8 +25,8 @@ class Schedule:
 def protocol_schedule(training: Training) -> Schedule:
     """Return the schedule that a protocol states.
 
-    A piecewise schedule compares with `<`, as the released code of Rice et al. (2020) does: the rate already drops on
-    the last step before the milestone, whose t equals it.
+    A piecewise schedule compares with `<`, as the released code of Rice et al. (2020) does, so the rate drops on the
+    last step before the milestone, whose t equals the milestone.
     """
     settings, epochs, full = training.schedule, training.epochs, training.optimizer.lr
 

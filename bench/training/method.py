@@ -1,11 +1,11 @@
-"""The Method interface: the only things that one training recipe may change.
+"""The Method interface: what one training recipe may change.
 
-The trainer owns the loop. For every batch the step (`bench.training.step`) calls, in this order,
+The trainer owns the loop. For every batch, the step (`bench.training.step`) calls, in this order,
 
     transform -> perturb -> backward (which calls loss) -> the optimiser -> after_step
 
-and the trainer calls `begin_epoch` and `end_epoch` around them. A subclass overrides the hooks that make it a method
-and inherits the rest, which is plain PGD adversarial training.
+and the trainer calls `begin_epoch` and `end_epoch` around them. A subclass overrides some hooks and inherits the rest,
+which is plain PGD adversarial training.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ EpochRecord = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Context:
-    """What a method may know of the run it is part of.
+    """The run that a method is part of.
 
-    `random(purpose)` is the run's generator for a purpose, on the run's device, renewed every epoch; a method draws
-    from purposes of its own name, never from torch's global state.
+    `random(purpose)` is the run's generator for a purpose, on the run's device, renewed every epoch. A method draws
+    from purposes that begin with its own name, never from torch's global state.
     """
 
     protocol: Protocol
@@ -53,9 +53,9 @@ class Context:
 
 
 class Method(Generic[ParamsT]):
-    """Plain PGD adversarial training, and the hooks by which a recipe departs from it.
+    """Plain PGD adversarial training, and the hooks by which a method changes it.
 
-    A subclass states `info` and `Params`. The trainer sets `model` (what `build` returned), `optimizer` and the
+    A subclass defines `info` and `Params`. The trainer sets `model` (what `build` returned), `optimizer` and the
     effective `lr_schedule` (what `schedule` returned) before it calls `begin_training`.
     """
 
@@ -63,14 +63,15 @@ class Method(Generic[ParamsT]):
     Params: ClassVar[type[MethodParams]] = MethodParams
 
     captured: ClassVar[bool] = True
-    """Whether `transform`, `perturb`, `loss` and `backward` may be recorded once an epoch and replayed, which is how
-    steps run on an NVIDIA GPU. Not so if Python in them decides or counts from step to step."""
+    """Whether `transform`, `perturb`, `loss` and `backward` may be captured as a CUDA graph, once per epoch.
+
+    Set it to False if Python code in them decides or counts from step to step."""
 
     data_parallel: ClassVar[bool] = False
-    """Whether one cell may train on several devices, each with a part of every batch. Every class states it for itself.
+    """Whether one cell may train on several devices, each with a shard of every batch. Not inherited.
 
-    It may if the gradient of a batch is the mean of those of its parts, and nothing that the method draws, decides or
-    remembers depends on which part a process has: what it draws or keeps for images goes through `context.group`."""
+    Requirement: the gradient of a batch is the mean of those of its shards, and what the method draws, decides or
+    stores does not depend on the shard. Draws and stored values per image go through `context.group`."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -86,9 +87,9 @@ class Method(Generic[ParamsT]):
         return network
 
     def initialise(self, network: nn.Module) -> None:
-        """Set the initial weights of what `build` returned, where they are not the freshly drawn ones.
+        """Set the initial weights of what `build` returned, unless they are the freshly drawn ones.
 
-        Not called where trained weights are loaded next: on resuming, and for the evaluation.
+        Not called if trained weights are loaded next: on resuming and for the evaluation.
         """
 
     def schedule(self, protocol_schedule: Schedule) -> Schedule:
@@ -96,7 +97,7 @@ class Method(Generic[ParamsT]):
         return protocol_schedule
 
     def begin_training(self) -> None:
-        """Called once, with everything on the device and before any state is loaded; make copies of the model here."""
+        """Called once, with the model on the device and before any state is loaded; copy the model here."""
 
     # --- every epoch -------------------------------------------------------------------------------------------------
 
@@ -128,9 +129,9 @@ class Method(Generic[ParamsT]):
         start: Tensor | None = None,
         batch_norm: Literal["train", "eval"] | None = None,
     ) -> Tensor:
-        """Run the protocol's training attack on `objective`; without one, return the images as they are.
+        """Run the protocol's training attack on `objective`; return the images unchanged if there is no attack.
 
-        A method whose definition includes them gives its own `start` (inside the ball) or mode of the network.
+        `start` (inside the ball) and `batch_norm` replace the protocol's, for methods that define their own.
         """
         settings, threat = self.context.protocol.training.attack, self.context.protocol.threat
         if settings.name == "none":
@@ -144,7 +145,7 @@ class Method(Generic[ParamsT]):
             )  # fmt: skip
 
     def gaussian_start(self, images: Tensor, deviation: float) -> Tensor:
-        """Return `images` plus Gaussian noise, kept inside the threat model: the start of TRADES and its relatives."""
+        """Return `images` plus Gaussian noise, projected into the ball: the start of TRADES and related methods."""
         random = self.context.random("attack")
         noise = self.context.group.draw_like(images, lambda noise: noise.normal_(std=deviation, generator=random))
         return (images + project(noise, self.context.protocol.threat)).clamp_(0, 1)
@@ -155,10 +156,10 @@ class Method(Generic[ParamsT]):
         return F.cross_entropy(logits, batch.labels), logits
 
     def backward(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
-        """Leave in every parameter the gradient to descend along, and return what `loss` returned.
+        """Compute gradients into `parameter.grad`, and return what `loss` returned.
 
-        Override it to wrap the computation, as an attack on the weights does. With several devices it is that of this
-        process's part; the step then takes the mean over all.
+        Override it to wrap the computation, as an attack on the weights does. With several devices, the gradients are
+        those of this process's shard; the step then averages them.
         """
         with self.autocast():
             loss, logits = self.loss(batch, adversarial)
@@ -171,7 +172,7 @@ class Method(Generic[ParamsT]):
     # --- afterwards --------------------------------------------------------------------------------------------------
 
     def evaluated_model(self) -> nn.Module:
-        """Return the network that is measured and saved: the trained one, or an average of it."""
+        """Return the network to evaluate and save: the trained one, or an average of it."""
         return self.model
 
     def state_dict(self) -> dict[str, Any]:
@@ -179,12 +180,12 @@ class Method(Generic[ParamsT]):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Load what `state_dict` returned."""
 
     # --- for subclasses ----------------------------------------------------------------------------------------------
 
     def autocast(self) -> torch.autocast:
         """Return the context in which forward passes have the protocol's precision."""
         enabled = self.context.protocol.training.precision == "bf16"
-        # Without the cache, since it would keep casts of weights that an attack on the weights has changed.
+        # No cache: it would keep casts of weights that an attack on the weights has changed.
         return torch.autocast(self.context.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)

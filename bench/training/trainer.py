@@ -20,8 +20,8 @@ from bench.storage.checkpoints import Entry, load_latest_valid
 from bench.storage.run_folder import RunFolder
 from bench.training.build import build_method
 from bench.training.flops import CountedFlops
-from bench.training.step import Steps, Totals
-from bench.utils.cuda_graphs import recorder_of
+from bench.training.step import EpochMetrics, Steps
+from bench.utils.cuda_graphs import capture_on
 from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.utils.rng import RngStreams
 
@@ -29,14 +29,14 @@ log = logging.getLogger(__name__)
 
 
 LAST_EPOCH = ("train", "validation", "test", "seconds")
-"""What whoever watches is told of the last epoch."""
+"""Keys of the last epoch that the progress file repeats."""
 
 
 class Diverged(Exception):
-    """The training loss is no longer a number. A result, not a failure: `epoch` says when (from 0)."""
+    """The training loss is not finite. This is a result, not a failure; `epoch` is counted from 0."""
 
     def __init__(self, epoch: int) -> None:
-        super().__init__(f"the training loss was no longer finite in epoch {epoch}")
+        super().__init__(f"the training loss is not finite in epoch {epoch}")
         self.epoch = epoch
 
     def __reduce__(self) -> tuple[type[Diverged], tuple[int]]:
@@ -46,8 +46,8 @@ class Diverged(Exception):
 class Trainer:
     """Trains one cell inside its run folder, from the start or from the last finished epoch.
 
-    Where a file of that epoch is damaged, it goes back to the epoch before, and says so on the run's record. Of the
-    processes of a group, each with a trainer of its own, the first alone writes into the folder.
+    If a file of that epoch is damaged, training resumes from the epoch before, and the run records an incident. Every
+    process of a group has its own trainer; only the main process writes into the folder.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class Trainer:
         device: torch.device,
         group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        """Raises DamagedFile where the epoch before is damaged as well, and BenchError as `build_method` does."""
+        """Raises DamagedFile if the epoch before is damaged too, and BenchError as `build_method` does."""
         self.cell, self.folder, self.device, self.group = cell, folder, device, group
         self.training = cell.protocol.training
         self.validation, self.test = splits.validation, splits.test
-        # Not with several processes: one that cannot record a step would leave the others waiting for it in theirs.
-        self.recorder = recorder_of(device) if group.size == 1 else None
+        # Not with several processes: if the capture fails in one, the others wait for it for ever.
+        self.capture = capture_on(device) if group.size == 1 else None
         self.random = RngStreams(cell.seed, device)
         self.batches = TrainingBatches(
             splits.train, self.training.batch_size, self.training.augmentation, self.random, group
@@ -82,7 +82,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
 
     def run(self, epochs: int | None = None) -> None:
-        """Train to the end, or until `epochs` are done; a later trainer of the same folder goes on from there.
+        """Train to the end, or until `epochs` are done; a later trainer of the same folder resumes from there.
 
         Raises:
             Diverged: the loss of an epoch is not finite.
@@ -107,12 +107,12 @@ class Trainer:
         self.random.start_epoch(epoch)
         self.method.begin_epoch(epoch)
         self.method.model.train()
-        totals, steps, rate = Totals(self.device, self.group), len(self.batches), 0.0
-        counted = CountedFlops()  # of the first step: all of an epoch are alike
-        train = Steps(self.method, totals, self.recorder)
+        metrics, steps, rate = EpochMetrics(self.device, self.group), len(self.batches), 0.0
+        counted = CountedFlops()  # of the first step; all steps of an epoch are equal
+        train = Steps(self.method, metrics, self.capture)
         forked = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=forked), shared_statistics(self.group):
-            # For layers that draw from global state, such as dropout: each process its own numbers.
+            # For layers that draw from the global generator, such as dropout: every process draws its own numbers.
             torch.manual_seed(self.random.seed("global" if self.group.is_main else f"global/{self.group.rank}"))
             for step, batch in enumerate(self.batches):
                 rate = self.lr_schedule.rate(epoch + (step + 1) / steps)
@@ -123,7 +123,7 @@ class Trainer:
                 self._progress(epoch, step + 1)
             train.end()
             self.method.end_epoch(epoch)
-        loss, robust = totals.read()
+        loss, robust = metrics.read()
         train_seconds = time.monotonic() - started
         if not math.isfinite(loss):
             raise Diverged(epoch)
@@ -156,14 +156,14 @@ class Trainer:
             self.folder.heartbeat()
 
     def _check_equal(self) -> None:
-        """Raise RuntimeError unless weights and statistics of all processes have equal bits, as far as sums tell."""
+        """Raise RuntimeError unless the weights and statistics of all processes have equal sums of bytes."""
         if self.group.size > 1:
             values = self.method.model.state_dict().values()
             sums = [value.flatten().view(torch.uint8).sum(dtype=torch.int64) for value in values]
-            every = self.group.all_gather(torch.stack(sums)[None])
-            if not torch.equal(every, every[:1].expand_as(every)):
+            gathered = self.group.all_gather(torch.stack(sums)[None])
+            if not torch.equal(gathered, gathered[:1].expand_as(gathered)):
                 raise RuntimeError(
-                    "the network is not the same on all devices: part of it depends on a part of the batch"
+                    "the networks of the processes differ: something in them depends on the shard of the batch"
                 )
 
     def _track(self, images: Images, purpose: str) -> dict[str, float]:
@@ -175,12 +175,12 @@ class Trainer:
             for name, attack in attacks.items():
                 random = self.random(f"track/{purpose}")
                 correct = correct_under(
-                    model, images, attack, threat, random, self._beat, group=self.group, recorder=self.recorder
+                    model, images, attack, threat, random, self._beat, group=self.group, capture=self.capture
                 )
                 accuracies[name] = correct.double().mean().item()
         return accuracies
 
-    # --- what is kept ------------------------------------------------------------------------------------------------
+    # --- history and checkpoints -------------------------------------------------------------------------------------
 
     def _save(self, record: dict[str, Any]) -> None:
         """Append the epoch to the history and commit its checkpoints."""
@@ -217,15 +217,15 @@ class Trainer:
         state = self.checkpoints.load("resume")
         self.method.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for parameter, kept in self.optimizer.state.items():
-            for name, value in kept.items():
+        for parameter, state_of in self.optimizer.state.items():
+            for name, value in state_of.items():
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                    kept[name] = torch.empty_like(parameter).copy_(value)  # the parameter's strides
+                    state_of[name] = torch.empty_like(parameter).copy_(value)  # the parameter's strides
         self.method.load_state_dict(state["method"])
         log.info("resumed after epoch %d", self.history[-1]["epoch"])
 
     def _finish(self) -> None:
-        """Keep the final weights as `last` and drop the resume state."""
+        """Save the final weights as `last` and delete the resume state."""
         if not self.group.is_main:
             return
         last = self.history[-1]["epoch"]

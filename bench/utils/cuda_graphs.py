@@ -1,7 +1,7 @@
-"""Recording what a GPU is told to do, once, and replaying it: CUDA graphs.
+"""CUDA graphs: a computation on a GPU is captured once and replayed for other inputs.
 
-A training step or an attack tells the GPU of a thousand small things; told one by one, they keep the host busy and let
-the GPU wait. Recorded, they are one.
+A training step or an attack launches thousands of small kernels. Launched one by one they keep the host busy while the
+GPU waits; a graph launches all of them at once.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ from torch import Tensor
 Result = TypeVar("Result")
 
 
-class Recorder(Protocol):
-    """From a computation and the generators it draws from to the tensors that its results are in, and what runs it."""
+class Capture(Protocol):
+    """Capture a computation with the generators it draws from; return its result tensors, and what replays it."""
 
     def __call__(
         self, compute: Callable[[], Result], generators: list[torch.Generator]
     ) -> tuple[Result, Callable[[], None]]: ...
 
 
-def replayed(
-    recorder: Recorder, compute: Callable[..., Result], inputs: tuple[Tensor, ...], generators: list[torch.Generator]
+def make_replay(
+    capture: Capture, compute: Callable[..., Result], inputs: tuple[Tensor, ...], generators: list[torch.Generator]
 ) -> Callable[..., Result]:
-    """Record `compute(*inputs)` and return what computes it for other inputs of the same shapes, by replaying.
+    """Capture `compute(*inputs)` and return a function that replays it on other inputs of the same shapes.
 
-    The results are in the same tensors every time.
+    Every call returns the same tensors with new content.
 
     Raises:
-        RuntimeError: something in it cannot be recorded.
+        RuntimeError: an operation cannot be captured.
     """
-    own = tuple(tensor.clone() for tensor in inputs)
-    result, run = recorder(lambda: compute(*own), generators)
+    static = tuple(tensor.clone() for tensor in inputs)
+    result, run = capture(lambda: compute(*static), generators)
 
     def replay(*inputs: Tensor) -> Result:
-        for place, tensor in zip(own, inputs, strict=True):
-            place.copy_(tensor)
+        for captured, tensor in zip(static, inputs, strict=True):
+            captured.copy_(tensor)
         run()
         return result
 
     return replay
 
 
-def record_on_gpu(
+def capture_graph(
     compute: Callable[[], Result], generators: list[torch.Generator]
 ) -> tuple[Result, Callable[[], None]]:
-    """Record `compute` as a CUDA graph, on the current stream, which must not be the default one."""
+    """Capture `compute` as a CUDA graph on the current stream, which must not be the default stream."""
     graph = torch.cuda.CUDAGraph()
     for generator in generators:
         graph.register_generator_state(generator)
@@ -57,12 +57,12 @@ def record_on_gpu(
     return result, graph.replay
 
 
-def recorder_of(device: torch.device) -> Recorder | None:
-    """Return what records on `device`, having left the default stream, which cannot be; None on a CPU."""
+def capture_on(device: torch.device) -> Capture | None:
+    """Return the capture for `device`, or None on a CPU. Leaves the default stream, which cannot be captured."""
     if device.type != "cuda":
         return None
     if torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.default_stream(device))
         torch.cuda.set_stream(stream)
-    return record_on_gpu
+    return capture_graph

@@ -1,4 +1,4 @@
-"""Which device a run uses, checked before anything starts."""
+"""The device of a run, its precision, threads and memory."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from bench.errors import BenchError
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device called `name`: `auto` (an NVIDIA GPU if there is one, else the CPU), `cpu`, `cuda`, `cuda:1`.
+    """Return the device `name`: `auto` (an NVIDIA GPU if there is one, else the CPU), `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        BenchError: no such device on this machine.
+        BenchError: this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -35,38 +35,38 @@ def resolve_device(name: str) -> torch.device:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raise BenchError if the device cannot compute in `precision`; never fall back to another one."""
+    """Raise BenchError if the device does not support `precision`."""
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise BenchError(f"{torch.cuda.get_device_name(device)} has no bfloat16; set 'precision: fp32' in the suite")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that the device, or the machine, has no memory left."""
-    # torch has a type of its own for GPUs alone
+    """Return whether an error reports exhausted memory of the device or the machine."""
+    # torch has an exception type for GPUs only
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def use_device(device: torch.device, threads: int) -> None:
-    """Make this process compute on `device`, and with so many threads on the CPU."""
+    """Make `device` the default of this process, with `threads` threads on the CPU."""
     torch.set_num_threads(threads)
     if device.type == "cpu":
         keep_memory()
     else:
-        torch.cuda.set_device(device)  # for what is not told: streams, graphs, libraries
+        torch.cuda.set_device(device)  # for code that takes no device: streams, graphs, libraries
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes that this process has had so far: on an NVIDIA GPU of its memory, else of the machine's."""
+    """Return the peak memory of this process in bytes: GPU memory on an NVIDIA GPU, else main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def keep_memory() -> None:
-    """Let this process keep the memory that tensors leave, for the next ones.
+    """Keep freed memory in this process for the next tensors.
 
-    The C library of Linux gives large blocks back to the system at once and gets them again as pages of zeros; a
-    training step on a CPU spends a tenth of its time on that (docs/performance.md). Does nothing elsewhere.
+    The C library of Linux returns large blocks to the system at once and gets them back as zeroed pages, which takes a
+    tenth of a training step on a CPU (docs/performance.md). Does nothing on other systems.
     """
     if sys.platform == "linux":
         never_trim, never_map = (-1, 2**31 - 1), (-4, 0)  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
@@ -76,5 +76,5 @@ def keep_memory() -> None:
 
 
 def cores() -> int:
-    """Return the CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""Processes that train one network together, each on its part of every batch.
+"""Process groups: processes that train one network, each on its shard of every batch.
 
-They need one operation, a sum over all of them. Each draws the random numbers of the whole batch and takes its part, so
-that what is computed does not depend on how many there are.
+The only communication is a sum over all processes. Every process draws the random numbers of the whole batch and takes
+its shard, so the result does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def _nothing_to_add(tensor: Tensor) -> None:
+def _no_reduction(tensor: Tensor) -> None:
     """Leave a sum over one process as it is."""
 
 
@@ -27,19 +27,19 @@ class ProcessGroup:
 
     rank: int = 0
     size: int = 1
-    all_reduce: Callable[[Tensor], None] = _nothing_to_add
+    all_reduce: Callable[[Tensor], None] = _no_reduction
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes files."""
+        """Whether this process writes the files."""
         return self.rank == 0
 
     def shard(self, whole: Tensor, dim: int = 0) -> Tensor:
-        """Return this process's part of what belongs to a whole batch; `size` divides its length along `dim`."""
+        """Return this process's shard of a whole batch; `size` divides its length along `dim`."""
         return whole if self.size == 1 else whole.chunk(self.size, dim)[self.rank]
 
     def draw_like(self, part: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return random numbers of the shape and layout of `part`, [n, ...], which belongs to a part of a batch.
+        """Return random numbers of the shape and layout of `part`, [n, ...], a tensor of this process's shard.
 
         `draw` fills a tensor of the whole batch, [size · n, ...], and returns it.
         """
@@ -49,16 +49,16 @@ class ProcessGroup:
         return self.shard(draw(torch.empty_strided(shape, part.stride(), dtype=part.dtype, device=part.device)))
 
     def all_gather(self, part: Tensor) -> Tensor:
-        """Return the parts of all processes, [n, ...] each, one after the other: [size · n, ...]. No gradient flows."""
+        """Return the shards of all processes, [n, ...] each, concatenated: [size · n, ...]. No gradient flows."""
         if self.size == 1:
             return part
         whole = part.new_zeros((self.size, *part.shape))
         whole[self.rank] = part.detach()
-        self.all_reduce(whole)  # zeros, where another process has its part: exact
+        self.all_reduce(whole)  # exact: each element is nonzero in one process only
         return whole.flatten(0, 1)
 
     def all_reduce_mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the mean over the processes of each of `tensors`, all in one sum."""
+        """Return the mean over the processes of each of `tensors`, with a single sum."""
         if self.size == 1:
             return list(tensors)
         flat = torch.cat([tensor.flatten() for tensor in tensors]) / self.size
@@ -68,4 +68,4 @@ class ProcessGroup:
 
 
 SINGLE_PROCESS = ProcessGroup()
-"""A process that has every batch to itself."""
+"""The group of a process that trains alone."""

@@ -1,4 +1,4 @@
-"""Where a run took place: hardware, versions, revision of the code. Recorded with every run, part of no identity."""
+"""The environment of a run: hardware, versions, revision of the code. Recorded, but not part of any identity."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ PACKAGES = ("robust-overfitting-bench", "torch", "torchvision", "numpy", "pyauto
 
 
 def versions() -> dict[str, str | None]:
-    """Return the installed version of each package that figures may depend on; None where it is missing."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """Return the installed version of each package that results may depend on; None if it is missing."""
+    installed: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed
 
 
 @cache
@@ -47,7 +47,7 @@ def git_revision(folder: Path) -> dict[str, Any]:
     """Return the commit of the checkout that holds `folder` and whether files differ from it; empty outside one."""
     try:
         top = Path(_git(folder, "rev-parse", "--show-toplevel"))
-        if not (top / "bench" / "training" / "method.py").exists():  # installed inside somebody else's checkout
+        if not (top / "bench" / "training" / "method.py").exists():  # installed inside the checkout of another project
             return {}
         return {"revision": _git(top, "rev-parse", "HEAD"), "dirty": bool(_git(top, "status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
@@ -60,7 +60,7 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def cpu_name() -> str:
-    """Return the processor's name as the system tells it."""
+    """Return the name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):

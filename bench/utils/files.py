@@ -1,4 +1,4 @@
-"""Small durable files: canonical JSON, digests, and writes that are whole or not there at all."""
+"""Files: canonical JSON, digests, and atomic writes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def file_sha256(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, so that a rename in it survives a power cut."""
+    """Flush a folder's entries to disk, so that a rename in it survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -37,10 +37,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write `data` to `path` so that a reader sees the old content or the new, never a part.
+    """Write `data` to `path` atomically: a reader sees the old content or the new.
 
-    With `durable`, the bytes and the rename are flushed to disk before this returns; a display file that may be
-    lost with the machine passes False.
+    With `durable`, the bytes and the rename are flushed to disk before this returns; not needed for files that may be
+    lost if the machine fails.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -68,7 +68,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such record.
-        DamagedFile: the file is not the JSON that was written, or its digest does not match.
+        DamagedFile: the file is not such a record, or its digest does not match.
     """
     data = path.read_bytes()
     try:
@@ -76,7 +76,7 @@ def read_record(path: Path) -> dict[str, Any]:
         content = record["content"]
         intact = record["sha256"] == fingerprint(content)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedFile(f"{path} is damaged: it is not the record that was written there") from error
+        raise DamagedFile(f"{path} is damaged: it is not a record with its SHA-256") from error
     if not intact or not isinstance(content, dict):
         raise DamagedFile(f"{path} is damaged: its content does not match its SHA-256")
     return content

@@ -1,4 +1,4 @@
-"""Where randomness comes from: generators seeded by (seed, purpose, epoch), never global state."""
+"""Named random streams: generators seeded by (seed, purpose, epoch), never global state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def derive_seed(seed: int, purpose: str, epoch: int = 0) -> int:
-    """Return a 63-bit seed that depends on all three arguments and on nothing else."""
+    """Return a 63-bit seed that depends on the three arguments alone."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -18,21 +18,21 @@ def derive_seed(seed: int, purpose: str, epoch: int = 0) -> int:
 def generator(seed: int, purpose: str, epoch: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a fresh generator on `device`.
 
-    A purpose is a word such as "order" or "attack": two purposes never share draws, so that adding a draw to one
-    does not move the other, and an epoch's draws can be repeated without replaying the epochs before it.
+    A purpose is a word such as "order" or "attack". Purposes never share draws, so a new draw for one does not change
+    another, and the draws of an epoch can be repeated without those of earlier epochs.
     """
     return torch.Generator(device).manual_seed(derive_seed(seed, purpose, epoch))
 
 
 class HostRandomness(Exception):
-    """A method drew a number on the host where its steps were to be recorded, once for many steps."""
+    """A method drew a number on the host during the capture of a CUDA graph, which would replay it in every step."""
 
 
 class RngStreams:
-    """The generators of one run: one for each purpose, renewed at the start of every epoch.
+    """The generators of one run: one per purpose, renewed at the start of every epoch.
 
-    Since an epoch's draws depend on nothing but (seed, purpose, epoch), a run that resumes at an epoch draws exactly
-    what an undisturbed one would have drawn.
+    The draws of an epoch depend on (seed, purpose, epoch) alone, so a resumed run draws the same numbers as an
+    uninterrupted one.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
@@ -47,15 +47,15 @@ class RngStreams:
         self._generators.clear()
 
     def seed(self, purpose: str) -> int:
-        """Return this epoch's seed for `purpose`, for code that can only be seeded globally."""
+        """Return this epoch's seed for `purpose`, for code that uses the global generator."""
         return derive_seed(self._seed, purpose, self._epoch)
 
     def __call__(self, purpose: str) -> torch.Generator:
-        """Return this epoch's generator for `purpose` on the run's device; asking again continues its stream."""
+        """Return this epoch's generator for `purpose` on the run's device; a second call continues its stream."""
         return self._on(self._device, purpose)
 
     def cpu(self, purpose: str) -> torch.Generator:
-        """Return a generator on the CPU, for decisions that the host takes; waiting for the device would cost more.
+        """Return a generator on the CPU, for decisions in Python, which must not wait for the device.
 
         Raises:
             HostRandomness: within `no_host_decisions`.
@@ -66,7 +66,7 @@ class RngStreams:
 
     @contextmanager
     def no_host_decisions(self) -> Iterator[None]:
-        """Within, `cpu` raises `HostRandomness`."""
+        """Make `cpu` raise `HostRandomness`."""
         self._host_decides = False
         try:
             yield
@@ -74,7 +74,7 @@ class RngStreams:
             self._host_decides = True
 
     def on_device(self) -> list[torch.Generator]:
-        """Return the generators of this epoch that have been asked for on an NVIDIA GPU."""
+        """Return the generators of this epoch that are on an NVIDIA GPU."""
         return [generator for generator in self._generators.values() if generator.device.type == "cuda"]
 
     def _on(self, device: torch.device | str, purpose: str) -> torch.Generator:

@@ -304,7 +304,7 @@ def test_labels_and_images_out_of_range_are_refused(trained):
 
 
 def test_a_place_of_another_version_is_damage():
-    with pytest.raises(DamagedFile, match="not the place"):
+    with pytest.raises(DamagedFile, match="not the AutoAttack state"):
         CascadeState.from_record({"attack": 1, "batch": 0, "count": 3, "at_start": "4A==", "robust": "4A=="})
 
 
@@ -313,7 +313,7 @@ def test_a_place_of_another_version_is_damage():
 
 def doubts(model, images, labels, **settings):
     cascade = Cascade(model, Threat(norm="linf", eps=0.1), AutoAttackSettings(batch_size=BATCH, **settings), seed=0)
-    return cascade.doubts(images, cascade.run(images, labels, None, lambda _state: None, lambda *_place: None))
+    return cascade.flags(images, cascade.run(images, labels, None, lambda _state: None, lambda *_place: None))
 
 
 def test_a_sound_network_raises_none(trained):

@@ -64,19 +64,19 @@ def test_pgd_verdicts_are_those_of_the_attack_itself(network):
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_a_recorded_attack_comes_to_the_same_verdicts(network, monkeypatch):
-    """Recorded on the second whole batch, replayed on it and those after it; the last one is smaller."""
+def test_a_captured_attack_returns_the_same_result(network, monkeypatch):
+    """Captured on the second whole batch, replayed on it and those after it; the last one is smaller."""
     monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 64)
-    monkeypatch.setattr(evaluation, "LEAST_RECORDED", 320)
+    monkeypatch.setattr(evaluation, "MIN_CAPTURED_IMAGES", 320)
     _, test = load()
     done = []
 
-    def recorder(compute, generators):
+    def capture(compute, generators):
         assert generators == [], "those of a GPU"
         state = random.get_state()
         result = compute()
-        random.set_state(state)  # what is recorded is not run
-        done.append("recorded")
+        random.set_state(state)  # a capture does not run
+        done.append("captured")
 
         def replay():
             result.copy_(compute())
@@ -90,11 +90,11 @@ def test_a_recorded_attack_comes_to_the_same_verdicts(network, monkeypatch):
     attack = PGD(steps=3, step_size=0.05)
     plain = correct_under(network, test, attack, THREAT, generator(0, "t"))
     random = generator(0, "t")
-    assert torch.equal(correct_under(network, test, attack, THREAT, random, recorder=recorder), plain)
-    assert done == ["recorded"] + 6 * ["replayed"]
-    assert torch.equal(correct_under(network, test, attack, THREAT, generator(0, "t"), recorder=refuse), plain)
+    assert torch.equal(correct_under(network, test, attack, THREAT, random, capture=capture), plain)
+    assert done == ["captured"] + 6 * ["replayed"]
+    assert torch.equal(correct_under(network, test, attack, THREAT, generator(0, "t"), capture=refuse), plain)
     few = test.take(torch.arange(300))
-    correct_under(network, few, attack, THREAT, random, recorder=recorder)
+    correct_under(network, few, attack, THREAT, random, capture=capture)
     assert len(done) == 7, "not worth it"
 
 

@@ -8,7 +8,7 @@ from bench.data.datasets.digits import digits
 from bench.errors import BenchError
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
-from bench.training.step import Totals, train_step
+from bench.training.step import EpochMetrics, train_step
 from methods.aft import slow_start_fast_decay
 
 SOON = 1e-9  # after the beginning of an epoch
@@ -53,7 +53,7 @@ def test_fine_tuning_begins_with_a_fresh_momentum_once(start, first_batch):
     for epoch, kept in ((0, False), (1, True), (19, True), (20, False), (21, True)):
         method.begin_epoch(epoch)
         assert bool(method.optimizer.state) == kept, epoch
-        train_step(method, first_batch(method), method.optimizer, Totals(torch.device("cpu")))
+        train_step(method, first_batch(method), method.optimizer, EpochMetrics(torch.device("cpu")))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.training.step import Totals, train_step
+from bench.training.step import EpochMetrics, train_step
 
 
 def step_by_hand(network, optimizer, images, labels, gamma):
@@ -70,5 +70,5 @@ def test_the_published_value_and_a_whole_step(start, first_batch):
     method = start("awp")
     assert method.params.model_dump() == {"gamma": 0.01}
     before = method.model.body.conv1.weight.detach().clone()
-    train_step(method, first_batch(method), method.optimizer, Totals(torch.device("cpu")))
+    train_step(method, first_batch(method), method.optimizer, EpochMetrics(torch.device("cpu")))
     assert not torch.equal(method.model.body.conv1.weight, before)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import methods.fomo
-from bench.training.step import Totals, train_step
+from bench.training.step import EpochMetrics, train_step
 from bench.utils.rng import generator
 from methods.fomo import forget, later_layers
 
@@ -31,7 +31,9 @@ def snapshot(network):
 @pytest.mark.parametrize("model", LATER)
 def test_it_forgets_the_stated_share_of_the_later_weights_and_nothing_else(start, first_batch, model):
     method = start("fomo", model=model, attack="none")
-    train_step(method, first_batch(method), method.optimizer, Totals(torch.device("cpu")))  # so that there is momentum
+    train_step(
+        method, first_batch(method), method.optimizer, EpochMetrics(torch.device("cpu"))
+    )  # so that there is momentum
     assert [name for name, _ in later_layers(method.model, 3)] == LATER[model]
     forgets = {f"body.{name}.weight" for name in LATER[model]}
     with torch.no_grad():

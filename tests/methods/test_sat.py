@@ -5,7 +5,7 @@ from torch import nn
 
 from bench.errors import BenchError
 from bench.models.activations import ACTIVATIONS
-from bench.training.step import Totals, train_step
+from bench.training.step import EpochMetrics, train_step
 
 KINDS = {"silu": nn.SiLU, "gelu": nn.GELU, "elu": nn.ELU, "softplus": nn.Softplus, "mish": nn.Mish}
 
@@ -22,7 +22,7 @@ def test_every_relu_is_replaced_for_attack_and_training(start, first_batch, monk
         assert any(isinstance(module, KINDS[activation]) for module in method.model.modules())
     monkeypatch.setattr(F, "relu", lambda *_args, **_kwargs: pytest.fail("a ReLU was called"))
     before = method.model.body.conv1.weight.detach().clone()
-    train_step(method, first_batch(method), method.optimizer, Totals(torch.device("cpu")))
+    train_step(method, first_batch(method), method.optimizer, EpochMetrics(torch.device("cpu")))
     assert not torch.equal(method.model.body.conv1.weight, before)
 
 
@@ -30,7 +30,7 @@ def test_a_learnable_sharpness_is_trained(start, first_batch):
     method = start("sat", activation="smooth_relu")
     raw = method.model.body.relu.raw
     assert any(raw is parameter for parameter in method.optimizer.param_groups[0]["params"])
-    train_step(method, first_batch(method), method.optimizer, Totals(torch.device("cpu")))
+    train_step(method, first_batch(method), method.optimizer, EpochMetrics(torch.device("cpu")))
     assert raw.item() != 20
 
 

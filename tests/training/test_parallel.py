@@ -86,9 +86,9 @@ def test_every_method_trains_as_with_one_process(training):
     """In double precision, where rounding decides no step of an attack: weights, averages, memories, losses."""
     apart = training[0]["methods"] | training[1]["methods"]
     assert set(apart) == set(registry.METHODS.names())
-    for name, (weights, totals) in apart.items():
+    for name, (weights, metrics) in apart.items():
         assert weights < 1e-11, name
-        assert totals < 1e-5, name  # MART's loss is computed in fp32
+        assert metrics < 1e-5, name  # MART's loss is computed in fp32
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ from bench.data.datasets.digits import digits
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
 from bench.training.build import build_method
-from bench.training.step import WARM_UP, Steps, Totals, compute_gradients, sgd, train_step
-from bench.utils.cuda_graphs import recorder_of
+from bench.training.step import WARM_UP, EpochMetrics, Steps, compute_gradients, sgd, train_step
+from bench.utils.cuda_graphs import capture_on
 from bench.utils.rng import RngStreams, derive_seed
 
 CPU = torch.device("cpu")
@@ -41,10 +41,10 @@ def start(load):
 
 
 def steps(method, batches, count):
-    totals = Totals(CPU)
+    metrics = EpochMetrics(CPU)
     for batch in islice(batches, count):
-        train_step(method, batch, method.optimizer, totals)
-    return totals
+        train_step(method, batch, method.optimizer, metrics)
+    return metrics
 
 
 def by_hand(network, batches, random, threat):
@@ -80,13 +80,13 @@ def test_five_steps_equal_pgd_at_written_by_hand(start, dtype, tolerance):
     network = build_network(small_cnn, digits, derive_seed(0, "weights")).train()
     network.to(dtype=dtype, memory_format=torch.channels_last)
     expected = by_hand(network, batches, RngStreams(0)("attack"), method.context.protocol.threat)
-    totals = steps(method, batches, 5)
+    metrics = steps(method, batches, 5)
     for part in (torch.nn.Module.parameters, torch.nn.Module.buffers):
         ours, theirs = (
             torch.cat([value.detach().double().flatten() for value in part(m)]) for m in (method.model, network)
         )
         assert torch.linalg.vector_norm(ours - theirs) <= tolerance * torch.linalg.vector_norm(theirs)
-    assert totals.read() == pytest.approx(expected, rel=1e-6)
+    assert metrics.read() == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_step_moves_every_parameter_and_leaves_no_gradient(start):
@@ -178,21 +178,21 @@ def test_weight_decay_acts_on_every_parameter():
 
 
 def test_totals_weigh_batches_by_their_size():
-    totals = Totals(CPU)
-    totals.add(torch.tensor(1.0), torch.eye(4), torch.arange(4))
-    totals.add(torch.tensor(4.0), torch.eye(2), torch.tensor([1, 1]))
-    assert totals.read() == (pytest.approx((4 * 1 + 2 * 4) / 6), pytest.approx(5 / 6))
-    assert Totals(CPU).read() == (0, 0)
+    metrics = EpochMetrics(CPU)
+    metrics.add(torch.tensor(1.0), torch.eye(4), torch.arange(4))
+    metrics.add(torch.tensor(4.0), torch.eye(2), torch.tensor([1, 1]))
+    assert metrics.read() == (pytest.approx((4 * 1 + 2 * 4) / 6), pytest.approx(5 / 6))
+    assert EpochMetrics(CPU).read() == (0, 0)
 
 
-# --- recorded steps ---------------------------------------------------------------------------------------------------
+# --- captured steps ---------------------------------------------------------------------------------------------------
 
 
-class Recording:
-    """Stands for a CUDA graph: recording leaves everything as it was, each replay writes where the recording did."""
+class FakeGraph:
+    """Stands for a CUDA graph: the capture changes nothing, and each replay writes into the captured tensors."""
 
     def __init__(self, method, random):
-        self.method, self.random, self.recorded, self.replayed = method, random, 0, 0
+        self.method, self.random, self.captured, self.replayed = method, random, 0, 0
 
     def __call__(self, compute, generators):
         assert generators == [], "those of a GPU"
@@ -205,49 +205,49 @@ class Recording:
         self.method.load_state_dict(own)
         for key, state in states.items():
             self.random._generators[key].set_state(state)
-        kept = [parameter.grad for parameter in model.parameters()]
-        self.recorded += 1
+        gradients = [parameter.grad for parameter in model.parameters()]
+        self.captured += 1
 
         def replay():
             for parameter in model.parameters():
                 parameter.grad = None
-            for place, value in zip(results, compute(), strict=True):
-                place.copy_(value)
-            for place, parameter in zip(kept, model.parameters(), strict=True):
-                place.copy_(parameter.grad)
-                parameter.grad = place
+            for target, value in zip(results, compute(), strict=True):
+                target.copy_(value)
+            for target, parameter in zip(gradients, model.parameters(), strict=True):
+                target.copy_(parameter.grad)
+                parameter.grad = target
             self.replayed += 1
 
         return results, replay
 
 
 @pytest.mark.parametrize("name", ["pgd_at", "dom_re", "fomo", "trades", "mart", "awp", "te", "ema"])
-def test_recorded_steps_are_the_same_steps(load, name):
+def test_captured_steps_equal_eager_steps(load, name):
     """Two epochs, so that methods which wait for the rate to drop have begun."""
 
-    def trained(recorded):
+    def trained(captured):
         cell = load({"methods: [pgd_at]": f"methods: [{name}]"}).cells[0]
         random = RngStreams(cell.seed)
         images = dataset_of(cell.protocol.dataset).splits(None).train.take(torch.arange(7 * 64))
         batches = TrainingBatches(images, 64, (), random)
         method = build_method(cell, digits, batches, random, CPU)
-        recorder, results = Recording(method, random), []
+        graph, results = FakeGraph(method, random), []
         for epoch in range(2):
             random.start_epoch(epoch)
             method.begin_epoch(epoch)
             method.model.train()
-            totals = Totals(CPU)
-            train = Steps(method, totals, recorder if recorded else None)
+            metrics = EpochMetrics(CPU)
+            train = Steps(method, metrics, graph if captured else None)
             for batch in batches:
                 train(batch)
             train.end()
             method.end_epoch(epoch)
-            results.append(totals.read())
+            results.append(metrics.read())
             assert all(parameter.grad is None for parameter in method.model.parameters())
         weights = torch.cat([value.double().flatten() for value in method.evaluated_model().state_dict().values()])
-        return weights, results, (recorder.recorded, recorder.replayed)
+        return weights, results, (graph.captured, graph.replayed)
 
-    plain, replayed = trained(recorded=False), trained(recorded=True)
+    plain, replayed = trained(captured=False), trained(captured=True)
     assert torch.equal(plain[0], replayed[0])
     assert plain[1] == replayed[1]
     assert (plain[2], replayed[2]) == ((0, 0), (2, 2 * (7 - WARM_UP)))
@@ -258,22 +258,22 @@ def refused(_compute, _generators):
 
 
 @pytest.mark.parametrize("name", ["dom_augmix", "pgd_at"])
-def test_steps_that_cannot_be_recorded_stay_as_they_are(load, caplog, name):
+def test_steps_that_cannot_be_captured_run_eagerly(load, caplog, name):
     cell = load({"methods: [pgd_at]": f"methods: [{name}]"}).cells[0]
     random = RngStreams(0)
     batches = TrainingBatches(dataset_of(cell.protocol.dataset).splits(None).train, 64, (), random)
     method = build_method(cell, digits, batches, random, CPU)
     method.begin_epoch(1)
     method.model.train()
-    totals = Totals(CPU)
-    train = Steps(method, totals, refused)
+    metrics = EpochMetrics(CPU)
+    train = Steps(method, metrics, refused)
     for batch in islice(batches, 6):
         train(batch)
-    assert totals._images == 6 * 64
-    assert caplog.text.count("steps are not recorded") == (name == "pgd_at"), "the other says so itself"
+    assert metrics._images == 6 * 64
+    assert caplog.text.count("CUDA graph capture failed") == (name == "pgd_at"), "the other declares it"
 
 
-def test_a_number_drawn_on_the_host_is_not_recorded(start, caplog, monkeypatch):
+def test_a_draw_on_the_host_is_not_captured(start, caplog, monkeypatch):
     method, batches = start("{steps: 1}")
     transform = method.transform
 
@@ -282,23 +282,23 @@ def test_a_number_drawn_on_the_host_is_not_recorded(start, caplog, monkeypatch):
         return transform(batch)
 
     monkeypatch.setattr(method, "transform", deciding)
-    train = Steps(method, Totals(CPU), lambda compute, _generators: (compute(), None))
+    train = Steps(method, EpochMetrics(CPU), lambda compute, _generators: (compute(), None))
     for batch in islice(batches, 6):
         train(batch)
-    assert "steps are not recorded: 'mine' is decided on the host" in caplog.text
+    assert "CUDA graph capture failed, running eagerly: 'mine' is decided on the host" in caplog.text
     method.context.random.cpu("mine")
 
 
-def test_a_cpu_records_nothing():
-    assert recorder_of(CPU) is None
+def test_a_cpu_captures_nothing():
+    assert capture_on(CPU) is None
 
 
 def test_memory_does_not_grow_over_steps(start):
     """Counts the tensors that are alive, not bytes, which the system gives and takes as it likes."""
     method, batches = start("{steps: 2}")
-    totals, alive = Totals(CPU), []
+    metrics, alive = EpochMetrics(CPU), []
     for batch in islice(batches, 6):
-        train_step(method, batch, method.optimizer, totals)
+        train_step(method, batch, method.optimizer, metrics)
         del batch
         gc.collect()
         alive.append(sum(type(thing) in (torch.Tensor, torch.nn.Parameter) for thing in gc.get_objects()))
@@ -326,8 +326,8 @@ def test_no_step_waits_for_the_device(load, name):
     method = build_method(cell, digits, batches, random, CPU)
     method.begin_epoch(1)
     method.model.train()
-    some, totals = list(islice(batches, 2)), Totals(CPU)
-    train_step(method, some[0], method.optimizer, totals)
+    some, metrics = list(islice(batches, 2)), EpochMetrics(CPU)
+    train_step(method, some[0], method.optimizer, metrics)
     with Reads() as reads:
         compute_gradients(method, some[1])
     assert reads.found == []

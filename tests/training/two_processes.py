@@ -23,7 +23,7 @@ from bench.models.sync_batchnorm import shared_statistics
 from bench.storage.run_folder import RunFolder
 from bench.testing.conformance import curve, small_cell
 from bench.training.build import build_method
-from bench.training.step import Totals, train_step
+from bench.training.step import EpochMetrics, train_step
 from bench.training.trainer import Trainer
 from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.utils.rng import RngStreams, generator
@@ -55,7 +55,7 @@ def apart(ours, theirs):
 
 
 def trained(name, group, norm):
-    """Return what a method has learned in six epochs of a step, which meet all its phases, and the totals of each."""
+    """Return what a method has learned in six epochs of a step, which meet all its phases, and the metrics of each."""
     cell = small_cell(name, norm)
     dataset, training = dataset_of(cell.protocol.dataset), cell.protocol.training
     images = dataset.splits(None).train.take(torch.arange(32))
@@ -69,12 +69,12 @@ def trained(name, group, norm):
         method.model.train()
         for parameters in method.optimizer.param_groups:
             parameters["lr"] = 0.05
-        totals = Totals(CPU, group)
+        metrics = EpochMetrics(CPU, group)
         with shared_statistics(group):
             for batch in batches:
-                train_step(method, batch, method.optimizer, totals)
+                train_step(method, batch, method.optimizer, metrics)
             method.end_epoch(epoch)
-        totals_of_epochs.append(totals.read())
+        totals_of_epochs.append(metrics.read())
     state = {
         **method.model.state_dict(),
         **{f"evaluated.{k}": v for k, v in method.evaluated_model().state_dict().items()},
