@@ -40,8 +40,7 @@ def report(
     One leaderboard for each protocol in the database.
     """
     from bench.config.suite import load_suite
-    from bench.reporting.leaderboard import leaderboards
-    from bench.reporting.order import by
+    from bench.reporting.leaderboard import leaderboards, sort_rows
     from bench.storage.store import Store
 
     protocol = load_suite(suite).suite.protocol.fingerprint if suite else None
@@ -50,7 +49,7 @@ def report(
         if published:
             boards = _with_papers(boards, opened, protocol)
         if sort:
-            boards = by(boards, sort)
+            boards = sort_rows(boards, sort)
         if format is Format.HTML:
             from bench.reporting.formats.html import render_html
 
@@ -66,9 +65,9 @@ def report(
 def _with_papers(boards: Sequence[Leaderboard], store: Store, protocol: str | None) -> list[Leaderboard]:
     """Return `boards` with the papers' figures, which need our figures under the other selection too."""
     from bench.errors import NothingMeasured
-    from bench.reporting.beside import beside
     from bench.reporting.leaderboard import leaderboards
     from bench.reporting.published import read_published
+    from bench.reporting.published_comparison import compare_with_published
 
     papers = read_published()
     other = Selection.TEST if boards[0].selection == Selection.VALIDATION.value else Selection.VALIDATION
@@ -76,4 +75,4 @@ def _with_papers(boards: Sequence[Leaderboard], store: Store, protocol: str | No
         others = leaderboards(store, protocol=protocol, selection=other.value)
     except NothingMeasured:
         others = []
-    return beside(boards, others, papers)
+    return compare_with_published(boards, others, papers)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bench.attacks.outcome import Correct, PackedBits
 from bench.config.suite import LoadedSuite
 from bench.errors import BenchError, DamagedFile, NothingMeasured
-from bench.reporting.rows import collapsed, measured, ranking
+from bench.reporting.rows import collapsed, complete_run, ranking
 from bench.storage.schema import OutcomeRow, RunRow
 from bench.storage.store import Epoch, Store
 from bench.utils.environment import code_digest
@@ -196,7 +196,7 @@ def _seed(seed: int, run: RunRow | None, curve: Sequence[Epoch]) -> Seed:
     if run is None:
         return Seed(seed=seed, status="not run")
     finals = run.protocol.content["evaluation"]["final"]
-    found = measured(run, finals, "validation")
+    found = complete_run(run, finals, "validation")
     if found is None:
         return Seed.model_validate({"seed": seed, "status": "failed" if run.status == "finished" else run.status})
     return Seed(

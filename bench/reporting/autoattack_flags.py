@@ -1,4 +1,4 @@
-"""Doubts: signs that AutoAttack may flatter a network. docs/attacks.md lists them, with their sources."""
+"""AutoAttack flags: signs that AutoAttack may overestimate robustness. docs/attacks.md lists them, with sources."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.reporting.statistics import binomial_error
 from bench.storage.schema import OutcomeRow
 
 FAR_ABOVE = 0.10
-"""By how much PGD may leave more than AutoAttack before that is a doubt, as a share of the images; our choice.
+"""By how much PGD accuracy may exceed AutoAttack's without a flag, as a share of the images; our choice.
 
 Of the networks in results/published.csv with figures under both, those trained by plain PGD differ by 2.1 to 4.8 points
 on CIFAR and by up to 9.8 on SVHN, and only some of DOM by more than 10. Croce and Hein, 2020, too say of the defences
@@ -22,8 +22,8 @@ ROUNDING = 1e-9  # of the difference of two shares
 
 
 @dataclass(frozen=True)
-class Doubt:
-    """Why AutoAttack's verdicts on one checkpoint of one seed may flatter the network; see docs/attacks.md.
+class Flag:
+    """Why AutoAttack may overestimate the robustness of one checkpoint of one seed; see docs/attacks.md.
 
     `checkpoint`: best or last. `attack`: an index of the protocol's final attacks.
     """
@@ -34,35 +34,35 @@ class Doubt:
     reason: str
 
 
-def doubts_of(seed: int, best: Sequence[OutcomeRow], last: Sequence[OutcomeRow]) -> list[Doubt]:
-    """Return why AutoAttack may flatter a seed: what it noticed itself, and PGD that leaves far more images standing.
+def flags_of(seed: int, best: Sequence[OutcomeRow], last: Sequence[OutcomeRow]) -> list[Flag]:
+    """Return the flags of a seed: those that AutoAttack raised itself, and PGD accuracy far above AutoAttack's.
 
-    The one checkpoint of a network that was only evaluated, which stands as both, counts as the last.
+    The one checkpoint of an external model, which counts as both, is reported as the last.
     """
     sides: Mapping[Literal["best", "last"], Sequence[OutcomeRow]] = {"best": best, "last": last}
-    found = []
+    flags = []
     for checkpoint, outcomes in sides.items():
         for index, outcome in enumerate(outcomes):
             if outcome.attack != "autoattack" or (checkpoint == "best" and outcome is last[index]):
                 continue
             reasons = list(outcome.detail.get("doubts", ()))
             reasons += [
-                f"gradients may mislead, as {other.title} leaves {100 * other.accuracy:.1f} %, "
+                f"gradients may be misleading: {other.title} accuracy {100 * other.accuracy:.1f} %, "
                 f"{outcome.title} {100 * outcome.accuracy:.1f} %"
                 for other in outcomes
                 if other.attack == "pgd" and far_above(other, outcome)
             ]
-            found += [Doubt(seed, checkpoint, index, reason) for reason in reasons]
-    return found
+            flags += [Flag(seed, checkpoint, index, reason) for reason in reasons]
+    return flags
 
 
 def far_above(pgd: OutcomeRow, autoattack: OutcomeRow) -> bool:
-    """Return whether PGD leaves more than `FAR_ABOVE` more than AutoAttack, on the images that both saw.
+    """Return whether PGD accuracy exceeds AutoAttack's by more than `FAR_ABOVE` on the images that both saw.
 
     Subsets are nested (`bench.attacks.evaluate.balanced_subset`), so these are the images of the attack that saw fewer,
-    m of n. The other's accuracy on them is not stored; taken as a random draw, it is within two standard errors of the
-    accuracy p on all, sqrt(p (1 - p) / m * (n - m) / (n - 1)), and gets the benefit of them. Without a difference in
-    images that is zero.
+    m of n. The other's accuracy on them is not stored. Taken as a random draw, it is within two standard errors of the
+    accuracy p on all, sqrt(p (1 - p) / m * (n - m) / (n - 1)), which are added to the threshold. They are zero if both
+    saw the same images.
     """
     fewer, more = sorted((pgd.count, autoattack.count))
     share = max((pgd, autoattack), key=lambda outcome: outcome.count).accuracy

@@ -13,16 +13,16 @@ import numpy as np
 from bench.config.cell import EVALUATED
 from bench.errors import BenchError, NotComparable, NothingMeasured, did_you_mean
 from bench.reporting.rows import (
-    Measured,
+    CompleteRun,
     Selection,
     collapsed,
+    complete_run,
+    correct,
     differences,
-    distinct,
-    measured,
+    disambiguate,
     ranking,
     row_key,
     variants,
-    verdicts,
 )
 from bench.reporting.statistics import Difference, compare, compare_gaps
 from bench.storage.schema import RunRow
@@ -104,7 +104,7 @@ def compared(
     runs = store.runs(protocol=protocol, bits=True)
     if not runs:
         which = f" of protocol {protocol:.12}" if protocol else ""
-        raise NothingMeasured(f"the store holds no run{which}; `bench run SUITE` makes them")
+        raise NothingMeasured(f"the store holds no run{which}; create runs with `bench run SUITE`")
     found_a, found_b = _runs_named(a, runs), _runs_named(b, runs)
     chosen = _common_protocol(found_a, found_b)
     row_a, row_b = _one_row(a, found_a[chosen], runs), _one_row(b, found_b[chosen], runs)
@@ -112,7 +112,7 @@ def compared(
         raise BenchError(f"'{a:.80}' and '{b:.80}' are the same; name two methods or two runs")
     finals = row_a[0].protocol.content["evaluation"]["final"]
     (side_a, done_a), (side_b, done_b) = (_side(row, finals, selection) for row in (row_a, row_b))
-    titles = distinct([outcome.title for outcome in done_a[0].best], finals)
+    titles = disambiguate([outcome.title for outcome in done_a[0].best], finals)
     figures = [figure for index, title in enumerate(titles) for figure in _figures(title, index, done_a, done_b)]
     return Comparison(chosen, selection, side_a, side_b, tuple(figures), _variants(titles, [*done_a, *done_b]))
 
@@ -194,12 +194,12 @@ def _one_row(word: str, runs: Sequence[RunRow], all_runs: Sequence[RunRow]) -> l
 
 def _side(
     runs: Sequence[RunRow], finals: Sequence[dict[str, Any]], selection: Selection
-) -> tuple[Side, list[Measured]]:
+) -> tuple[Side, list[CompleteRun]]:
     """Return a side and what was measured of it, by seed; a single run counts even if it collapsed."""
     first = runs[0]
     ranked_by = ranking(finals)
     done = sorted(
-        (found for run in runs if (found := measured(run, finals, selection))), key=lambda found: found.run.seed
+        (found for run in runs if (found := complete_run(run, finals, selection))), key=lambda found: found.run.seed
     )
     kept = [found for found in done if len(runs) == 1 or not collapsed(found.best[ranked_by], found.run)]
     if not kept:
@@ -219,15 +219,15 @@ def _side(
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
-def _figures(title: str, attack: int, a: Sequence[Measured], b: Sequence[Measured]) -> list[Figure]:
+def _figures(title: str, attack: int, a: Sequence[CompleteRun], b: Sequence[CompleteRun]) -> list[Figure]:
     """Return the figures at best, at last and, if both sides have one, of the gap under one attack."""
     counts = {outcome.count for found in (*a, *b) for outcome in (found.best[attack], found.last[attack])}
     if len(counts) > 1:
         numbers = ", ".join(f"{count:,}" for count in sorted(counts))
         raise NotComparable(f"not comparable: under {title} they were judged on different numbers of images: {numbers}")
     (images,) = counts
-    best_a, best_b = (verdicts([found.best[attack] for found in side]) for side in (a, b))
-    last_a, last_b = (verdicts([found.last[attack] for found in side]) for side in (a, b))
+    best_a, best_b = (correct([found.best[attack] for found in side]) for side in (a, b))
+    last_a, last_b = (correct([found.last[attack] for found in side]) for side in (a, b))
     figures = []
     for checkpoint, one, other in (("best", best_a, best_b), ("last", last_a, last_b)):
         majority_a, majority_b = (side.mean(0) > 0.5 for side in (one, other))
@@ -250,7 +250,7 @@ def _figures(title: str, attack: int, a: Sequence[Measured], b: Sequence[Measure
     return [*figures, Figure(title, "gap", images, gap_a, gap_b, compare_gaps(*falls))]
 
 
-def _variants(titles: Sequence[str], done: Sequence[Measured]) -> tuple[str, ...]:
+def _variants(titles: Sequence[str], done: Sequence[CompleteRun]) -> tuple[str, ...]:
     """Return, for each attack that was not the same in all runs, in what."""
     return tuple(
         f"{title}: {'; '.join(found)}" for index, title in enumerate(titles) if (found := variants(done, index))

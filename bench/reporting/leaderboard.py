@@ -1,27 +1,27 @@
 """Leaderboards: one for each protocol, one row for each method with its parameters.
 
-Only runs that finished and were judged under every final attack are averaged, and of these not the ones that collapsed.
-Whatever else happened to a seed is counted and shown.
+Only finished runs with an outcome under every final attack are averaged, and of these not the collapsed ones. Every
+other seed is counted and named.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.config.protocol import DatasetSettings
 from bench.errors import BenchError, NothingMeasured, did_you_mean
-from bench.reporting.published import Beside
+from bench.reporting.published import PublishedComparison
 from bench.reporting.rows import (
     BEST,
-    Measured,
+    CompleteRun,
     Row,
     Selection,
+    complete_run,
     device_of,
-    distinct,
-    measured,
+    disambiguate,
     ranking,
     rows_of,
     variants,
@@ -34,9 +34,9 @@ from bench.storage.store import Store
 class Attack:
     """A final attack, as a group of columns.
 
-    `images`: how many test images it saw. `balanced_subset`: not the whole test set, but as many of each class.
-    `variants`: the settings in which runs differ though their protocol is the same, such as the version of the package
-    that attacks; empty if they all agree, and with the protocol.
+    `images`: the number of test images. `balanced_subset`: they are as many of each class, not the whole test set.
+    `variants`: the settings in which runs differ although their protocol is the same, such as the version of the
+    package that attacks; empty if all agree with each other and with the protocol.
     """
 
     title: str
@@ -49,7 +49,7 @@ class Attack:
 class Leaderboard:
     """The rows of one protocol, best first. `ranked_by` is an index of `attacks`; `hardware` counts runs by device.
 
-    `published`: what papers report of the same methods, see `beside`; None unless asked for.
+    `published`: what papers report of the same methods, see `compare_with_published`; None unless asked for.
     """
 
     fingerprint: str
@@ -59,7 +59,7 @@ class Leaderboard:
     ranked_by: int
     rows: tuple[Row, ...]
     hardware: dict[str, int]
-    published: tuple[Beside, ...] | None = None
+    published: tuple[PublishedComparison, ...] | None = None
 
     @property
     def dataset(self) -> DatasetSettings:
@@ -81,7 +81,7 @@ class Leaderboard:
 
 
 def _images(dataset: DatasetSettings) -> str:
-    """Name a dataset, and say what of it is used if that is not all of it as it comes."""
+    """Return the name of a dataset, with what is used of it if that is not all of it as it is."""
     parts = [dataset.files.path] if dataset.files else []
     parts += ["a part"] if dataset.subset or dataset.digest else []
     parts += [f"{dataset.resize}x{dataset.resize}"] if dataset.resize else []
@@ -91,12 +91,12 @@ def _images(dataset: DatasetSettings) -> str:
 def leaderboards(
     store: Store, *, protocol: str | None = None, methods: Collection[str] = (), selection: Selection = "validation"
 ) -> list[Leaderboard]:
-    """Return a leaderboard for each protocol that has something to show.
+    """Return a leaderboard for each protocol with a complete or diverged run.
 
     Rows are ordered by their mean accuracy at best under AutoAttack, or if the protocol has none, under its last
     attack. The first row has rank 1. Every other row is compared with the first row of the rank above it
-    (`statistics.compare`, 5 % level): it shares that rank if the two cannot be told apart, and otherwise its rank is
-    its place in the table. Its rank interval rests on its comparisons with all rows (`statistics.rank_intervals`).
+    (`statistics.compare`, 5 % level): it shares that rank if the test does not separate them, and otherwise its rank is
+    its place in the table. Its rank interval comes from its comparisons with all rows (`statistics.rank_intervals`).
 
     Args:
         store: where the runs are.
@@ -105,8 +105,8 @@ def leaderboards(
         selection: which images chose the checkpoint of the `best` columns.
 
     Raises:
-        BenchError: there is no run of a method that is asked for, or runs of a protocol saw different test images.
-        NothingMeasured: no run has ended in a figure.
+        BenchError: there is no run of a requested method, or runs of a protocol have different numbers of test images.
+        NothingMeasured: no run has finished or diverged.
     """
     runs = store.runs(protocol=protocol, bits=True)
     wanted, known = set(methods), {name for run in runs for name in (run.method, run.label)}
@@ -125,7 +125,7 @@ def leaderboards(
 def _why_nothing(runs: Sequence[RunRow], protocol: str | None, selection: Selection) -> str:
     if not runs:
         which = "the store holds no run" + (f" of protocol {protocol:.12}" if protocol else "")
-        return f"{which}; `bench run SUITE` makes them"
+        return f"{which}; create runs with `bench run SUITE`"
     status = Counter(run.status for run in runs)
     if status["finished"]:
         return (
@@ -139,11 +139,11 @@ def _why_nothing(runs: Sequence[RunRow], protocol: str | None, selection: Select
 
 
 def _board(runs: Sequence[RunRow], selection: Selection) -> Leaderboard | None:
-    """Return the leaderboard of one protocol's runs; None if none was measured, nor diverged."""
+    """Return the leaderboard of one protocol's runs; None if none is complete or has diverged."""
     protocol = runs[0].protocol
-    finals = protocol.content["evaluation"]["final"]
-    ranked_by = ranking(finals)
-    done = [found for run in runs if (found := measured(run, finals, selection))]
+    attacks = protocol.content["evaluation"]["final"]
+    ranked_by = ranking(attacks)
+    done = [complete for run in runs if (complete := complete_run(run, attacks, selection))]
     if not done and all(run.status != "diverged" for run in runs):
         return None
     _check_same_images(done)
@@ -151,29 +151,31 @@ def _board(runs: Sequence[RunRow], selection: Selection) -> Leaderboard | None:
         fingerprint=protocol.fingerprint,
         protocol=protocol.content,
         selection=selection,
-        attacks=_attacks(finals, done),
+        attacks=_attacks(attacks, done),
         ranked_by=ranked_by,
-        rows=rows_of(runs, {found.run.fingerprint: found for found in done}, ranked_by, selection),
-        hardware=dict(Counter(device_of(found.run)[1] for found in done).most_common()),
+        rows=rows_of(runs, {complete.run.fingerprint: complete for complete in done}, ranked_by, selection),
+        hardware=dict(Counter(device_of(complete.run)[1] for complete in done).most_common()),
     )
 
 
-def _check_same_images(done: Sequence[Measured]) -> None:
-    """Raise BenchError unless under each attack all runs saw equally many images, without which nothing is paired."""
-    counts = {tuple(outcome.count for outcome in (*found.best, *found.last)): found.run.folder for found in done}
+def _check_same_images(done: Sequence[CompleteRun]) -> None:
+    """Raise BenchError unless all runs saw equally many images under each attack: otherwise nothing is paired."""
+    counts = {
+        tuple(outcome.count for outcome in (*complete.best, *complete.last)): complete.run.folder for complete in done
+    }
     if len(counts) > 1:
         first, second, *_ = counts.values()
         raise BenchError(
-            f"{first} and {second} have the same protocol, but were judged on different numbers of test images; "
-            "take out the folder whose dataset was another, and the store, which the next run makes anew"
+            f"{first} and {second} have the same protocol, but different numbers of test images; move the folder with "
+            "the wrong dataset away, delete the database, and rebuild it with `bench ingest`"
         )
 
 
-def _attacks(finals: Sequence[dict[str, Any]], done: Sequence[Measured]) -> tuple[Attack, ...]:
+def _attacks(finals: Sequence[dict[str, Any]], done: Sequence[CompleteRun]) -> tuple[Attack, ...]:
     titles = [done[0].best[index].title if done else final["name"] for index, final in enumerate(finals)]
     images = [done[0].best[index].count if done else 0 for index in range(len(finals))]
     attacks = []
-    for index, (title, final) in enumerate(zip(distinct(titles, finals), finals, strict=True)):
+    for index, (title, final) in enumerate(zip(disambiguate(titles, finals), finals, strict=True)):
         attacks.append(
             Attack(
                 title=title,
@@ -186,6 +188,54 @@ def _attacks(finals: Sequence[dict[str, Any]], done: Sequence[Measured]) -> tupl
 
 
 def radius(eps: float) -> str:
-    """Return a radius as the field writes it: 8/255 where it is a whole number of pixel values."""
+    """Return a radius as the literature writes it: 8/255 if it is a whole number of pixel values."""
     pixels = round(eps * 255)
     return f"{pixels}/255" if pixels < 255 and abs(eps * 255 - pixels) < 1e-6 else f"{eps:g}"
+
+
+# --- order of the rows ------------------------------------------------------------------------------------------------
+
+SORT_KEYS: dict[str, Callable[[Leaderboard, Row], float | str | None]] = {
+    "rank": lambda board, row: row.rank,
+    "last": lambda board, row: -row.figures[board.ranked_by].last.mean if row.figures else None,
+    "gap": lambda board, row: gap.mean if row.figures and (gap := row.figures[board.ranked_by].gap) else None,
+    "cost": lambda board, row: row.mean_cost(lambda cost: cost.training + cost.evaluation),
+    "pflop": lambda board, row: row.mean_cost(lambda cost: cost.pflop),
+    "memory": lambda board, row: row.mean_cost(lambda cost: cost.memory),
+    "method": lambda board, row: row.label.casefold(),
+}
+"""What rows are sorted by, smallest first; those without a value come last."""
+
+
+def sort_rows(boards: Sequence[Leaderboard], key: str) -> list[Leaderboard]:
+    """Return `boards` with their rows sorted by `key`; ranks stay, and so does the order of rows with equal values.
+
+    Keys: `rank`; an attack by name (`clean`, `fgsm`, `pgd`, `cw`, `autoattack`: highest accuracy at best first; under
+    the first of several of a name); `last` (highest first) and `gap` (smallest first) under the ranking attack; `cost`
+    (hours of training and evaluation), `pflop` and `memory` of a seed, least first, as means over the row's devices;
+    `method` (labels in alphabetical order). A board without the attack stays as it is.
+
+    Raises:
+        BenchError: the key is unknown, or no board has the attack.
+    """
+    attacks = {final["name"] for board in boards for final in board.protocol["evaluation"]["final"]}
+    known = {*SORT_KEYS, *attacks}
+    if key not in known:
+        raise BenchError(f"rows cannot be sorted by '{key:.40}'{did_you_mean(key, known)}")
+    return [replace(board, rows=tuple(_sorted(board, key))) for board in boards]
+
+
+def _sorted(board: Leaderboard, key: str) -> list[Row]:
+    names = [final["name"] for final in board.protocol["evaluation"]["final"]]
+    value = SORT_KEYS.get(key)
+    if value is None and key not in names:
+        return list(board.rows)
+
+    def of(row: Row) -> float | str | None:
+        if value is None:
+            return -row.figures[names.index(key)].best.mean if row.figures else None
+        return value(board, row)
+
+    values = [(of(row), row) for row in board.rows]
+    with_value = sorted((pair for pair in values if pair[0] is not None), key=lambda pair: pair[0])  # type: ignore[arg-type, return-value]
+    return [row for _, row in with_value] + [row for number, row in values if number is None]

@@ -45,7 +45,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Side:
+class CheckpointComparison:
     """One checkpoint under one attack: shares, None where there is none. `difference`: ours - paper, if comparable."""
 
     paper: float | None
@@ -54,7 +54,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Beside:
+class PublishedComparison:
     """What a source reports of a row's method under one attack, and the row's figures.
 
     `title`: the attack as the source ran it. `ours` at best is the checkpoint that the source's rule selects.
@@ -65,8 +65,8 @@ class Beside:
     published: Published
     attack: str
     title: str
-    best: Side
-    last: Side
+    best: CheckpointComparison
+    last: CheckpointComparison
     reasons: tuple[str, ...]
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from bench.errors import printable
 from bench.reporting.leaderboard import Leaderboard
-from bench.reporting.published import Beside
-from bench.reporting.rows import NEAR_ZERO, Cost, Row, SeedFigures
+from bench.reporting.published import PublishedComparison
+from bench.reporting.rows import NEAR_ZERO, Cost, Row, SeedResult
 from bench.reporting.statistics import CONFIDENCE, Estimate, binomial_error
 
-DECLARED, BY_CONSTRUCTION, FALLEN = "†", "‡", "§"
+DECLARED, BY_CONSTRUCTION, COLLAPSED_AT_LAST = "†", "‡", "§"
 NONE = "–"
 LEVEL = f"{100 * CONFIDENCE:.0f} %"
 TEST_LEVEL = f"{100 * (1 - CONFIDENCE):.0f} %"
@@ -58,7 +58,7 @@ def table(board: Leaderboard) -> Table:
         if index == board.ranked_by:
             columns.append(Column(attack.title, f"best, {LEVEL}"))
     columns.append(Column("", "Seeds", numeric=False))
-    columns += [Column("", "Doubts", numeric=False)] if _in_doubt(board) else []
+    columns += [Column("", "Flags", numeric=False)] if _has_flags(board) else []
     columns.append(Column("", "Parameters", numeric=False))
     columns += [Column("", title) for title in ("Time a seed", "PFLOP a seed", "Memory")]
     ranks, devices = Counter(row.rank for row in board.rows), _devices(board)
@@ -87,9 +87,9 @@ def published_table(board: Leaderboard) -> Table:
     ]
     lines = board.published or ()
     notes = [
-        "Papers' figures from results/published.csv. Status: how they got there; Seeds, Selection (which images chose "
-        "best): the source's, – where it does not say.",
-        "ours: at best the checkpoint that the source's rule would have chosen. difference: ours minus the paper's, "
+        "Papers' figures from results/published.csv. Status: how they were obtained; Seeds, Selection (which images "
+        "chose best): the source's, – where it does not say.",
+        "ours: at best the checkpoint that the source's rule selects. difference: ours minus the paper's, "
         "only where dataset, architecture, threat, attack and selection agree; recipes (epochs, weight decay, "
         "augmentation, held-out images, what last is) may still differ.",
     ]
@@ -112,7 +112,7 @@ def _cells(row: Row, board: Leaderboard, devices: Mapping[str, str], *, shared: 
     ]
     for index in range(len(board.attacks)):
         figures = row.figures[index] if row.figures else None
-        last = FALLEN if row.fallen and index == board.ranked_by else ""
+        last = COLLAPSED_AT_LAST if row.collapsed_at_last and index == board.ranked_by else ""
         gap = BY_CONSTRUCTION if row.gap_by_construction else ""
         cells += [
             _figure(figures.best if figures else None),
@@ -122,11 +122,11 @@ def _cells(row: Row, board: Leaderboard, devices: Mapping[str, str], *, shared: 
         if index == board.ranked_by:
             interval = figures.best.interval if figures else None
             cells.append(Cell("–".join(map(_percent, interval)), interval[0]) if interval else Cell(NONE))
-    doubts = Cell(str(len(row.doubts)), len(row.doubts)) if row.figures or row.collapsed else Cell(NONE)
+    flags = Cell(str(len(row.flags)), len(row.flags)) if row.figures or row.collapsed else Cell(NONE)
     return [
         *cells,
         _seeds(row),
-        *([doubts] if _in_doubt(board) else []),
+        *([flags] if _has_flags(board) else []),
         Cell(_parameters(row)),
         _on_devices(
             row,
@@ -139,9 +139,9 @@ def _cells(row: Row, board: Leaderboard, devices: Mapping[str, str], *, shared: 
     ]
 
 
-def _in_doubt(board: Leaderboard) -> bool:
-    """Return whether any row's figures are in doubt: only then is there a column."""
-    return any(row.doubts for row in board.rows)
+def _has_flags(board: Leaderboard) -> bool:
+    """Return whether any row has a flag: only then is there a column."""
+    return any(row.flags for row in board.rows)
 
 
 def _rank_interval(row: Row) -> Cell:
@@ -173,7 +173,7 @@ def _parameters(row: Row) -> str:
 
 
 def _marks(row: Row) -> list[str]:
-    """Return what sets a row apart from one that was trained here with the method's canonical parameters."""
+    """Return what distinguishes a row from one trained here with the method's canonical parameters."""
     return [mark for mark, there in (("custom", row.custom), ("evaluated only", row.evaluated_only)) if there]
 
 
@@ -202,7 +202,7 @@ def _time(hours: float) -> str:
     return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
 
 
-def _beside(line: Beside) -> list[Cell]:
+def _beside(line: PublishedComparison) -> list[Cell]:
     cells = [line.label, line.title]
     for side in (line.best, line.last):
         cells += [NONE if share is None else _percent(share) for share in (side.paper, side.ours)]
@@ -229,11 +229,11 @@ def _notes(board: Leaderboard) -> list[str]:
         _on_ranks(board),
         *_on_marks(board),
         *_on_seeds(board),
-        *_on_doubts(board),
+        *_on_flags(board),
         *_on_variants(board),
-        "Time a seed: training + evaluation, which includes the tracking of every epoch, by the clock. PFLOP a seed: "
-        "work of training, a multiply-add counted as two. Memory: the most that a seed held at once, of the GPU's "
-        "memory, or on a CPU of the process's." + (f" Hardware: {_counted(board.hardware)}." if board.hardware else ""),
+        "Time a seed: wall-clock time of training + evaluation, which includes tracking after every epoch. PFLOP a "
+        "seed: work of training; a multiply-add counts as two. Memory: peak memory of a seed, of the GPU, or on a CPU "
+        "of the process." + (f" Hardware: {_counted(board.hardware)}." if board.hardware else ""),
     ]
 
 
@@ -242,7 +242,7 @@ def _on_selection(board: Leaderboard) -> str:
     if board.selection == "validation":
         chosen = f"{board.dataset.held_out:,} training images held out for validation"
     else:
-        chosen = "test images themselves, an oracle that flatters every method"
+        chosen = "test images themselves, an oracle, optimistic for every method"
     return (
         f"best: the checkpoint with the highest PGD-{attack['steps']} accuracy on the {chosen}; last: the final epoch; "
         "gap: best minus last."
@@ -266,13 +266,13 @@ def _on_spread(board: Leaderboard) -> list[str]:
     notes = []
     if any(figure.covers == "seeds" for figure in estimates):
         notes.append(
-            "± is the sample standard deviation over the n seeds that the column Seeds counts; "
-            f"{LEVEL} is Student's t-interval of their mean, for these test images."
+            f"± is the sample standard deviation over the seeds that the column Seeds counts; {LEVEL} is Student's "
+            "t-interval of their mean, for these test images."
         )
     if any(figure.covers == "images" for figure in estimates):
         notes.append(
-            f"Of a row with one seed, the {LEVEL} interval covers the choice of test images only, "
-            "not what another seed would give."
+            f"For a row with one seed, the {LEVEL} interval covers the choice of test images only, not that of the "
+            "seed."
         )
     return notes
 
@@ -280,9 +280,10 @@ def _on_spread(board: Leaderboard) -> list[str]:
 def _on_ranks(board: Leaderboard) -> str:
     return (
         f"Rank: by {board.attacks[board.ranked_by].title} at best. A row shares a rank (=) if a paired test at the "
-        f"{TEST_LEVEL} level cannot tell it from the first row of that rank: Student's t over images and seeds, or for "
-        f"two rows with one seed each McNemar's exact test, which covers images only. Rank, {LEVEL}: the ranks that a "
-        "row may have, from the same tests against all other rows, taken together by Holm's procedure."
+        f"{TEST_LEVEL} level does not separate it from the first row of that rank: Student's t over images and seeds, "
+        "or for two rows with one seed each McNemar's exact test, which covers images only. "
+        f"Rank, {LEVEL}: the ranks that a row may have, from the same tests against all other rows, adjusted by Holm's "
+        "procedure."
     )
 
 
@@ -290,8 +291,8 @@ def _on_marks(board: Leaderboard) -> list[str]:
     notes = []
     if any(row.origin == "declared" for row in board.rows):
         notes.append(
-            f"{DECLARED} Some parameters are this benchmark's own choice, because no readable source gives them; "
-            "the command bench show method names them."
+            f"{DECLARED} Some parameters are this benchmark's choice because no readable source states them; the "
+            "command bench show method lists them."
         )
     if any(row.gap_by_construction for row in board.rows):
         notes.append(
@@ -302,16 +303,16 @@ def _on_marks(board: Leaderboard) -> list[str]:
     evaluated = [row for row in board.rows if row.evaluated_only]
     if evaluated:
         notes.append(
-            "evaluated only: a network trained elsewhere, in a way that is not known here. It has one checkpoint, "
-            f"which stands as best and as last, and no gap. {'; '.join(map(_network, evaluated))}."
+            "evaluated only: an external model, trained elsewhere with an unknown recipe. Its one checkpoint counts as "
+            f"best and as last, so it has no gap. {'; '.join(map(_network, evaluated))}."
         )
     return notes
 
 
 def _network(row: Row) -> str:
-    """Say which network an evaluated row is: its architecture, its normalisation, its weights."""
+    """Return the architecture, normalisation and weights of an external model."""
     how = row.params
-    normalised = "images as they are"
+    normalised = "no normalisation"
     if "mean" in how:
         mean, std = (", ".join(f"{value:g}" for value in how[key]) for key in ("mean", "std"))
         normalised = f"normalised by mean {mean} and standard deviation {std}"
@@ -322,19 +323,19 @@ def _network(row: Row) -> str:
 
 
 def _on_seeds(board: Leaderboard) -> list[str]:
-    """Say of every seed that was not averaged, or should be looked at, what became of it."""
+    """Return for each row which seeds were not averaged and why, or should be inspected."""
     attack = board.attacks[board.ranked_by].title
     notes = []
     for row in board.rows:
         if row.collapsed:
             notes.append(
-                f"{row.label}: collapsed and not averaged, since at best {attack} leaves no more than guessing or "
-                f"{100 * NEAR_ZERO:.0f} %: {_listed(row.collapsed)}."
+                f"{row.label}: collapsed and not averaged; {attack} accuracy at best is no better than guessing or at "
+                f"most {100 * NEAR_ZERO:.0f} %: {_listed(row.collapsed)}."
             )
-        if row.fallen:
+        if row.collapsed_at_last:
             notes.append(
-                f"{FALLEN} {row.label}: averaged, though at last {attack} leaves no more than guessing or "
-                f"{100 * NEAR_ZERO:.0f} %: {_listed(row.fallen)}."
+                f"{COLLAPSED_AT_LAST} {row.label}: averaged, although {attack} accuracy at last is no better than "
+                f"guessing or at most {100 * NEAR_ZERO:.0f} %: {_listed(row.collapsed_at_last)}."
             )
         if row.diverged:
             epochs = ", ".join(
@@ -346,29 +347,29 @@ def _on_seeds(board: Leaderboard) -> list[str]:
     return notes
 
 
-def _on_doubts(board: Leaderboard) -> list[str]:
-    """Say of every row why AutoAttack may flatter it."""
+def _on_flags(board: Leaderboard) -> list[str]:
+    """Return the AutoAttack flags of each row."""
     notes = []
     for index, attack in enumerate(board.attacks):
         for row in board.rows:
-            found = [doubt for doubt in row.doubts if doubt.attack == index]
-            listed = "; ".join(f"seed {doubt.seed} at {doubt.checkpoint}, {doubt.reason}" for doubt in found)
-            notes += [f"Doubts: {attack.title} may flatter {row.label}: {listed}."] if found else []
+            flags = [flag for flag in row.flags if flag.attack == index]
+            listed = "; ".join(f"seed {flag.seed} at {flag.checkpoint}, {flag.reason}" for flag in flags)
+            notes += [f"Flags: {attack.title} may overestimate {row.label}: {listed}."] if flags else []
     return notes
 
 
 def _on_variants(board: Leaderboard) -> list[str]:
-    """Say which attacks were not run alike, or not as the protocol has them."""
+    """Return which attacks differ between runs, or from the protocol."""
     return [
-        f"{attack.title} was not the same in all runs, so compare with care: {'; '.join(attack.variants)}."
+        f"{attack.title} differs between runs, compare with care: {'; '.join(attack.variants)}."
         if len(attack.variants) > 1
-        else f"{attack.title} was not quite what the protocol asks for, as memory was short: {attack.variants[0]}."
+        else f"{attack.title} deviates from the protocol because memory was short: {attack.variants[0]}."
         for attack in board.attacks
         if attack.variants
     ]
 
 
-def _listed(seeds: Sequence[SeedFigures]) -> str:
+def _listed(seeds: Sequence[SeedResult]) -> str:
     return "; ".join(f"seed {seed.seed}, best {_percent(seed.best)}, last {_percent(seed.last)}" for seed in seeds)
 
 

@@ -5,10 +5,10 @@ from html.parser import HTMLParser
 import pytest
 
 from bench.config.suite import MethodEntry, Suite, resolve_method
-from bench.reporting.beside import beside
 from bench.reporting.formats.html import render_html
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.published import Published
+from bench.reporting.published_comparison import compare_with_published
 from bench.storage.store import Store
 
 from ..storage.conftest import Maker, protocol_of
@@ -69,7 +69,7 @@ def boards(tmp_path_factory):
         take({"best": (70, 60, 24), "last": (60, 60, 23)}, method="pgd_at", label=ARABIC, version=99)
         take({}, status="diverged", done={"epoch": 3}, **resolved(first, "mart"))
         take({}, status=None, seed=1, **resolved(first, "mart"))
-        found = beside(leaderboards(store), [], [published(first.identity())])
+        found = compare_with_published(leaderboards(store), [], [published(first.identity())])
         yield store, sorted(found, key=lambda board: -len(board.rows)), render_html(store, found)
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from bench.reporting.beside import beside
 from bench.reporting.formats.csv import COLUMNS, defuse, render_csv, restore
 from bench.reporting.formats.json import VERSION, render_json
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.published import Published
+from bench.reporting.published_comparison import compare_with_published
 
 from .conftest import NAMES, protocol_of
 
@@ -50,7 +50,9 @@ def boards(make_run, store):
         "log",
         "=A paper",
     )
-    (first,) = beside(found[:1], [], [paper, replace(paper, selection=None, seeds=None, pgd_steps=None)])
+    (first,) = compare_with_published(
+        found[:1], [], [paper, replace(paper, selection=None, seeds=None, pgd_steps=None)]
+    )
     return [first, *found[1:]]
 
 

@@ -13,8 +13,7 @@ from bench.reporting.comparison import compared
 from bench.reporting.formats.csv import render_csv
 from bench.reporting.formats.html import render_html
 from bench.reporting.formats.json import render_json
-from bench.reporting.leaderboard import leaderboards
-from bench.reporting.order import by
+from bench.reporting.leaderboard import leaderboards, sort_rows
 from bench.reporting.plots.data import figures
 from bench.reporting.plots.render import NAMES, render
 from bench.reporting.reproduction import reproduction
@@ -88,7 +87,7 @@ def test_its_cells(board):
 def test_a_network_that_takes_images_as_they_are(store, judge):
     judge(params={"model": "net.py:build", "code_sha256": DIGEST[::-1], "weights_sha256": DIGEST})
     notes = " ".join(table(leaderboards(store)[0]).notes)
-    assert f"ours: net.py:build, images as they are, weights SHA-256 {DIGEST}, code SHA-256 {DIGEST[::-1]}." in notes
+    assert f"ours: net.py:build, no normalisation, weights SHA-256 {DIGEST}, code SHA-256 {DIGEST[::-1]}." in notes
 
 
 def test_two_networks_of_one_name_are_told_apart_by_the_beginning_of_their_digest(store, judge):
@@ -114,18 +113,17 @@ def test_data_formats(board):
 
 
 def test_it_is_last_where_rows_are_sorted_by_their_gap(board):
-    (found,) = by([board], "gap")
+    (found,) = sort_rows([board], "gap")
     assert [row.label for row in found.rows] == ["PGD_AT", "ours"]
 
 
 def test_figures(store, board):
     data = figures(store, board)
     assert data.labels == ("ours", "PGD_AT")
-    assert data.gap.rows[0].attacks[0].gap is None
-    assert (data.curves.rows[0].best, data.curves.rows[0].last) == ((), ())
-    assert data.cost.unit == "PFLOP"  # its missing cost does not drive the others to hours
-    assert [point.label for point in data.cost.rows] == ["PGD_AT"]
-    assert data.cost.left_out == ("ours",)
+    assert set(data.results.checkpoint[data.results.row == 0]) == {"best", "last"}
+    assert not data.curves[data.curves.row == 0][["best", "last"]].any(axis=None)
+    assert data.unit == "PFLOP"  # its missing cost does not drive the others to hours
+    assert data.without_cost == ("ours",)
     for name in NAMES:
         assert render(data, name, "svg")
 

@@ -46,21 +46,21 @@ def test_cells(board):
         "PGD-20 best": "50.00 ± 0.00", "PGD-20 last": "45.00 ± 0.00", "PGD-20 gap": "5.00 ± 0.00",
         "AutoAttack best": "51.00 ± 1.00", "AutoAttack last": "39.00 ± 1.00", "AutoAttack gap": "12.00 ± 2.00",
         "AutoAttack best, 95 %": "48.52–53.48",
-        "Seeds": "3", "Doubts": "0", "Parameters": "paper", "Time a seed": "1.00 h + 0.50 h on GPU",
+        "Seeds": "3", "Flags": "0", "Parameters": "paper", "Time a seed": "1.00 h + 0.50 h on GPU",
         "PFLOP a seed": "1.5 on GPU", "Memory": "5.00 GiB on GPU",
     }  # fmt: skip
     assert rows["FOMO"] | {"Rank": "2=", "Rank, 95 %": "2–3"} == rows["FOMO"]
     assert rows["FOMO"]["AutoAttack best"] == "33.00"
     assert rows["FOMO"]["AutoAttack last"] == "0.00 §"
     assert rows["FOMO"]["PGD-20 last"] == "50.00"
-    assert rows["FOMO"]["Doubts"] == "3"  # of the collapsed seed too
+    assert rows["FOMO"]["Flags"] == "3"  # of the collapsed seed too
     assert rows["FOMO"]["Seeds"] == "1 (1 collapsed)"
     assert rows["FOMO"]["Parameters"] == "paper, custom"
     assert rows["Early | stop"]["Rank"] == "2="
     assert rows["Early | stop"]["AutoAttack gap"] == rows["Early | stop"]["Clean gap"] == "0.00 ‡"
     assert rows["Early | stop"]["Parameters"] == "declared †"
     assert rows["MART"]["Seeds"] == "0 (2 diverged, 1 unfinished)"
-    assert {rows["MART"][name] for name in ("Rank", "Rank, 95 %", "AutoAttack best", "Doubts", "Memory")} == {"–"}
+    assert {rows["MART"][name] for name in ("Rank", "Rank, 95 %", "AutoAttack best", "Flags", "Memory")} == {"–"}
     assert rows["MART"]["Parameters"] == "–"
 
 
@@ -70,36 +70,35 @@ def test_notes(board):
         "last: the final epoch; gap: best minus last.",
         "Figures are percentages of the test images: Clean 200, PGD-20 200, AutoAttack 100 (a class-balanced subset; "
         "binomial standard error of a seed up to 5.00 points).",
-        "± is the sample standard deviation over the n seeds that the column Seeds counts; "
+        "± is the sample standard deviation over the seeds that the column Seeds counts; "
         "95 % is Student's t-interval of their mean, for these test images.",
-        "Of a row with one seed, the 95 % interval covers the choice of test images only, "
-        "not what another seed would give.",
-        "Rank: by AutoAttack at best. A row shares a rank (=) if a paired test at the 5 % level cannot tell it from "
-        "the first row of that rank: Student's t over images and seeds, or for two rows with one seed each McNemar's "
-        "exact test, which covers images only. Rank, 95 %: the ranks that a row may have, from the same tests against "
-        "all other rows, taken together by Holm's procedure.",
-        "† Some parameters are this benchmark's own choice, because no readable source gives them; the command bench "
-        "show method names them.",
+        "For a row with one seed, the 95 % interval covers the choice of test images only, not that of the seed.",
+        "Rank: by AutoAttack at best. A row shares a rank (=) if a paired test at the 5 % level does not separate it "
+        "from the first row of that rank: Student's t over images and seeds, or for two rows with one seed each "
+        "McNemar's exact test, which covers images only. Rank, 95 %: the ranks that a row may have, from the same "
+        "tests against all other rows, adjusted by Holm's procedure.",
+        "† Some parameters are this benchmark's choice because no readable source states them; the command bench "
+        "show method lists them.",
         "‡ The gap is zero by construction: the method's last model is its best one by definition.",
         "custom: some parameters differ from the method's canonical ones.",
-        "FOMO: collapsed and not averaged, since at best AutoAttack leaves no more than guessing or 1 %: seed 1, best "
-        "5.00, last 4.00.",
-        "§ FOMO: averaged, though at last AutoAttack leaves no more than guessing or 1 %: seed 0, best 33.00, "
-        "last 0.00.",
+        "FOMO: collapsed and not averaged; AutoAttack accuracy at best is no better than guessing or at most 1 %: "
+        "seed 1, best 5.00, last 4.00.",
+        "§ FOMO: averaged, although AutoAttack accuracy at last is no better than guessing or at most 1 %: "
+        "seed 0, best 33.00, last 0.00.",
         "MART: diverged, the loss was no longer a number: seed 0 in epoch 3, seed 1.",
         "MART: not finished and not averaged: seed 2.",
-        "Doubts: AutoAttack may flatter FOMO: "
-        "seed 0 at last, gradients may mislead, as PGD-20 leaves 50.0 %, AutoAttack 0.0 %; "
-        "seed 1 at best, gradients may mislead, as PGD-20 leaves 50.0 %, AutoAttack 5.0 %; "
-        "seed 1 at last, gradients may mislead, as PGD-20 leaves 50.0 %, AutoAttack 4.0 %.",
-        "Doubts: AutoAttack may flatter Early | stop: "
-        "seed 0 at best, gradients may mislead, as PGD-20 leaves 50.0 %, AutoAttack 30.0 %; "
-        "seed 0 at last, gradients may mislead, as PGD-20 leaves 50.0 %, AutoAttack 30.0 %.",
-        "PGD-20 was not the same in all runs, so compare with care: package=1.0; package=2.0.",
-        "AutoAttack was not the same in all runs, so compare with care: package=1.0; package=2.0.",
-        "Time a seed: training + evaluation, which includes the tracking of every epoch, by the clock. PFLOP a seed: "
-        "work of training, a multiply-add counted as two. Memory: the most that a seed held at once, of the GPU's "
-        "memory, or on a CPU of the process's. Hardware: A Processor (3 runs), A GPU (3 runs).",
+        "Flags: AutoAttack may overestimate FOMO: "
+        "seed 0 at last, gradients may be misleading: PGD-20 accuracy 50.0 %, AutoAttack 0.0 %; "
+        "seed 1 at best, gradients may be misleading: PGD-20 accuracy 50.0 %, AutoAttack 5.0 %; "
+        "seed 1 at last, gradients may be misleading: PGD-20 accuracy 50.0 %, AutoAttack 4.0 %.",
+        "Flags: AutoAttack may overestimate Early | stop: "
+        "seed 0 at best, gradients may be misleading: PGD-20 accuracy 50.0 %, AutoAttack 30.0 %; "
+        "seed 0 at last, gradients may be misleading: PGD-20 accuracy 50.0 %, AutoAttack 30.0 %.",
+        "PGD-20 differs between runs, compare with care: package=1.0; package=2.0.",
+        "AutoAttack differs between runs, compare with care: package=1.0; package=2.0.",
+        "Time a seed: wall-clock time of training + evaluation, which includes tracking after every epoch. PFLOP a "
+        "seed: work of training; a multiply-add counts as two. Memory: peak memory of a seed, of the GPU, or on a CPU "
+        "of the process. Hardware: A Processor (3 runs), A GPU (3 runs).",
     ]
 
 
@@ -110,7 +109,7 @@ def test_a_plain_board_has_no_notes_on_what_it_has_not(make_run, store):
     (board,) = leaderboards(store, selection="test")
     notes = table(board).notes
     assert len(notes) == 5
-    assert "accuracy on the test images themselves, an oracle that flatters every method; last" in notes[0]
+    assert "accuracy on the test images themselves, an oracle, optimistic for every method; last" in notes[0]
     assert not any(mark in note for note in notes for mark in "†‡§")
 
 
@@ -118,7 +117,7 @@ def test_a_board_of_diverged_runs_only(make_run, store):
     store.ingest(make_run({}, status="diverged"))
     (board,) = leaderboards(store)
     assert "± " not in " ".join(table(board).notes)
-    assert table(board).notes[-1].endswith("of the process's.")
+    assert table(board).notes[-1].endswith("of the process.")
 
 
 def test_very_small_figures(make_run, store):

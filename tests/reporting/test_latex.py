@@ -88,13 +88,13 @@ def test_it_compiles_and_reads_as_written(boards, tmp_path):
 
 @pytest.mark.skipif(COMPILER is None, reason="lualatex is not installed (Debian: texlive-luatex)")
 def test_papers_figures_compile(make_run, store, tmp_path):
-    from bench.reporting.beside import beside
     from bench.reporting.published import read_published
+    from bench.reporting.published_comparison import compare_with_published
 
     protocol = protocol_of(dataset="cifar10", model="preact_resnet18")
     for method in ("pgd_at", "awp", "early_stopping"):
         store.ingest(make_run(protocol=protocol, method=method, label=f"[1mm] {method}"))
-    text = render_latex(beside(leaderboards(store), [], read_published()))
+    text = render_latex(compare_with_published(leaderboards(store), [], read_published()))
     assert "Rice et al. 2020" in text
     assert "\n{}[1mm] pgd\\_at & Clean &" in text, "else it would be an argument of the line end before"
     lines = [PREAMBLE, r"\begin{document}", text, r"\end{document}"]

@@ -12,7 +12,7 @@ from bench.attacks.outcome import PackedBits
 from bench.errors import BenchError, NothingMeasured
 from bench.reporting import rows
 from bench.reporting.leaderboard import leaderboards
-from bench.reporting.rows import differences, distinct
+from bench.reporting.rows import differences, disambiguate
 from bench.reporting.table import table
 from bench.storage.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
 
@@ -209,7 +209,7 @@ def test_diverged_and_unfinished_seeds_are_counted(take, board):
     assert row.seeds == (0,)
     assert row.diverged == {1: 7, 2: None}
     assert row.unfinished == (3, 4)
-    assert row.collapsed == row.fallen == ()
+    assert row.collapsed == row.collapsed_at_last == ()
 
 
 def test_a_run_without_all_outcomes_is_not_averaged(make_run, store, board):
@@ -249,7 +249,7 @@ def test_a_collapsed_seed_is_shown(take, board):
     assert row.figures[2].best.mean == pytest.approx(0.47)
     (seed,) = row.collapsed
     assert (seed.seed, seed.best, seed.last) == (2, 0.03, 0.02)
-    assert row.fallen == ()
+    assert row.collapsed_at_last == ()
 
 
 def test_a_seed_that_fell_is_averaged_and_shown(take, board):
@@ -257,7 +257,7 @@ def test_a_seed_that_fell_is_averaged_and_shown(take, board):
     take({"best": (150, 100, 45), "last": (150, 100, 40)}, seed=1)
     (row,) = board().rows
     assert row.figures[2].last.mean == pytest.approx(0.2)
-    assert [(seed.seed, seed.best, seed.last) for seed in row.fallen] == [(0, 0.45, 0)]
+    assert [(seed.seed, seed.best, seed.last) for seed in row.collapsed_at_last] == [(0, 0.45, 0)]
     assert row.collapsed == ()
 
 
@@ -401,7 +401,7 @@ def test_verdicts_are_paired_by_image(take, board):
 def test_different_test_images_are_not_compared(take, store):
     take({"best": (150, 100, share(50)), "last": (150, 100, share(40))}, seed=0)
     take({"best": (150, 100, share(50, 99)), "last": (150, 100, share(40))}, seed=1)
-    with pytest.raises(BenchError, match="have the same protocol, but were judged on different numbers of test images"):
+    with pytest.raises(BenchError, match="have the same protocol, but different numbers of test images"):
         leaderboards(store)
 
 
@@ -416,8 +416,8 @@ def nothing(store, **kwargs) -> str:
 
 
 def test_nothing_measured(take, store):
-    assert nothing(store) == "the store holds no run; `bench run SUITE` makes them"
-    assert nothing(store, methods=["typo"]) == "the store holds no run; `bench run SUITE` makes them"
+    assert nothing(store) == "the store holds no run; create runs with `bench run SUITE`"
+    assert nothing(store, methods=["typo"]) == "the store holds no run; create runs with `bench run SUITE`"
     take({}, status=None, seed=1)
     take({}, status="failed", seed=2)
     take({}, status="failed", seed=3)
@@ -426,7 +426,7 @@ def test_nothing_measured(take, store):
         "`bench run SUITE` continues them, with `--rerun failed` those that failed too"
     )
     other = nothing(store, protocol="0123456789abcdef")
-    assert other == "the store holds no run of protocol 0123456789ab; `bench run SUITE` makes them"
+    assert other == "the store holds no run of protocol 0123456789ab; create runs with `bench run SUITE`"
     take(seed=4)
     assert "has a checkpoint 'best_on_test'" in nothing(store, selection="test")
 
@@ -473,9 +473,9 @@ def test_three_hundred_runs_of_ten_thousand_images_take_less_than_two_seconds(st
 
 
 def test_distinct():
-    assert distinct(["a", "b"], [{"x": 1}, {"x": 2}]) == ["a", "b"]
-    assert distinct(["a", "b", "a"], [{"x": 1}, {}, {"x": 2, "y": 1}]) == ["a (x=1)", "b", "a (x=2, y=1)"]
-    assert distinct(["a", "a"], [{"x": 1}, {"x": 1}]) == ["a", "a"]
+    assert disambiguate(["a", "b"], [{"x": 1}, {"x": 2}]) == ["a", "b"]
+    assert disambiguate(["a", "b", "a"], [{"x": 1}, {}, {"x": 2, "y": 1}]) == ["a (x=1)", "b", "a (x=2, y=1)"]
+    assert disambiguate(["a", "a"], [{"x": 1}, {"x": 1}]) == ["a", "a"]
 
 
 def test_differences():

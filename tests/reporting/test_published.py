@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BenchError
-from bench.reporting.beside import beside
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.published import COLUMNS, find_published, read_published
+from bench.reporting.published_comparison import compare_with_published
 from bench.reporting.table import published_table, tables
 
 from .conftest import protocol_of
@@ -105,7 +105,7 @@ def compared(make_run, store, write):
         other = {"validation": "test", "test": "validation"}[selection]
         boards = [leaderboards(store, selection=chosen) if oracle else [] for chosen in (selection, other)]
         boards[0] = leaderboards(store, selection=selection)
-        (board,) = beside(*boards, read_published(write(*lines)))
+        (board,) = compare_with_published(*boards, read_published(write(*lines)))
         return board, {line.attack: line for line in board.published}
 
     return compared

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bench.reporting.leaderboard import Leaderboard
-from bench.reporting.published import Beside
+from bench.reporting.published import PublishedComparison
 from bench.reporting.rows import Row
 from bench.reporting.statistics import Estimate
 from bench.utils.files import canonical_json
@@ -79,9 +79,9 @@ def _lines(board: Leaderboard) -> Iterator[dict[str, Any]]:
                 "images": attack.images,
                 **(_figures(row, index) if row.figures else {}),
                 "doubts": [
-                    {"seed": doubt.seed, "checkpoint": doubt.checkpoint, "reason": doubt.reason}
-                    for doubt in row.doubts
-                    if doubt.attack == index
+                    {"seed": flag.seed, "checkpoint": flag.checkpoint, "reason": flag.reason}
+                    for flag in row.flags
+                    if flag.attack == index
                 ],
             }
     for line in board.published or ():
@@ -128,7 +128,7 @@ def _figures(row: Row, index: int) -> dict[str, Any]:
     return cells
 
 
-def _of_paper(line: Beside) -> dict[str, Any]:
+def _of_paper(line: PublishedComparison) -> dict[str, Any]:
     source = line.published
     return {
         "label": line.label,

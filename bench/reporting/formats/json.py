@@ -8,12 +8,15 @@ from dataclasses import asdict
 from typing import Any
 
 from bench.reporting.leaderboard import Leaderboard
-from bench.reporting.published import Beside
+from bench.reporting.published import PublishedComparison
 from bench.reporting.rows import Cost, Row
 from bench.reporting.statistics import CONFIDENCE
 
 VERSION = 1
 """Of the schema. A field more leaves it as it is; a field less, or one with another meaning, raises it."""
+
+KEYS = {"collapsed_at_last": "fallen", "flags": "doubts"}
+"""Keys of the schema that differ from the attributes of a row."""
 
 
 def render_json(boards: Sequence[Leaderboard]) -> str:
@@ -44,8 +47,9 @@ def _board(board: Leaderboard) -> dict[str, Any]:
 
 
 def _row(row: Row) -> dict[str, Any]:
+    fields = {KEYS.get(name, name): value for name, value in asdict(row).items()}
     return {
-        **asdict(row),
+        **fields,
         "evaluated_only": row.evaluated_only,
         "costs": list(map(_cost, row.costs)),
         "diverged": [{"seed": seed, "epoch": epoch} for seed, epoch in row.diverged.items()],
@@ -63,7 +67,7 @@ def _cost(cost: Cost) -> dict[str, Any]:
     }
 
 
-def _paper(line: Beside) -> dict[str, Any]:
+def _paper(line: PublishedComparison) -> dict[str, Any]:
     fields = asdict(line)
     source = fields.pop("published")
     about = {name: source[name] for name in ("method", "architecture", "threat", "pgd_steps", "selection", "seeds")}

@@ -16,7 +16,7 @@ import pandas as pd
 
 from bench.errors import BenchError
 from bench.reporting.leaderboard import Leaderboard
-from bench.reporting.rows import BEST, Measured, Row, device_of, measured, row_key, verdicts
+from bench.reporting.rows import BEST, CompleteRun, Row, complete_run, correct, device_of, row_key
 from bench.reporting.statistics import Floats
 from bench.storage.schema import RunRow
 from bench.storage.store import Store
@@ -119,21 +119,21 @@ def figures(store: Store, board: Leaderboard, runs: Sequence[RunRow] | None = No
     )
 
 
-def _seeds(runs: Sequence[RunRow], board: Leaderboard, rows: Sequence[Row]) -> list[list[Measured]]:
+def _seeds(runs: Sequence[RunRow], board: Leaderboard, rows: Sequence[Row]) -> list[list[CompleteRun]]:
     """Return the averaged runs of each row, in the order of its seeds."""
-    finals = board.protocol["evaluation"]["final"]
+    attacks = board.protocol["evaluation"]["final"]
     wanted = {(row_key(row), seed) for row in rows for seed in row.seeds}
     complete = {
         key: run
         for stored in runs
-        if (key := (row_key(stored), stored.seed)) in wanted and (run := measured(stored, finals, board.selection))
+        if (key := (row_key(stored), stored.seed)) in wanted and (run := complete_run(stored, attacks, board.selection))
     }
     if wanted - set(complete):
         raise BenchError("the store has changed since the leaderboard was made; make the leaderboard again")
     return [[complete[(row_key(row), seed)] for seed in row.seeds] for row in rows]
 
 
-def _curves(store: Store, rows: Sequence[Row], seeds: Sequence[Sequence[Measured]], best: str) -> pd.DataFrame:
+def _curves(store: Store, rows: Sequence[Row], seeds: Sequence[Sequence[CompleteRun]], best: str) -> pd.DataFrame:
     epochs = store.curves([seed.run.fingerprint for group in seeds for seed in group])
     records = []
     for number, (row, group) in enumerate(zip(rows, seeds, strict=True)):
@@ -172,7 +172,9 @@ def _results(rows: Sequence[Row], titles: Sequence[str], costs: Sequence[float])
     return pd.DataFrame(records, columns=RESULTS)
 
 
-def _costs(rows: Sequence[Row], seeds: Sequence[Sequence[Measured]]) -> tuple[list[float], str | None, dict[str, int]]:
+def _costs(
+    rows: Sequence[Row], seeds: Sequence[Sequence[CompleteRun]]
+) -> tuple[list[float], str | None, dict[str, int]]:
     """Return the mean cost of a seed of each row, and if it is in hours, on which kind of device and which of it."""
     work = [[seed.run.train_pflop for seed in group if seed.run.train_pflop is not None] for group in seeds]
     timed = [[seed.run for seed in group if seed.run.train_seconds is not None] for group in seeds]
@@ -188,10 +190,10 @@ def _costs(rows: Sequence[Row], seeds: Sequence[Sequence[Measured]]) -> tuple[li
     return means, device, dict(hardware.most_common())
 
 
-def _agreement(seeds: Sequence[Sequence[Measured]], attack: int) -> dict[str, Any]:
+def _agreement(seeds: Sequence[Sequence[CompleteRun]], attack: int) -> dict[str, Any]:
     if not seeds:
         return {"images": 0, "same": np.zeros((0, 0)), "only": np.zeros((0, 0)), "none_right": 0, "all_right": 0}
-    right = np.stack([verdicts([seed.best[attack] for seed in group]).sum(0) for group in seeds])  # [rows, images]
+    right = np.stack([correct([seed.best[attack] for seed in group]).sum(0) for group in seeds])  # [rows, images]
     count = np.array([[len(group)] for group in seeds])
     share = right / count
     only = share @ (1 - share).T / right.shape[1]

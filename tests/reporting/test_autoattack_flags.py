@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from bench.config.cell import EVALUATED
-from bench.reporting.autoattack_flags import FAR_ABOVE, Doubt, far_above
+from bench.reporting.autoattack_flags import FAR_ABOVE, Flag, far_above
 from bench.reporting.formats.csv import render_csv
 from bench.reporting.formats.html import render_html
 from bench.reporting.formats.json import render_json
@@ -82,28 +82,28 @@ def test_every_seed_and_checkpoint_is_looked_at(take, board):
     take(method="sound")
     doubtful, sound = board().rows
     assert doubtful.seeds == (0, 1)
-    assert sound.doubts == ()
-    assert doubtful.doubts == (
-        Doubt(0, "last", 2, "gradients may mislead, as PGD-20 leaves 45.0 %, AutoAttack 20.0 %"),
-        Doubt(1, "best", 2, SQUARE),
-        Doubt(1, "best", 2, "no gradient at 3 images"),
-        Doubt(2, "best", 2, "gradients may mislead, as PGD-20 leaves 50.0 %, AutoAttack 5.0 %"),
-        Doubt(2, "last", 2, SQUARE),
+    assert sound.flags == ()
+    assert doubtful.flags == (
+        Flag(0, "last", 2, "gradients may be misleading: PGD-20 accuracy 45.0 %, AutoAttack 20.0 %"),
+        Flag(1, "best", 2, SQUARE),
+        Flag(1, "best", 2, "no gradient at 3 images"),
+        Flag(2, "best", 2, "gradients may be misleading: PGD-20 accuracy 50.0 %, AutoAttack 5.0 %"),
+        Flag(2, "last", 2, SQUARE),
     )
 
 
 def test_the_one_checkpoint_of_a_network_from_elsewhere_is_in_doubt_once(take, board):
     take({"last": (150, 100, 20)}, method=EVALUATED, label="ours", doubts={"last": [SQUARE]})
     (row,) = board().rows
-    assert [(doubt.checkpoint, doubt.reason) for doubt in row.doubts] == [
-        ("last", SQUARE), ("last", "gradients may mislead, as PGD-20 leaves 50.0 %, AutoAttack 20.0 %"),
+    assert [(flag.checkpoint, flag.reason) for flag in row.flags] == [
+        ("last", SQUARE), ("last", "gradients may be misleading: PGD-20 accuracy 50.0 %, AutoAttack 20.0 %"),
     ]  # fmt: skip
 
 
 def test_without_autoattack_there_is_none(take, board):
     final = ["clean", {"name": "pgd", "steps": 20}, {"name": "cw", "steps": 20}]
     take({"best": (150, 100, 20), "last": (150, 100, 20)}, protocol=protocol_of(evaluation={"final": final}))
-    assert board().rows[0].doubts == ()
+    assert board().rows[0].flags == ()
 
 
 # --- how it is shown -------------------------------------------------------------------------------------------------
@@ -117,18 +117,18 @@ def doubted(take, board):
     return board()
 
 
-NOTE = f"Doubts: AutoAttack may flatter PGD_AT: seed 0 at best, {SQUARE}."
+NOTE = f"Flags: AutoAttack may overestimate PGD_AT: seed 0 at best, {SQUARE}."
 
 
 def test_a_column_only_where_there_are_doubts(doubted, take, store):
     shown = table(doubted)
-    (index,) = [place for place, column in enumerate(shown.columns) if column.title == "Doubts"]
+    (index,) = [place for place, column in enumerate(shown.columns) if column.title == "Flags"]
     assert [str(row[index]) for row in shown.rows] == ["1", "0", "–"]
     assert shown.notes.count(NOTE) == 1
     take(protocol=protocol_of(training={"epochs": 9}), doubts={"best": [], "last": []})
     (plain,) = [board for board in leaderboards(store) if "9 epochs" in board.title]
-    assert all(column.title != "Doubts" for column in table(plain).columns)
-    assert not any("Doubts" in note for note in table(plain).notes)
+    assert all(column.title != "Flags" for column in table(plain).columns)
+    assert not any("Flags" in note for note in table(plain).notes)
 
 
 def test_formats_for_people(doubted, store):
@@ -136,16 +136,16 @@ def test_formats_for_people(doubted, store):
     narrow = Console(file=io.StringIO(), width=80)
     render_terminal(doubted, narrow)
     lines = narrow.file.getvalue().splitlines()
-    (heading,) = [line for line in lines if "Doubts" in line and "flatter" not in line]
-    assert heading.split()[-3:] == ["Seeds", "Doubts", "Parameters"]
+    (heading,) = [line for line in lines if "Flags" in line and "overestimate" not in line]
+    assert heading.split()[-3:] == ["Seeds", "Flags", "Parameters"]
     markdown = render_markdown(doubted)
-    assert "| AutoAttack best, 95 % | Seeds | Doubts | Parameters |" in markdown
+    assert "| AutoAttack best, 95 % | Seeds | Flags | Parameters |" in markdown
     assert f"- {NOTE}" in markdown
     latex = render_latex([doubted])
-    assert "& Seeds & Doubts & Parameters &" in latex
+    assert "& Seeds & Flags & Parameters &" in latex
     assert NOTE.replace("%", r"\%").replace("PGD_AT", r"PGD\_AT") in latex
     html = render_html(store, [doubted])
-    assert re.search(r'data-column="[^>]*>Doubts</th>', html)
+    assert re.search(r'data-column="[^>]*>Flags</th>', html)
     assert re.search(r'(<td class="text" data-value="1">1</td>\s*){2}', html)  # seeds, doubts
     assert f"<li>{NOTE}</li>" in html
 
@@ -186,13 +186,12 @@ def test_a_smaller_batch_for_want_of_memory_is_a_variant(take, board):
     found = board()
     assert [attack.variants for attack in found.attacks] == [(), (), ("reduced_batch_size=125",)]
     assert (
-        "AutoAttack was not quite what the protocol asks for, as memory was short: reduced_batch_size=125."
-        in table(found).notes
+        "AutoAttack deviates from the protocol because memory was short: reduced_batch_size=125." in table(found).notes
     )
     take(seed=1)
     found = board()
     assert found.attacks[2].variants == ("as the protocol has it", "reduced_batch_size=125")
     assert (
-        "AutoAttack was not the same in all runs, so compare with care: as the protocol has it; reduced_batch_size=125."
+        "AutoAttack differs between runs, compare with care: as the protocol has it; reduced_batch_size=125."
         in table(found).notes
     )

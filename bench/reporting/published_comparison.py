@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from bench.reporting.leaderboard import Leaderboard
-from bench.reporting.published import ATTACKS, Beside, Published, Side
+from bench.reporting.published import ATTACKS, CheckpointComparison, Published, PublishedComparison
 from bench.reporting.rows import Row, Selection, row_key
 
 
-def beside(
+def compare_with_published(
     boards: Sequence[Leaderboard], others: Sequence[Leaderboard], published: Sequence[Published]
 ) -> list[Leaderboard]:
     """Return `boards` with the papers' figures for the methods of their rows on their datasets.
@@ -27,7 +27,9 @@ def beside(
     ]
 
 
-def _of_board(board: Leaderboard, other: Leaderboard | None, published: Sequence[Published]) -> Iterator[Beside]:
+def _of_board(
+    board: Leaderboard, other: Leaderboard | None, published: Sequence[Published]
+) -> Iterator[PublishedComparison]:
     by_selection = {side.selection: _rows(side) for side in (board, other) if side}
     for row in board.rows:
         for line in published:
@@ -51,7 +53,9 @@ def _names(row: Row) -> set[str]:
     return {_plain(row.method), *(_plain(row.method + value) for value in values)}
 
 
-def _compare(board: Leaderboard, row: Row, rows: Mapping[Selection, Row | None], line: Published) -> Iterator[Beside]:
+def _compare(
+    board: Leaderboard, row: Row, rows: Mapping[Selection, Row | None], line: Published
+) -> Iterator[PublishedComparison]:
     general = _why_not(board, row, line)
     chosen = rows.get(line.selection) if line.selection in ("validation", "test") else None
     for attack in ATTACKS:
@@ -66,19 +70,21 @@ def _compare(board: Leaderboard, row: Row, rows: Mapping[Selection, Row | None],
         at_best = figures[0].best.mean if figures[0] else None
         at_last = figures[1].last.mean if figures[1] else None
         because = [*reasons, *(_why_no_best(line, chosen) if papers[0] is not None else [])]
-        yield Beside(
+        yield PublishedComparison(
             label=row.label,
             published=line,
             attack=attack,
             title=_title(attack, line),
-            best=_side(papers[0], at_best, comparable=not because),
-            last=_side(papers[1], at_last, comparable=not reasons),
+            best=_checkpoint(papers[0], at_best, comparable=not because),
+            last=_checkpoint(papers[1], at_last, comparable=not reasons),
             reasons=tuple(because),
         )
 
 
-def _side(paper: float | None, ours: float | None, *, comparable: bool) -> Side:
-    return Side(paper, ours, ours - paper if comparable and paper is not None and ours is not None else None)
+def _checkpoint(paper: float | None, ours: float | None, *, comparable: bool) -> CheckpointComparison:
+    return CheckpointComparison(
+        paper, ours, ours - paper if comparable and paper is not None and ours is not None else None
+    )
 
 
 def _title(attack: str, line: Published) -> str:

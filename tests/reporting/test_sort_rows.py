@@ -1,8 +1,7 @@
 import pytest
 
 from bench.errors import BenchError
-from bench.reporting.leaderboard import leaderboards
-from bench.reporting.order import by
+from bench.reporting.leaderboard import leaderboards, sort_rows
 
 from .conftest import protocol_of
 
@@ -39,18 +38,18 @@ def boards(make_run, store):
     ],
 )
 def test_order(boards, key, order):
-    first, _ = by(boards, key)
+    first, _ = sort_rows(boards, key)
     assert [row.method for row in first.rows] == list(order)
     before = {row.method: row for row in boards[0].rows}
     assert all(row == before[row.method] for row in first.rows), "ranks stay what they are"
 
 
 def test_a_board_without_the_attack_stays_as_it_is(boards):
-    assert [[row.method for row in board.rows] for board in by(boards, "pgd")][1] == ["b", "a"]
+    assert [[row.method for row in board.rows] for board in sort_rows(boards, "pgd")][1] == ["b", "a"]
 
 
 def test_unknown_keys(boards):
     with pytest.raises(BenchError, match="sorted by 'autoatack'; did you mean 'autoattack'"):
-        by(boards, "autoatack")
+        sort_rows(boards, "autoatack")
     with pytest.raises(BenchError, match="known: clean, cost, gap, last, memory, method, pflop, rank"):
-        by(boards[1:], "autoattack")
+        sort_rows(boards[1:], "autoattack")
