@@ -215,14 +215,14 @@ def test_where_the_precisions_disagree_fp32_looks_again(trained):
 def test_every_image_that_counts_is_in_the_ball_and_fools_alone(trained, threat, version, monkeypatch):
     model, images, labels = trained(10)
     counted = []
-    confirm = Cascade._confirmed
+    confirm = Cascade._confirm
 
     def watched(self, found, clean, its_labels):
         sure = confirm(self, found, clean, its_labels)
         counted.extend(zip(found[sure], clean[sure], its_labels[sure], strict=True))
         return sure
 
-    monkeypatch.setattr(Cascade, "_confirmed", watched)
+    monkeypatch.setattr(Cascade, "_confirm", watched)
     final = run(model, images, labels, threat, version=version)
     broken = (model(images).argmax(1) == labels).sum() - final.robust.sum()
     assert len(counted) == broken > 3
