@@ -29,6 +29,7 @@ def clean(
     original files exist. Checkpoints, outcomes and curves are kept.
     """
     from bench.storage.cleanup import removable, remove
+    from bench.utils.formatting import byte_size
 
     files = removable(results, data, archived=archived or aside)
     total = sum(item.bytes for item in files)
@@ -36,21 +37,11 @@ def clean(
         print_json([{"path": str(item.path), "bytes": item.bytes, "what": item.what} for item in files])
     else:
         for item in files:
-            print(f"{_size(item.bytes):>10}  {item.path}: {item.what}")
+            print(f"{byte_size(item.bytes):>10}  {item.path}: {item.what}")
     if not files:
         print("bench: nothing to remove", file=sys.stderr)
     elif yes:
         remove(files)
-        print(f"bench: {_size(total)} freed", file=sys.stderr)
+        print(f"bench: {byte_size(total)} freed", file=sys.stderr)
     else:
-        print(f"bench: {_size(total)} can be freed; add --yes to remove it", file=sys.stderr)
-
-
-def _size(count: int) -> str:
-    """Return a number of bytes as people say it."""
-    size, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if size < 1024:
-            break
-        size, unit = size / 1024, larger
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        print(f"bench: {byte_size(total)} can be freed; add --yes to remove it", file=sys.stderr)

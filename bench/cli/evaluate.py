@@ -24,7 +24,7 @@ from bench.cli.options import (
 from bench.cli.output import print_json, print_leaderboard
 
 if TYPE_CHECKING:
-    from bench.execution.driver import CellState
+    from bench.execution.plan import CellState
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -105,7 +105,7 @@ def evaluate(
             store=store,
             data=data,
             settings=ExecutorSettings(device=device, threads=threads),
-            watch=view.update,
+            watch=view.show,
         )
     _say(state, time.monotonic() - started)
     if json:
@@ -120,8 +120,8 @@ def _say(state: CellState, seconds: float) -> None:
     """Print the result of the evaluation on stderr."""
     name = _label(state)
     if state.status != "finished":
-        text = f"{name}: {state.status}; {state.reason or 'see ' + str(state.planned.folder.log)}"
-    elif state.planned.action == "skip":
+        text = f"{name}: {state.status}; {state.reason or 'see ' + str(state.folder.log)}"
+    elif state.action == "skip":
         text = f"nothing to do: this network is already evaluated, as '{name}'"
     else:
         text = f"{name}: evaluated in {seconds:.1f} s"
@@ -133,16 +133,16 @@ def _label(state: CellState) -> str:
     from bench.errors import BenchError
 
     try:
-        return str(state.planned.folder.cell()["cell"]["method"]["label"])
+        return str(state.folder.cell()["cell"]["method"]["label"])
     except (FileNotFoundError, BenchError):
-        return state.planned.cell.method.label
+        return state.cell.method.label
 
 
 def _as_json(state: CellState) -> dict[str, Any]:
-    from bench.execution.worker import attack_key
+    from bench.execution.final_evaluation import attack_key
     from bench.storage.rows import read_run
 
-    cell, folder = state.planned.cell, state.planned.folder
+    cell, folder = state.cell, state.folder
     outcomes = read_run(folder)[1].checkpoints["last"].outcomes if state.status == "finished" else {}
     evaluated = [outcomes[attack_key(attack, cell)] for attack in cell.protocol.evaluation.final] if outcomes else []
     return {

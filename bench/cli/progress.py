@@ -1,280 +1,224 @@
-"""What `bench run` and `bench watch` show: on a terminal a live table, elsewhere a line for what happened."""
+"""The progress of cells: a live table on a terminal, one line for each event elsewhere."""
 
 from __future__ import annotations
 
 import socket
-import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column, Table
 from rich.text import Text
 
-from bench.cli.output import print_json
-from bench.execution.driver import CellState
-from bench.execution.estimate import Machine
-from bench.execution.plan import Planned
-from bench.utils.device import resolve_device
+from bench.execution.plan import Action, CellState
+from bench.storage.run_folder import CellStatus
+from bench.utils.formatting import duration
 
 REFRESH_SECONDS = 0.5
-ROWS = 12  # rows of the live table; more cells than that are counted, not listed
-MILESTONES = 5  # lines for the training of one cell, and for judging it, where there is no terminal
-
-HEADINGS = ("cell", "status", "", "where", "left", "train", "val.", "test", "s/epoch", "host")
-"""`left`: of training, or of the evaluation; then the robust accuracies of the last epoch, in percent."""
-
-WIDE = 110  # columns of a terminal that has room for everything
-
-SPARED = ("", "train", "s/epoch", "host")  # where there is no room
-
-FIRST = {"running": 0, "silent": 1}  # what the table begins with
-
-HOST = socket.gethostname()
+ROWS = 12  # of the live table
+MILESTONES = 5  # lines for the training of one cell, and for its evaluation, without a terminal
+WIDE = 110  # columns of a terminal with room for the whole table
+OPTIONAL = {"", "train", "s/epoch", "host"}  # left out of a narrow table
 
 STYLES = {
-    "running": "cyan",
-    "silent": "yellow",
-    "finished": "green",
-    "diverged": "yellow",
-    "failed": "red",
-    "busy": "yellow",
+    CellStatus.RUNNING: "cyan",
+    CellStatus.FINISHED: "green",
+    CellStatus.FAILED: "red",
+    **dict.fromkeys((CellStatus.STALLED, CellStatus.LOCKED, CellStatus.DIVERGED), "yellow"),
 }
 
+ORDER = {CellStatus.RUNNING: 0, CellStatus.STALLED: 1}  # the first rows
 
-class View:
-    """Shows the states of cells; use it as a context manager around what they do."""
+
+class _Field(TextColumn):
+    """A column with a heading that shows one field of a task."""
+
+    def __init__(self, field: str, *, right: bool = False, wrap: bool = False) -> None:
+        column = Column(field, justify="right" if right else "left", no_wrap=not wrap)
+        super().__init__(f"{{task.fields[{field}]}}", markup=False, table_column=column)
+
+
+class _Status(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        status = task.fields["status"]
+        return Text(status, style=STYLES.get(status, "dim"))
+
+
+COLUMNS = (
+    _Field("cell"),
+    _Status(Column("status", no_wrap=True)),
+    BarColumn(bar_width=12, table_column=Column("")),
+    _Field("where", wrap=True),
+    _Field("left", right=True),  # time left of training, or of the evaluation
+    *(_Field(part, right=True) for part in ("train", "val.", "test")),  # robust accuracy of the last epoch, in percent
+    _Field("s/epoch", right=True),
+    _Field("host"),
+)
+
+
+class View(Progress):
+    """Shows the states of cells; a context manager around their run. The first task is the sum of all others."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet)
-        self._live = (
-            Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
+        console = Console(stderr=True, quiet=quiet)
+        day = 24 * 3600  # of samples for the speed: epochs can take hours
+        live = console.is_terminal
+        super().__init__(
+            console=console, auto_refresh=False, transient=True, speed_estimate_period=day, disable=not live
         )
-        self._started = time.monotonic()
+        self._sum = self.add_task("")
+        self._rows: dict[int, TaskID] = {}
+        self._printed: dict[int, tuple[Any, ...]] = {}
         self._next = 0.0
-        self._said: dict[int, tuple[str, int]] = {}
-        self._at_start: float | None = None
 
-    def __enter__(self) -> View:
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
-    ) -> None:
-        if self._live:
-            self._live.stop()
-
-    def update(self, states: Sequence[CellState]) -> None:
-        """Show `states`; called often, draws twice a second."""
-        now = time.monotonic()
-        if now < self._next:
+    def show(self, states: Sequence[CellState]) -> None:
+        """Show `states`; can be called often, draws twice a second."""
+        if time.monotonic() < self._next:
             return
-        self._next = now + REFRESH_SECONDS
-        progress = [state.progress for state in states]
-        if self._live:
-            self._live.update(self._table(states, progress), refresh=True)
-        else:
-            self._lines(states, progress)
+        self._next = time.monotonic() + REFRESH_SECONDS
+        progress = self._update(states)
+        if self.disable:
+            self._print_events(states, progress)
+        elif self.live.is_started:
+            self.live.refresh()
 
-    def print(self, states: Sequence[CellState]) -> None:
-        """Print how `states` stand on stdout, all that have not finished."""
-        if self._live:
-            self._live.stop()
+    def refresh(self) -> None:
+        """Do nothing: `add_task` calls this for each cell, and `show` draws once."""
+
+    def summarise(self, states: Sequence[CellState]) -> None:
+        """Print the cells that have not finished on stdout."""
+        self.stop()
+        self._update(states)
+        unfinished = [task for task in self.tasks[1:] if task.fields["status"] != CellStatus.FINISHED]
         console = Console()
-        table = self._table(states, [state.progress for state in states], None, console.width)
-        table.title = f"{len(states)} cells: {_standing(states)}"
-        console.print(table)
+        console.print(f"{len(states)} cells: {_counts(state.status for state in states)}", highlight=False)
+        if unfinished:
+            console.print(self.make_tasks_table(unfinished, console.width))
 
     def finish(self, states: Sequence[CellState]) -> None:
-        """Say how every cell ended."""
-        if self._live:
-            self._live.stop()
-        else:
-            self._lines(states, [{} for _ in states])
-        ran = [state for state in states if state.planned.action != "skip"]
+        """Print how every cell ended."""
+        self.stop()
+        if self.disable:
+            self._print_events(states, [{} for _ in states])
         for state in states:
-            if state.status != "finished":
-                self._say(
-                    f"{state.planned.cell}: {state.status}; {state.reason or 'see ' + str(state.planned.folder.log)}"
-                )
-        if not ran:
-            self._say(
-                f"nothing to do: all {len(states)} cells have ended before (--rerun failed or all runs them again)"
-            )
+            if state.status != CellStatus.FINISHED:
+                self._print(f"{state.cell}: {state.status}; {state.reason or f'see {state.folder.log}'}")
+        skipped = sum(state.action is Action.SKIP for state in states)
+        if skipped == len(states):
+            self._print(f"nothing to do: all {skipped} cells are complete (run them again with --rerun failed or all)")
         else:
-            kept = f", {len(states) - len(ran)} were there already" if len(states) > len(ran) else ""
-            self._say(f"{len(ran)} cells ran in {_duration(time.monotonic() - self._started)}{kept}")
+            already = f", {skipped} were complete already" if skipped else ""
+            elapsed = self.tasks[0].elapsed or 0
+            self._print(f"{len(states) - skipped} cells ran in {duration(elapsed)}{already}")
 
-    # --- how far ---------------------------------------------------------------------------------------------------
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if not self.tasks:  # called by the constructor
+            return
+        rows = sorted(self.tasks[1:], key=lambda task: ORDER.get(task.fields["status"], 2))
+        counts = _counts(task.fields["status"] for task in rows)
+        yield Text(f"{len(rows)} cells: {counts}; {duration(self.tasks[0].elapsed or 0)}, {self._time_left()}")
+        yield self.make_tasks_table(rows[:ROWS])
+        if len(rows) > ROWS:
+            yield Text(f"... and {len(rows) - ROWS} more")
 
-    def _share(self, state: CellState, progress: dict[str, Any]) -> float:
-        """Return the part of a cell's work that is done, from 0 to 1."""
-        if state.status not in {"running", "waiting", "silent"}:
-            return 1.0
-        work = state.planned.work
-        training = 1 - work.final / work.total if work else 0.5
-        if progress.get("phase") == "training":
-            done = float(progress["epoch"]) + float(progress["done"]) / float(progress["of"])
-            return training * done / float(progress["epochs"])
-        if progress.get("phase") == "evaluation":
-            return training + (1 - training) * float(progress["share"])
-        return 0.0
-
-    def _left(self, shares: Sequence[float]) -> str:
-        """Return the time left, as the work done since the start suggests."""
-        done = sum(shares)
-        if self._at_start is None:
-            self._at_start = done
-        gained, elapsed = done - self._at_start, time.monotonic() - self._started
-        if gained < 0.01 * len(shares) or elapsed < 2:
-            return "time left: not known yet"
-        return f"about {_duration((len(shares) - done) * elapsed / gained)} left"
-
-    # --- a terminal ------------------------------------------------------------------------------------------------
-
-    def _table(
-        self,
-        states: Sequence[CellState],
-        progress: Sequence[dict[str, Any]],
-        limit: int | None = ROWS,
-        width: int | None = None,
-    ) -> Table:
-        shares = [self._share(state, where) for state, where in zip(states, progress, strict=True)]
-        so_far = _duration(time.monotonic() - self._started)
-        title = f"{len(states)} cells: {_standing(states)}; {so_far}, {self._left(shares)}"
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        elsewhere = any(where.get("host", HOST) != HOST for where in progress)
-        left_out = {*(() if elsewhere else ("host",)), *(() if (width or self._console.width) >= WIDE else SPARED)}
-        headings = [heading for heading in HEADINGS if heading not in left_out]
-        for heading in headings:
-            figures = heading in {"left", "train", "val.", "test", "s/epoch"}
-            table.add_column(heading, justify="right" if figures else "left", no_wrap=heading != "where")
-        rows = sorted(zip(states, progress, shares, strict=True), key=lambda row: FIRST.get(row[0].status, 2))
-        kept = [row for row in rows if row[0].status != "finished" or limit is not None][:limit]
-        for state, where, share in kept:
-            last, left = where.get("last", {}), where.get("left")
-            robust = [_percent((last.get(part) or {}).get("robust")) for part in ("train", "validation", "test")]
-            cells: dict[str, Any] = {
-                "cell": Text(str(state.planned.cell)),
-                "status": Text(state.status, style=STYLES.get(state.status, "dim")),
-                "": ProgressBar(total=1.0, completed=share, width=12),
-                "where": Text(_where(where) or state.reason),
-                "left": "" if left is None else _duration(left),
-                **dict(zip(("train", "val.", "test"), robust, strict=True)),
-                "s/epoch": f"{last['seconds']:.3g}" if "seconds" in last else "",
-                "host": Text(str(where.get("host", ""))),
-            }
-            table.add_row(*(cells[heading] for heading in headings))
-        if len(rows) > len(kept):
-            table.caption = f"... and {len(rows) - len(kept)} more"
+    def make_tasks_table(self, tasks: Iterable[Task], width: int | None = None) -> Table:
+        tasks = list(tasks)
+        omitted = set() if (width or self.console.width) >= WIDE else set(OPTIONAL)
+        if all(task.fields["host"] in ("", socket.gethostname()) for task in tasks):
+            omitted.add("host")
+        self.columns = tuple(column for column in COLUMNS if column.get_table_column().header not in omitted)
+        table = super().make_tasks_table(tasks)
+        table.show_header = True
         return table
 
-    # --- no terminal -----------------------------------------------------------------------------------------------
+    def _update(self, states: Sequence[CellState]) -> list[dict[str, Any]]:
+        """Update the task of each cell, and return its progress as its worker states it."""
+        progress = [state.progress for state in states]
+        shares = [_share(state, where) for state, where in zip(states, progress, strict=True)]
+        for state, where, share in zip(states, progress, shares, strict=True):
+            fields = _fields(state, where)
+            if id(state) not in self._rows:
+                self._rows[id(state)] = self.add_task("", total=1.0, **fields)
+            self.update(self._rows[id(state)], completed=share, **fields)
+        self.update(self._sum, total=float(len(states)), completed=sum(shares))
+        return progress
 
-    def _lines(self, states: Sequence[CellState], progress: Sequence[dict[str, Any]]) -> None:
-        shares = [self._share(state, where) for state, where in zip(states, progress, strict=True)]
-        left = self._left(shares)
-        for index, (state, where) in enumerate(zip(states, progress, strict=True)):
-            stage = (state.status, self._stage(where))
-            waits = state.status == "waiting" and not state.reason  # with a reason, its worker was lost
-            if state.planned.action == "skip" or waits or self._said.get(index) == stage:
+    def _time_left(self) -> str:
+        left = self.tasks[0].time_remaining
+        return "time left: unknown yet" if left is None else f"about {duration(left)} left"
+
+    def _print_events(self, states: Sequence[CellState], progress: Sequence[dict[str, Any]]) -> None:
+        for state, where in zip(states, progress, strict=True):
+            event, before = _event(state, where), self._printed.get(id(state))
+            retried = state.status == CellStatus.QUEUED and state.reason  # its worker was lost
+            waits = state.status == CellStatus.QUEUED and not retried
+            if state.action is Action.SKIP or waits or event == before or (before and event == (CellStatus.RUNNING, 0)):
                 continue
-            if state.status == "running" and stage[1] == 0 and index in self._said:
-                continue
-            self._said[index] = stage
-            text = _where(where) if state.status == "running" else f"{state.status} {state.reason}".strip()
-            last = where.get("last", {})
-            if where.get("phase") == "training" and last.get("validation"):
-                text += f", validation robust {_percent(last['validation']['robust'])} %"
-            self._say(f"{state.planned.cell}: {text or 'started'} ({left})")
+            self._printed[id(state)] = event
+            text = _where(where) if state.status == CellStatus.RUNNING else f"{state.status} {state.reason}".strip()
+            validation = where.get("last", {}).get("validation")
+            if where.get("phase") == "training" and validation:
+                text += f", validation robust {_percent(validation['robust'])} %"
+            self._print(f"{state.cell}: {text or 'started'} ({self._time_left()})")
 
-    @staticmethod
-    def _stage(where: dict[str, Any]) -> int:
-        """Return a number that changes when there is something new to say."""
-        if where.get("phase") == "training":
-            return int(MILESTONES * float(where["epoch"]) / float(where["epochs"]))
-        if where.get("phase") == "evaluation":
-            part = int(MILESTONES * float(where["share"]))
-            return MILESTONES + 1 + hash((str(where.get("checkpoint")), str(where.get("attack")), part)) % 1_000_000
-        return 0
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+    def _print(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _standing(states: Sequence[CellState]) -> str:
-    counts = Counter(state.status for state in states)
-    return ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+def _share(state: CellState, where: dict[str, Any]) -> float:
+    """Return the share of a cell's work that is done, from 0 to 1."""
+    if state.status not in {CellStatus.RUNNING, CellStatus.QUEUED, CellStatus.STALLED}:
+        return 1.0
+    training = 1 - state.work.final / state.work.total if state.work else 0.5
+    if where.get("phase") == "training":
+        return training * float(where["epoch"] + where["done"] / where["of"]) / float(where["epochs"])
+    if where.get("phase") == "evaluation":
+        return training + (1 - training) * float(where["share"])
+    return 0.0
 
 
-def _where(progress: dict[str, Any]) -> str:
-    if progress.get("phase") == "training":
-        return f"epoch {progress['epoch']} of {progress['epochs']}"
-    if progress.get("phase") == "evaluation":
-        stand = _percent(progress.get("robust"))  # of the images, so far: the accuracy is at most that
-        return f"{progress.get('attack')} on {progress.get('checkpoint')}{stand and f', {stand} % still stand'}"
-    return str(progress.get("phase", ""))
+def _event(state: CellState, where: dict[str, Any]) -> tuple[Any, ...]:
+    """Return a value that changes when there is something new to print; its second item is 0 at the start."""
+    if where.get("phase") == "training":
+        return state.status, int(MILESTONES * where["epoch"] / where["epochs"])
+    if where.get("phase") == "evaluation":
+        return state.status, where.get("checkpoint"), where.get("attack"), int(MILESTONES * where["share"])
+    return state.status, 0
 
 
-def _percent(accuracy: object) -> str:
-    return f"{100 * accuracy:.1f}" if isinstance(accuracy, float) else ""
+def _fields(state: CellState, where: dict[str, Any]) -> dict[str, Any]:
+    last, left = where.get("last", {}), where.get("left")
+    train, validation, test = (
+        _percent((last.get(part) or {}).get("robust")) for part in ("train", "validation", "test")
+    )
+    return {
+        "cell": str(state.cell),
+        "status": state.status,
+        "where": _where(where) or state.reason,
+        "left": "" if left is None else duration(left),
+        "train": train,
+        "val.": validation,
+        "test": test,
+        "s/epoch": f"{last['seconds']:.3g}" if "seconds" in last else "",
+        "host": str(where.get("host", "")),
+    }
 
 
-def _duration(seconds: float) -> str:
-    """Return a time span as people say it."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
-    hours = seconds / 3600
-    return f"{hours:.1f} h" if hours < 100 else f"{hours / 24:,.0f} days"
+def _where(where: dict[str, Any]) -> str:
+    if where.get("phase") == "training":
+        return f"epoch {where['epoch']} of {where['epochs']}"
+    if where.get("phase") == "evaluation":
+        robust = _percent(where.get("robust"))  # an upper bound of the accuracy
+        return f"{where.get('attack')} on {where.get('checkpoint')}{robust and f', {robust} % robust so far'}"
+    return str(where.get("phase", ""))
 
 
-def print_plan(planned: Sequence[Planned], device: str, *, json: bool) -> None:
-    """Print on stdout what would run, what has ended, the estimated work, and the hours on this machine.
+def _percent(share: object) -> str:
+    return f"{100 * share:.1f}" if isinstance(share, float) else ""
 
-    Hours rest on a few attack steps timed now. Work and hours are None where the images would have to be counted.
-    """
-    machine = Machine(resolve_device(device))
-    rows: list[dict[str, Any]] = []
-    for item in planned:
-        pflop: float | None = 0.0
-        hours: float | None = 0.0
-        if item.action != "skip":
-            pflop = item.work.total if item.work else None
-            hours = machine.hours(item.cell.protocol, item.work) if item.work else None
-        rows.append(
-            {
-                "cell": str(item.cell),
-                "fingerprint": item.cell.fingerprint,
-                "status": item.status,
-                "action": item.action,
-                "pflop": pflop,
-                "hours": hours,
-            }
-        )
-    if json:
-        print_json(rows)
-        return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("cell", "status", "would", "PFLOP, about", "hours here, about"):
-        table.add_column(heading, justify="right" if "about" in heading else "left")
-    for row in rows:
-        figures = ["?" if row[key] is None else f"{float(f'{row[key]:.3g}'):,g}" for key in ("pflop", "hours")]
-        table.add_row(Text(row["cell"]), row["status"], row["action"], *figures)
-    console = Console(file=sys.stdout)
-    console.print(table)
-    total, took = (sum(row[key] or 0 for row in rows) for key in ("pflop", "hours"))
-    work, duration = f"{float(f'{total:.3g}'):,g}", _duration(3600 * took)
-    about = f"about {work} PFLOP, {duration} one after the other on this machine ({machine.name})"
-    if any(row["pflop"] is None for row in rows):
-        about = "how much work is not known: the images must be counted, and are not there (--data)"
-    running = sum(row["action"] != "skip" for row in rows)
-    console.print(f"{running} of {len(rows)} cells would run, {about}", highlight=False)
+
+def _counts(statuses: Iterable[str]) -> str:
+    return ", ".join(f"{count} {status}" for status, count in sorted(Counter(statuses).items()))

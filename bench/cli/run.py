@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +26,9 @@ from bench.cli.options import (
     words,
 )
 from bench.cli.output import print_json, print_leaderboard
+
+if TYPE_CHECKING:
+    from bench.execution.plan import CellState
 
 
 class Kind(StrEnum):
@@ -107,12 +111,10 @@ def run(
         slurm=pairs(slurm or []),
     )
     if dry_run:
-        from bench.cli.progress import print_plan
-
         devices = loaded.suite.execution.devices or 1
         chosen = select_cells(loaded.cells, only, only_seeds)
-        planned = plan(chosen, results, Rerun(rerun), data=data, devices=devices)
-        print_plan(planned, device if executor is Kind.LOCAL else "auto", json=json)
+        states = plan(chosen, results, Rerun(rerun), data=data, devices=devices)
+        print_plan(states, device if executor is Kind.LOCAL else "auto", json=json)
         return
 
     from bench.cli.progress import View
@@ -128,7 +130,7 @@ def run(
             seeds=only_seeds,
             rerun=Rerun(rerun),
             retry=RetryPolicy(tries or max_attempts, hang or heartbeat_timeout),
-            watch=view.update,
+            watch=view.show,
             detach=detach,
         )
         if not detach:
@@ -138,23 +140,23 @@ def run(
         print_json(
             [
                 {
-                    "name": state.planned.folder.path.name,
-                    "method": state.planned.cell.method.label,
-                    "seed": state.planned.cell.seed,
+                    "name": state.folder.path.name,
+                    "method": state.cell.method.label,
+                    "seed": state.cell.seed,
                     "status": state.status,
                     "reason": state.reason,
-                    "folder": str(state.planned.folder.path),
+                    "folder": str(state.folder.path),
                 }
                 for state in states
             ]
         )
     elif detach:
-        queued = sum(state.status == "waiting" for state in states)
+        queued = sum(state.status == "queued" for state in states)
         print(f"{queued} of {len(states)} cells are queued; `bench watch` monitors them, and the same command without")
         print("--detach collects their results")
     else:
         print_leaderboard(loaded.suite.protocol.fingerprint, results, store)
-    if any(state.status not in {"finished", *(["waiting"] if detach else [])} for state in states):
+    if any(state.status not in {"finished", *(["queued"] if detach else [])} for state in states):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
@@ -165,3 +167,50 @@ def pairs(words: list[str]) -> dict[str, str]:
         if not (key and value):
             raise typer.BadParameter(f"'{key:.60}' is not of the form option=value")
     return options
+
+
+def print_plan(states: Sequence[CellState], device: str, *, json: bool) -> None:
+    """Print which cells would run, the estimated compute, and the hours on this machine.
+
+    The hours are estimated from a few attack steps that are timed now. Compute and hours are None if the images would
+    have to be counted and are not there.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from bench.execution.estimate import Machine
+    from bench.utils.device import resolve_device
+    from bench.utils.formatting import duration
+
+    machine = Machine(resolve_device(device))
+    rows: list[dict[str, Any]] = []
+    for state in states:
+        work, skipped = state.work, state.action == "skip"
+        rows.append(
+            {
+                "cell": str(state.cell),
+                "fingerprint": state.cell.fingerprint,
+                "status": state.status,
+                "action": state.action,
+                "pflop": 0.0 if skipped else work and work.total,
+                "hours": 0.0 if skipped else work and machine.hours(state.cell.protocol, work),
+            }
+        )
+    if json:
+        print_json(rows)
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("cell", "status", "action", "PFLOP, about", "hours here, about"):
+        table.add_column(heading, justify="right" if "about" in heading else "left")
+    for row in rows:
+        figures = ["?" if row[key] is None else f"{float(f'{row[key]:.3g}'):,g}" for key in ("pflop", "hours")]
+        table.add_row(Text(row["cell"]), row["status"], row["action"], *figures)
+    console = Console()
+    console.print(table)
+    pflop, hours = (sum(row[key] or 0 for row in rows) for key in ("pflop", "hours"))
+    estimate = f"about {float(f'{pflop:.3g}'):,g} PFLOP, {duration(3600 * hours)} in sequence on {machine.name}"
+    if any(row["pflop"] is None for row in rows):
+        estimate = "compute unknown: the images must be counted, and are not there (--data)"
+    running = sum(row["action"] != "skip" for row in rows)
+    console.print(f"{running} of {len(rows)} cells would run, {estimate}", highlight=False)

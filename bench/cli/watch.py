@@ -12,9 +12,9 @@ from bench.cli.options import EXIT_SOME_FAILED, Json, Results, complete_suite, i
 from bench.cli.output import print_json
 
 if TYPE_CHECKING:
-    from bench.execution.driver import CellState
+    from bench.execution.plan import CellState
 
-LOOK_SECONDS = 1.0
+REFRESH_SECONDS = 1.0
 
 
 def watch(
@@ -37,30 +37,30 @@ def watch(
     from bench.execution.watch import Watcher
 
     watcher = Watcher(results, list(load_suite(suite).cells) if suite else None)
-    states = watcher.look()
+    states = watcher.states()
     if not states:
-        raise NothingMeasured(f"there is no run folder in {results / 'runs'}; `bench run SUITE` makes them")
+        raise NothingMeasured(f"there is no run folder in {results / 'runs'}; `bench run SUITE` creates them")
     if json:
         print_json([_as_json(state) for state in states])
     else:
         with interruptible(lambda: "the cells keep running"), View() as view:
-            while not once and any(state.status in {"running", "waiting"} for state in states):
-                view.update(states)
-                time.sleep(LOOK_SECONDS)
-                states = watcher.look()
-            view.print(states)
+            while not once and any(state.status in {"running", "queued"} for state in states):
+                view.show(states)
+                time.sleep(REFRESH_SECONDS)
+                states = watcher.states()
+            view.summarise(states)
     if any(state.status in {"diverged", "failed"} for state in states):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
 def _as_json(state: CellState) -> dict[str, Any]:
-    where = state.progress
+    position = state.progress
     return {
-        "name": state.planned.folder.path.name,
-        "method": state.planned.cell.method.label,
-        "seed": state.planned.cell.seed,
-        "suite": state.planned.cell.suite,
+        "name": state.folder.path.name,
+        "method": state.cell.method.label,
+        "seed": state.cell.seed,
+        "suite": state.cell.suite,
         "status": state.status,
         "reason": state.reason,
-        **{key: where.get(key) for key in ("host", "pid", "phase", "epoch", "epochs", "left", "last")},
+        **{key: position.get(key) for key in ("host", "pid", "phase", "epoch", "epochs", "left", "last")},
     }

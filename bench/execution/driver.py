@@ -1,4 +1,4 @@
-"""The driver: runs what a suite still needs, and writes the store from what the workers leave."""
+"""The driver: runs the cells that a suite still needs, and imports the run folders into the database."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,56 +17,34 @@ from bench.config.suite import LoadedSuite, select_cells
 from bench.errors import BenchError, DamagedFile
 from bench.execution.executor import Executor, ExecutorSettings, Handle, Paths
 from bench.execution.local import LocalExecutor, allocate
-from bench.execution.plan import Planned, Rerun, check_data, plan
-from bench.execution.worker import DISK, WorkerResult
-from bench.storage.run_folder import RunFolder, RunFolderLocked
+from bench.execution.plan import Action, CellState, Rerun, check_data, plan
+from bench.execution.worker import DISK_ERRORS, WorkerResult
+from bench.storage.run_folder import CellStatus, RunFolder, RunFolderLocked
 from bench.storage.store import Store
 from bench.utils.device import check_precision
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.1  # at most, until a watcher is called again
+POLL_SECONDS = 0.1  # between two calls of a watcher, at most
 
-LOOK_SECONDS = 0.5  # between two looks at the signs of life: file systems of clusters would feel more
+HEARTBEAT_SECONDS = 0.5  # between two checks of the heartbeats: more would burden the file systems of clusters
 
-RESUBMIT_SECONDS = 60  # after a cluster refused to take more cells
+RESUBMIT_SECONDS = 60  # after a cluster refused more cells
 
 MAX_ATTEMPTS = 3
-"""How often a cell is begun at most, by default, whose worker is lost: killed, out of memory, or hung."""
 
-HEARTBEAT_TIMEOUT = 30.0
-"""How long a worker may give no sign of life, by default: it gives one with every batch and every forward pass."""
+HEARTBEAT_TIMEOUT = 30.0  # minutes; a worker sends a heartbeat with every batch and every forward pass
 
-GO_ON = "mend that, and the same command goes on from the last finished epoch and attack"
-
-
-@dataclass
-class CellState:
-    """One cell as the driver sees it.
-
-    `status`: waiting (for a worker to begin), running, silent (see `bench.execution.watch`), busy (another process
-    holds it), interrupted or full (its folder or the disk cannot be written), or how its run ended; `progress`: where a
-    running one is, as its worker last said; `tries`: how many of its workers were lost.
-    """
-
-    planned: Planned
-    status: str
-    reason: str = ""
-    tries: int = 0
-
-    @property
-    def progress(self) -> dict[str, Any]:
-        return self.planned.folder.read_progress() if self.status in {"running", "silent"} else {}
-
+HOW_TO_RESUME = "fix this and rerun the same command to resume"
 
 Watch = Callable[[Sequence[CellState]], None]
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """What is done about workers that are lost: those that crash, run out of memory or send no heartbeat.
+    """How lost workers are handled: those that crash, run out of memory or send no heartbeat.
 
-    `max_attempts`: of each cell; `heartbeat_timeout`: without a heartbeat, after which a worker counts as lost.
+    `max_attempts`: of each cell; `heartbeat_timeout`: minutes without a heartbeat after which a worker is killed.
     """
 
     max_attempts: int = MAX_ATTEMPTS
@@ -76,10 +53,10 @@ class RetryPolicy:
 
 @contextmanager
 def open_executor(settings: ExecutorSettings, paths: Paths, cells: Sequence[Cell]) -> Iterator[Executor]:
-    """Return what runs `cells`, or some of them; at the end of the block, workers that still run are ended.
+    """Yield an executor for `cells`; at the end of the block, workers that still run are ended.
 
     Raises:
-        BenchError: there is no such machine, not as much of it as is wanted, or it lacks the protocol's precision.
+        BenchError: the machine does not exist, has too few resources, or lacks the protocol's precision.
     """
     executor = _executor(settings, paths, cells)
     try:
@@ -90,9 +67,9 @@ def open_executor(settings: ExecutorSettings, paths: Paths, cells: Sequence[Cell
 
 def _executor(settings: ExecutorSettings, paths: Paths, cells: Sequence[Cell]) -> Executor:
     if settings.slurm and settings.executor != "slurm":
-        raise BenchError("--slurm is for jobs of Slurm; add --executor slurm")
+        raise BenchError("--slurm needs --executor slurm")
     if settings.address and settings.executor != "ray":
-        raise BenchError("--address is that of a Ray cluster; add --executor ray")
+        raise BenchError("--address needs --executor ray")
     if settings.executor == "ray":
         from bench.execution.ray import RayExecutor
 
@@ -109,7 +86,7 @@ def _executor(settings: ExecutorSettings, paths: Paths, cells: Sequence[Cell]) -
 
 
 def check_writable(results: Path) -> None:
-    """Raise BenchError unless files can be made in `results`, which is created if need be."""
+    """Raise BenchError unless files can be created in `results`, which is created if necessary."""
     try:
         results.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=results):
@@ -119,7 +96,7 @@ def check_writable(results: Path) -> None:
 
 
 def open_store(results: Path, url: str | None) -> Store:
-    """Open the store, creating the results folder; if the store cannot be opened, the folder is not left behind.
+    """Open the store, creating the results folder; if that fails, a new folder is removed again.
 
     Raises:
         BenchError: the results folder cannot be written, or as `Store` does.
@@ -136,17 +113,17 @@ def open_store(results: Path, url: str | None) -> Store:
 
 
 @contextmanager
-def _disk_errors_named() -> Iterator[None]:
-    """Turn an error of the disk into one sentence."""
+def _report_disk_errors() -> Iterator[None]:
+    """Turn an error of the disk into a BenchError."""
     try:
         yield
     except OSError as error:
-        if error.errno not in DISK:
+        if error.errno not in DISK_ERRORS:
             raise
-        raise BenchError(f"{error.filename or 'the results folder'}: {error.strerror}; {GO_ON}") from error
+        raise BenchError(f"{error.filename or 'the results folder'}: {error.strerror}; {HOW_TO_RESUME}") from error
 
 
-@_disk_errors_named()
+@_report_disk_errors()
 def run_suite(
     loaded: LoadedSuite,
     *,
@@ -161,24 +138,22 @@ def run_suite(
     watch: Watch = lambda _states: None,
     detach: bool = False,
 ) -> list[CellState]:
-    """Run the cells of a suite that have not ended, and return the state of every cell that was asked for.
+    """Run the cells of a suite that are not complete, and return the state of every selected cell.
 
-    Cells that fail or diverge do not stop the others. Everything a worker finished is on disk when this is interrupted,
-    and the same call continues it.
+    Cells that fail or diverge do not stop the others. After an interruption, the same call resumes.
 
     Args:
         results: folder of the run folders and, unless `store` is given, of the store.
         store: SQLAlchemy URL; default: SQLite in the results folder.
-        data: root folder of datasets that live in files.
-        settings: on what machines, and how many cells at a time; what it leaves open is the suite's to say.
-        retry: what is done about workers that are lost.
+        data: root folder of the datasets.
+        settings: how cells are spread over machines; by default as the suite's `execution` section says.
+        retry: how lost workers are handled.
         watch: called several times a second with the states.
-        detach: hand the cells over to a queue that outlives this process, and return; the same call takes in later
-            what they came to.
+        detach: submit the cells to Slurm and return; the same call without `detach` collects their results.
 
     Raises:
-        BenchError: something is wrong with the suite, the machines, the results folder or the store, and nothing has
-            run; or the disk is full, and the same call goes on when it is not.
+        BenchError: the suite, the machines, the results folder or the store is not usable, and nothing has run; or the
+            disk is full, and the same call resumes when there is space.
     """
     if detach and settings.executor != "slurm":
         raise BenchError(
@@ -188,21 +163,20 @@ def run_suite(
     paths = Paths(results, data)
     settings = by_suite(settings, loaded)
     with open_executor(settings, paths, cells) as executor:
-        planned = plan(cells, results, rerun, data=data, devices=settings.devices or 1)
-        check_data(planned, data)
-        return run_planned(planned, executor, paths, store, retry, watch, detach=detach)
+        states = plan(cells, results, rerun, data=data, devices=settings.devices or 1)
+        check_data(states, data)
+        run_planned(states, executor, paths, store, retry, watch, detach=detach)
+    return states
 
 
 def by_suite(settings: ExecutorSettings, loaded: LoadedSuite) -> ExecutorSettings:
-    """Return `settings` with what it leaves open as the suite's execution section says."""
-    execution = loaded.suite.execution
-    return replace(
-        settings, threads=settings.threads or execution.threads, devices=settings.devices or execution.devices
-    )
+    """Return `settings` with defaults from the suite's `execution` section."""
+    suite = loaded.suite.execution
+    return replace(settings, threads=settings.threads or suite.threads, devices=settings.devices or suite.devices)
 
 
 def run_planned(
-    planned: Sequence[Planned],
+    states: Sequence[CellState],
     executor: Executor,
     paths: Paths,
     store: str | None,
@@ -210,125 +184,122 @@ def run_planned(
     watch: Watch,
     *,
     detach: bool = False,
-) -> list[CellState]:
-    """Run what is to be run and take it into the store; return the state of every cell."""
-    states = [CellState(item, item.status if item.action == "skip" else "waiting") for item in planned]
+) -> None:
+    """Run planned cells and import their run folders, updating `states`."""
     with open_store(paths.results, store) as opened:
         unstored = [state for state in states if not _prepare(state, opened)]
         if detach:
-            executor.submit([state.planned.cell for state in states if state.status == "waiting"])
+            executor.submit([state.cell for state in states if state.status is CellStatus.QUEUED])
             executor.detach()
         else:
             unstored += _run(states, executor, retry, opened, watch)
-        for state in unstored:  # the store was locked or full for a while: once more, and now it is an error
-            opened.ingest(state.planned.folder)
+        for state in unstored:  # the store was locked or full before; now its error is raised
+            opened.ingest(state.folder)
     for state in states:
-        if state.status == "full":
-            raise BenchError(f"{state.reason}; {GO_ON}")
-    return states
+        if state.status is CellStatus.DISK_FULL:
+            raise BenchError(f"{state.reason}; {HOW_TO_RESUME}")
 
 
 def _prepare(state: CellState, store: Store) -> bool:
-    """Make a cell's folder ready before anything runs, and return False if the store could not take in an ended one.
+    """Prepare a cell's run folder and queue the cell, or import a run that has ended; False if the store failed.
 
-    All folders are set aside or reopened at the beginning, so that after an interruption the command without `--rerun`
-    goes on.
+    All folders are archived or reopened before anything runs, so that after an interruption the command without
+    `--rerun` resumes.
     """
-    item = state.planned
-    if item.action == "skip":
+    if state.action is Action.SKIP:
         with suppress(DamagedFile):
-            state.reason = (item.folder.result() or {}).get("reason", "")
+            state.reason = (state.folder.result() or {}).get("reason", "")
         return _store(state, store.ingest_if_new)
-    if item.action != "run":
+    state.status = CellStatus.QUEUED
+    if state.action is not Action.RUN:
         try:
-            with item.folder.lock():
-                item.folder.archive() if item.action == "anew" else item.folder.reopen()
+            with state.folder.lock():
+                state.folder.archive() if state.action is Action.RESTART else state.folder.reopen()
         except RunFolderLocked as error:
-            state.status, state.reason = "busy", str(error)
+            state.status, state.reason = CellStatus.LOCKED, str(error)
         except DamagedFile as error:
-            state.status, state.reason = "failed", str(error)
+            state.status, state.reason = CellStatus.FAILED, str(error)
     return True
 
 
 def _run(
     states: Sequence[CellState], executor: Executor, retry: RetryPolicy, store: Store, watch: Watch
 ) -> list[CellState]:
-    """Keep the executor busy until every waiting cell has ended, or the disk is full.
+    """Keep the executor busy until every queued cell has ended, or the disk is full.
 
     Returns:
         The cells that could not be stored.
     """
-    waiting = [state for state in states if state.status == "waiting"]
+    queue = [state for state in states if state.status is CellStatus.QUEUED]
     running: dict[Handle, CellState] = {}
     unstored: list[CellState] = []
-    next_look = not_before = 0.0
+    next_check = not_before = 0.0
     full = False
     try:
-        while (waiting and not full) or running:
+        while (queue and not full) or running:
             if time.monotonic() >= not_before and not full:
-                now, waiting = waiting[: executor.room()], waiting[executor.room() :]
+                now, queue = queue[: executor.room()], queue[executor.room() :]
                 try:
-                    running |= zip(executor.submit([state.planned.cell for state in now]), now, strict=True)
-                except BenchError as error:  # a cluster that takes nothing more is no reason to end what it runs
+                    running |= zip(executor.submit([state.cell for state in now]), now, strict=True)
+                except BenchError as error:  # a cluster may refuse more cells while others run
                     if not running:
                         raise
-                    log.warning("%s; tried again in %d s", error, RESUBMIT_SECONDS)
-                    waiting, not_before = now + waiting, time.monotonic() + RESUBMIT_SECONDS
+                    log.warning("%s; retried in %d s", error, RESUBMIT_SECONDS)
+                    queue, not_before = now + queue, time.monotonic() + RESUBMIT_SECONDS
             for handle in executor.wait(POLL_SECONDS):
                 state = running.pop(handle)
                 _settle(state, handle.result(), retry.max_attempts)
-                if state.status == "waiting":
-                    waiting.append(state)
-                elif state.status != "busy" and not _store(state, store.ingest):
+                if state.status is CellStatus.QUEUED:
+                    queue.append(state)
+                elif state.status is not CellStatus.LOCKED and not _store(state, store.ingest):
                     unstored.append(state)
-            if time.monotonic() >= next_look:
-                next_look = time.monotonic() + LOOK_SECONDS
+            if time.monotonic() >= next_check:
+                next_check = time.monotonic() + HEARTBEAT_SECONDS
                 for handle, state in running.items():
                     handle.check_heartbeat(60 * retry.heartbeat_timeout)
-                    state.status = "running" if handle.started else "waiting"
-            if not full and any(state.status == "full" for state in states):
-                full = True  # as it will be for those that have not begun
+                    state.status = CellStatus.RUNNING if handle.started else CellStatus.QUEUED
+            if not full and any(state.status is CellStatus.DISK_FULL for state in states):
+                full = True  # also for cells that have not started
                 for handle in [handle for handle in running if handle.queues and not handle.started]:
                     handle.kill()
             watch(states)
     finally:
         executor.close()
-        with suppress(OSError):  # what they have so far; the folders keep it in any case
+        with suppress(OSError):
             for state in running.values():
-                if not _store(state, store.ingest):  # nor the others, each after a while
+                if not _store(state, store.ingest):  # the others would fail as slowly; their folders are kept
                     break
     return unstored
 
 
-def _settle(state: CellState, ending: WorkerResult, tries: int) -> None:
-    """Take note of how a cell's worker ended: one that was lost makes the cell wait again, or fail after `tries`."""
-    state.status, state.reason = ending
-    if ending.status != "lost":
+def _settle(state: CellState, result: WorkerResult, max_attempts: int) -> None:
+    """Update a cell whose worker has ended: if the worker was lost, the cell is queued again, or fails."""
+    state.status, state.reason = result
+    if state.status is not CellStatus.LOST:
         return
-    state.tries += 1
-    state.status = "waiting" if state.tries < tries else "failed"
-    state.reason = f"{ending.reason} (try {state.tries} of {tries})"
-    folder = state.planned.folder
+    state.attempts += 1
+    state.status = CellStatus.QUEUED if state.attempts < max_attempts else CellStatus.FAILED
+    state.reason = f"{result.reason} (attempt {state.attempts} of {max_attempts})"
     try:
-        with folder.lock():
-            folder.record_incident(state.reason)
-            if state.status == "failed":
-                folder.finish("failed", reason=state.reason)
-    except RunFolderLocked as error:  # another run was quicker to take it over
-        state.status, state.reason = "busy", str(error)
+        with state.folder.lock():
+            state.folder.record_incident(state.reason)
+            if state.status is CellStatus.FAILED:
+                state.folder.finish(CellStatus.FAILED, reason=state.reason)
+    except RunFolderLocked as error:  # another run has taken it over
+        state.status, state.reason = CellStatus.LOCKED, str(error)
     except (OSError, DamagedFile) as error:
         state.reason += f"; {error}"
 
 
 def _store(state: CellState, ingest: Callable[[RunFolder], None]) -> bool:
-    """Take a run folder into the store; return False if the store failed.
+    """Import a run folder, and return False if the store failed.
 
-    A folder that is damaged fails its own cell and stops no other.
+    A damaged folder fails its own cell only.
     """
     try:
-        ingest(state.planned.folder)
+        ingest(state.folder)
     except DamagedFile as error:
-        state.status, state.reason = "failed", state.reason or str(error)
+        state.status, state.reason = CellStatus.FAILED, state.reason or str(error)
     except BenchError:
         return False
     return True

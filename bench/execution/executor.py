@@ -1,8 +1,7 @@
-"""The interface to what runs cells: hand cells over, wait for those that end, end one.
+"""The interface of executors, which run cells: submit cells, wait for workers that end, kill one.
 
-There are three executors: processes of this machine (`local`), a Ray cluster (`ray`) and Slurm's queue (`slurm`). All
-of them run `bench.execution.worker.work`, and what a worker finished is in its run folder, so that nothing but how it
-ended has to come back.
+There are three: processes of this machine (`local`), a Ray cluster (`ray`) and Slurm's queue (`slurm`). All of them run
+`bench.execution.worker.work`. Its results are in the run folder, so that only a `WorkerResult` comes back.
 """
 
 from __future__ import annotations
@@ -18,9 +17,10 @@ from typing import Literal
 from bench.config.cell import Cell
 from bench.errors import BenchError
 from bench.execution.worker import Job, WorkerResult
+from bench.storage.run_folder import CellStatus
 
-LOOK_SECONDS = 1.0
-"""The most that one look at a worker adds to its silence: whoever looks may have been asleep in between."""
+CHECK_SECONDS = 1.0
+"""The most that one check of a heartbeat adds to a worker's silence: the machine may have been asleep in between."""
 
 
 @dataclass(frozen=True)
@@ -45,80 +45,80 @@ class ExecutorSettings:
 
 @dataclass(frozen=True)
 class Paths:
-    """Where cells find what they need, on every machine that runs them: the results folder and the datasets' root."""
+    """The results folder and the root folder of the datasets, on every machine that runs cells."""
 
     results: Path
     data: Path | None
 
 
 class Handle(ABC):
-    """A cell that was handed over; `begun` says whether its worker has given a sign of life since."""
+    """A submitted cell; `started` says whether its worker has sent a heartbeat since."""
 
     queues = False
-    """Whether the cell may wait in a queue for as long as it takes before its worker begins."""
+    """Whether the cell may wait in a queue, for any time, before its worker starts."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.started, self._hung, self._silence = job, False, False, 0.0
-        self._beat, self._looked = job.folder.last_heartbeat(), time.monotonic()
+        self._beat, self._checked = job.folder.last_heartbeat(), time.monotonic()
 
     def check_heartbeat(self, timeout: float) -> None:
         """Kill the worker if it has sent no heartbeat for `timeout` seconds of calls to this method.
 
-        To be called often: only the time between calls counts, at most `LOOK_SECONDS` for each.
+        To be called often: only the time between calls counts, at most `CHECK_SECONDS` for each.
         """
         now, beat = time.monotonic(), self.job.folder.last_heartbeat()
         if beat != self._beat:
             self.started, self._silence = True, 0.0
         elif self.started or not self.queues:
-            self._silence += min(now - self._looked, LOOK_SECONDS)
-        self._beat, self._looked = beat, now
+            self._silence += min(now - self._checked, CHECK_SECONDS)
+        self._beat, self._checked = beat, now
         if self._silence > timeout and not self._hung:
             self._hung = True
             self.kill()
 
     def result(self) -> WorkerResult:
-        """Return how a worker that is gone ended."""
-        if told := self._reported():
-            return told
+        """Return the result of a worker that has ended."""
+        if reported := self._reported():
+            return reported
         if self._hung:
-            return WorkerResult("lost", f"the worker hung: no heartbeat for {self._silence / 60:.2g} minutes")
+            return WorkerResult(CellStatus.LOST, f"the worker hung: no heartbeat for {self._silence / 60:.2g} minutes")
         with suppress(OSError, BenchError):
-            if done := self.job.folder.result():  # it died in its last breath
-                return WorkerResult(done["status"], done.get("reason", ""))
-        return WorkerResult("lost", f"the worker died: {self._cause()}")
+            if result := self.job.folder.result():  # it died after its last write
+                return WorkerResult(CellStatus(result["status"]), result.get("reason", ""))
+        return WorkerResult(CellStatus.LOST, f"the worker died: {self._cause()}")
 
     @abstractmethod
     def kill(self) -> None:
-        """End the worker at once; what it has committed stays."""
+        """End the worker at once; what it has committed is kept."""
 
     @abstractmethod
     def _reported(self) -> WorkerResult | None:
-        """Return what the worker said last, if it could."""
+        """Return the result that the worker reported, if it could."""
 
     @abstractmethod
     def _cause(self) -> str:
-        """Return what is known of why a worker died that said nothing."""
+        """Return what is known of why a worker died that reported nothing."""
 
 
 class Executor(ABC):
-    """Runs cells. Made by `bench.execution.driver.open_executor`; to be closed, which ends what still runs."""
+    """Runs cells. Created by `bench.execution.driver.open_executor`, which closes it."""
 
     @abstractmethod
     def room(self) -> int:
-        """Return how many cells could be handed over now."""
+        """Return how many cells can be submitted now."""
 
     @abstractmethod
     def submit(self, cells: Sequence[Cell]) -> list[Handle]:
-        """Hand over `cells`, no more than there is room for; their handles, in order."""
+        """Submit `cells`, at most as many as there is room for, and return their handles, in order."""
 
     @abstractmethod
     def wait(self, seconds: float) -> list[Handle]:
-        """Return the handles of workers that are gone, each once: as soon as there is one, at most after `seconds`."""
+        """Return the handles of workers that have ended, each once; wait at most `seconds` for the first."""
 
     @abstractmethod
     def close(self) -> None:
-        """End all workers and wait until they are gone."""
+        """End all workers and wait for their end."""
 
     def detach(self) -> None:
-        """Leave what was handed over to itself, so that `close` ends nothing; only where a queue outlives us."""
+        """Leave the submitted cells to their queue, so that `close` ends nothing; Slurm only."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Networks trained elsewhere, judged under a suite's final attacks: cells that are only evaluated."""
+"""The evaluation of external models: cells that are not trained."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from bench.config.cell import EVALUATED, Cell, ExternalModel, ResolvedMethod
 from bench.config.suite import LoadedSuite
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError
-from bench.execution.driver import CellState, RetryPolicy, Watch, by_suite, open_executor, run_planned
+from bench.execution.driver import RetryPolicy, Watch, by_suite, open_executor, run_planned
 from bench.execution.executor import ExecutorSettings, Paths
-from bench.execution.plan import check_attacks, check_data, plan_evaluation
+from bench.execution.plan import CellState, check_attacks, check_data, plan_evaluation
 from bench.models.external import load_foreign, located
 
 MAX_LABEL = 80  # characters, as in a suite
@@ -28,20 +28,19 @@ def evaluate_network(
     settings: ExecutorSettings = ExecutorSettings(),
     watch: Watch = lambda _states: None,
 ) -> CellState:
-    """Judge a network that was trained elsewhere under a suite's final attacks, as a row of its leaderboard.
+    """Evaluate an external model under a suite's final attacks, as a row of its leaderboard.
 
-    It is a cell of the method `evaluated`, which the network's weights, architecture and normalisation identify. The
-    same network again is done already; one that failed or was interrupted goes on.
+    It is a cell of the method `evaluated`, whose parameters are the network's weights, architecture and normalisation.
+    A network that was evaluated before is skipped; one that failed or was interrupted resumes.
 
     Args:
-        loaded: whose protocol.
+        loaded: the suite whose protocol applies.
         network: where the network is.
-        name: what the leaderboard calls it.
+        name: the label in the leaderboard.
         results, store, data, settings, watch: as in `run_suite`.
 
     Raises:
-        BenchError: something is wrong with the network, the name, the machine, the results folder or the store; nothing
-            has run.
+        BenchError: the network, the name, the machine, the results folder or the store is not usable; nothing has run.
     """
     protocol = loaded.suite.protocol
     _check_name(name, loaded)
@@ -59,16 +58,16 @@ def evaluate_network(
     paths = Paths(results, data)
     alone = replace(by_suite(settings, loaded), devices=1)
     with open_executor(alone, paths, [cell]) as executor:
-        planned = [plan_evaluation(cell, results)]
-        check_data(planned, data)
-        (state,) = run_planned(planned, executor, paths, store, RetryPolicy(), watch)
+        state = plan_evaluation(cell, results)
+        check_data([state], data)
+        run_planned([state], executor, paths, store, RetryPolicy(), watch)
     return state
 
 
 def _check_name(name: str, loaded: LoadedSuite) -> None:
-    """Raise BenchError unless a leaderboard can call a network so, and `bench compare` can tell it from a method."""
+    """Raise BenchError unless `name` can be a label, and differs from all names and labels of the suite's methods."""
     if not (name and name.isprintable() and name == name.strip() and len(name) <= MAX_LABEL):
         raise BenchError(f"--name must be 1 to {MAX_LABEL} printable characters, without spaces around them")
     taken = {word for method in loaded.methods for word in (method.name, method.label)}
     if name in taken | {EVALUATED}:
-        raise BenchError(f"--name '{name}': a method of this suite is called so; choose another")
+        raise BenchError(f"--name '{name}': a method of this suite has this name; choose another")

@@ -1,4 +1,4 @@
-"""Workers as processes of this machine, one cell each."""
+"""Workers as processes of this machine, one for each cell."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from bench.utils.processes import import_no_working_directory
 GRACE_SECONDS = 10  # between asking a worker to end and killing it
 
 Devices: TypeAlias = tuple[str, ...]
-"""What one cell runs on: one device, or several that share its batches."""
+"""The devices of one cell: one, or several that share its batches."""
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """How the machine is divided: the devices of each cell that runs at a time, and every process's CPU threads."""
+    """The devices of each cell that runs at a time, and the CPU threads of each process."""
 
     slots: tuple[Devices, ...]
     threads: int
@@ -40,12 +40,12 @@ class Allocation:
 def allocate(settings: ExecutorSettings, cells: int) -> Allocation:
     """Divide the machine among the workers.
 
-    On a CPU there are as many workers as the cells and the cores (or the cores divided by `threads`) allow, and the
-    threads are divided among them: more threads than cores slow each other down several times. On GPUs there is one
-    worker on each, unless asked for more.
+    On a CPU there are as many workers as there are cells and cores (or cores divided by `threads`), which share the
+    cores: with more threads than cores, all become several times slower. On GPUs there is one worker on each, unless
+    `jobs_per_gpu` says more.
 
     Raises:
-        BenchError: no such device, or more workers, threads or GPUs than there are.
+        BenchError: no such device, or too few cores or GPUs.
     """
     each, available = settings.devices or 1, cores()
     if settings.threads is not None and settings.threads > available:
@@ -55,7 +55,7 @@ def allocate(settings: ExecutorSettings, cells: int) -> Allocation:
     gpus = _gpus(settings)
     if gpus:
         if each > len(gpus):
-            raise BenchError(f"each cell is to have {each} devices, and there are {len(gpus)} GPUs to use")
+            raise BenchError(f"each cell needs {each} devices, but there are {len(gpus)} GPUs to use")
         groups = [tuple(gpus[start : start + each]) for start in range(0, len(gpus) - each + 1, each)]
         slots = groups * settings.jobs_per_gpu
         if settings.jobs is not None and settings.jobs > len(slots):
@@ -80,13 +80,13 @@ def allocate(settings: ExecutorSettings, cells: int) -> Allocation:
 def _gpus(settings: ExecutorSettings) -> list[str]:
     """Return the GPUs to use; none on a CPU."""
     if settings.gpus and not settings.device.startswith("cu") and settings.device != "auto":
-        raise BenchError(f"GPUs are named, and so is the device '{settings.device:.60}'; leave one of them out")
+        raise BenchError(f"--gpus and --device {settings.device:.60} exclude each other; leave one of them out")
     if settings.gpus:
         return [str(resolve_device(f"cuda:{number}")) for number in settings.gpus]
     device = resolve_device(settings.device)
     if device.type == "cpu":
         if settings.jobs_per_gpu > 1:
-            raise BenchError("--jobs-per-gpu needs a GPU, and this machine has none to use; use --jobs")
+            raise BenchError("--jobs-per-gpu needs a GPU, but this machine has none to use; use --jobs")
         return []
     numbers = range(torch.cuda.device_count()) if device.index is None else [device.index]
     return [f"cuda:{number}" for number in numbers]
@@ -95,13 +95,13 @@ def _gpus(settings: ExecutorSettings) -> list[str]:
 class LocalHandle(Handle):
     """A worker process."""
 
-    def __init__(self, job: Job, process: BaseProcess, told: Connection) -> None:
+    def __init__(self, job: Job, process: BaseProcess, pipe: Connection) -> None:
         super().__init__(job)
-        self._process, self._pipe = process, told
+        self._process, self._pipe = process, pipe
 
     @property
     def sentinel(self) -> int:
-        """What `multiprocessing.connection.wait` waits for."""
+        """The object that `multiprocessing.connection.wait` waits for."""
         return self._process.sentinel
 
     def kill(self) -> None:
@@ -112,7 +112,7 @@ class LocalHandle(Handle):
         self._process.terminate()
 
     def join(self) -> None:
-        """Wait until the worker is gone, killing it if it does not end."""
+        """Wait until the worker has ended; kill it if it does not."""
         self._process.join(GRACE_SECONDS)
         if self._process.is_alive():
             self._process.kill()
@@ -121,8 +121,8 @@ class LocalHandle(Handle):
     def _reported(self) -> WorkerResult | None:
         with suppress(EOFError):
             if self._pipe.poll():
-                ending: WorkerResult = self._pipe.recv()
-                return ending
+                result: WorkerResult = self._pipe.recv()
+                return result
         return None
 
     def _cause(self) -> str:
@@ -131,7 +131,7 @@ class LocalHandle(Handle):
 
 
 class LocalExecutor(Executor):
-    """Starts worker processes; on Linux from a server process that has torch loaded, so that a start takes no time."""
+    """Starts worker processes; on Linux from a server process that has torch loaded, which makes a start fast."""
 
     def __init__(self, allocation: Allocation, paths: Paths) -> None:
         self._allocation, self._paths = allocation, paths
@@ -141,29 +141,29 @@ class LocalExecutor(Executor):
         self._context: ForkServerContext | SpawnContext = get_context("spawn")
         if sys.platform == "linux":
             self._context = get_context("forkserver")
-            # The second is what torch imports at an optimiser's first step: a second, once and not for each cell.
+            # torch._dynamo is imported at the first step of an optimiser and takes a second: once, not for each cell.
             self._context.set_forkserver_preload(["bench.execution.worker", "torch._dynamo"])
 
     def room(self) -> int:
         return len(self._free)
 
     def submit(self, cells: Sequence[Cell]) -> list[Handle]:
-        # For threads of libraries that read their number at start, in workers and in the server that forks them.
+        # For libraries that read it at start, in workers and in the server that forks them.
         os.environ["OMP_NUM_THREADS"] = str(self._allocation.threads)
         handles: list[Handle] = []
         for cell in cells:
             handle = self._start(cell, self._free.pop(0))
-            self._running.append(handle)  # at once: whatever comes next, `close` is to end it
+            self._running.append(handle)  # at once, so that `close` ends it whatever happens next
             handles.append(handle)
         return handles
 
     def _start(self, cell: Cell, devices: Devices) -> LocalHandle:
         job = Job(cell, self._paths.results, devices, self._paths.data, self._allocation.threads)
-        told, tell = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=work_in_process, args=(job, tell), name=str(cell))
-        handle = LocalHandle(job, process, told)
+        receiver, sender = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=work_in_process, args=(job, sender), name=str(cell))
+        handle = LocalHandle(job, process, receiver)
         process.start()
-        tell.close()  # the worker has the other copy
+        sender.close()  # the worker has the other copy
         return handle
 
     def wait(self, seconds: float) -> list[Handle]:

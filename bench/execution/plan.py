@@ -1,4 +1,4 @@
-"""What a suite still needs: the state of each cell on disk, and the work that is left."""
+"""What each cell of a suite still needs, given its run folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 
@@ -19,40 +19,57 @@ from bench.errors import BenchError, DamagedFile
 from bench.execution.distributed import check_devices
 from bench.execution.estimate import Work, work_of
 from bench.storage.checkpoints import load_latest_valid
-from bench.storage.run_folder import RunFolder, Status
+from bench.storage.run_folder import CellStatus, RunFolder
 from bench.storage.verify import folder_damage
 from bench.training.build import build_without_data
 from bench.utils.files import fingerprint
 
-Action = Literal["skip", "run", "reopen", "anew"]
-"""skip: it has ended; run: start or continue it; reopen: continue though it failed; anew: set the old folder aside,
-as it is to be run again or is too damaged to be continued."""
-
 
 class Rerun(StrEnum):
-    """Which cells to run again."""
+    """Which cells to run."""
 
     MISSING = "missing"
     """Those that have not ended."""
     FAILED = "failed"
-    """Those too that failed or diverged, or whose files are damaged."""
+    """Also those that failed or diverged, or whose files are damaged."""
     ALL = "all"
-    """Every one; the old folders are kept aside."""
+    """Every cell; existing run folders are archived."""
 
 
-@dataclass(frozen=True)
-class Planned:
-    """One cell, its folder, how far it got, what is to be done about it, and how much work that is in all.
+class Action(StrEnum):
+    """What is to be done for a cell."""
 
-    `work` is None for a cell to skip, and where it cannot be told: the images must be counted and are not there, or the
-    network cannot be.
+    SKIP = "skip"
+    """Nothing, it has ended."""
+    RUN = "run"
+    """Start or resume it."""
+    RESUME = "resume"
+    """Resume it although it failed or diverged."""
+    RESTART = "restart"
+    """Archive its run folder, which is to be replaced or is too damaged to resume, and start it again."""
+
+
+@dataclass
+class CellState:
+    """One cell: what is to be done for it, and how far it is.
+
+    `work` is None for a cell to skip, or if it is unknown: the images must be counted and are not there, or torch
+    cannot count the network. `attempts`: how many of its workers were lost.
     """
 
     cell: Cell
     folder: RunFolder
-    status: Status
+    status: CellStatus
     action: Action
-    work: Work | None
+    work: Work | None = None
+    reason: str = ""
+    attempts: int = 0
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """The position of a running cell, as its worker last wrote it; else empty."""
+        active = self.status in {CellStatus.RUNNING, CellStatus.STALLED}
+        return self.folder.read_progress() if active else {}
 
 
 def plan(
@@ -62,10 +79,12 @@ def plan(
     *,
     data: Path | None = None,
     devices: int = 1,
-) -> list[Planned]:
-    """Return what is to be done for each cell, given what the results folder holds.
+) -> list[CellState]:
+    """Return the state of each cell, given what the results folder holds.
 
-    Images are looked for below `data` only where no more than they can tell their number. `devices`: of each cell.
+    Args:
+        data: root folder of the datasets, read only to count the images of datasets without a fixed number.
+        devices: of each cell.
 
     Raises:
         BenchError: a final attack is not defined for the data, a method refuses the network or its parameters, or it
@@ -74,35 +93,36 @@ def plan(
     for protocol in {cell.protocol for cell in cells}:
         check_attacks(protocol)
     works: dict[Protocol, Work | None] = {}
-    planned, built = [], set()
+    states, built = [], set()
     for cell in cells:
-        folder = RunFolder.of(cell, results)
-        status = _status(folder, rerun)
-        action = _action(folder, status, rerun)
-        if action != "skip" and cell.protocol not in works:
+        state = _state(cell, results, rerun)
+        states.append(state)
+        if state.action is Action.SKIP:
+            continue
+        if cell.protocol not in works:
             works[cell.protocol] = work_of(cell.protocol, data)
-        planned.append(Planned(cell, folder, status, action, None if action == "skip" else works[cell.protocol]))
+        state.work = works[cell.protocol]
         key = (cell.protocol.fingerprint, cell.method.name, fingerprint(cell.method.params))
-        if action != "skip" and key not in built:  # whatever the method refuses, it refuses before anything
+        if key not in built:  # so that a method refuses its parameters before anything runs
             built.add(key)
             try:
                 build_without_data(cell, dataset_of(cell.protocol.dataset), torch.device("cpu"))
             except BenchError as error:
                 raise BenchError(f"method '{cell.method.label}': {error}") from error
-    check_devices([item.cell for item in planned if item.action != "skip"], devices)
-    return planned
+    check_devices([state.cell for state in states if state.action is not Action.SKIP], devices)
+    return states
 
 
-def plan_evaluation(cell: Cell, results: Path) -> Planned:
-    """Return what is to be done for a cell that is only evaluated: one that failed goes on, one that finished is kept.
+def plan_evaluation(cell: Cell, results: Path) -> CellState:
+    """Return the state of a cell that is only evaluated: one that failed resumes, one that finished is kept.
 
     Raises:
         BenchError: a final attack is not defined for the data.
     """
     check_attacks(cell.protocol)
-    folder = RunFolder.of(cell, results)
-    status = _status(folder, Rerun.FAILED)
-    return Planned(cell, folder, status, _action(folder, status, Rerun.FAILED), Work(training=0, tracking=0, final=1))
+    state = _state(cell, results, Rerun.FAILED)
+    state.work = Work(training=0, tracking=0, final=1)
+    return state
 
 
 def check_attacks(protocol: Protocol) -> None:
@@ -112,35 +132,37 @@ def check_attacks(protocol: Protocol) -> None:
             check_classes(dataset_of(protocol.dataset).classes, attack.cascade)
 
 
-def _status(folder: RunFolder, rerun: Rerun) -> Status:
-    """Return how far a run got; one with damage is looked for only where failed ones are to run again."""
+def _state(cell: Cell, results: Path, rerun: Rerun) -> CellState:
+    folder = RunFolder.of(cell, results)
     try:
         status = folder.status()
-    except DamagedFile:  # how it ended is not known any more
-        return "failed"
-    return "failed" if rerun is Rerun.FAILED and status == "finished" and folder_damage(folder) else status
+    except DamagedFile:  # done.json cannot be read
+        status = CellStatus.FAILED
+    if rerun is Rerun.FAILED and status is CellStatus.FINISHED and folder_damage(folder):
+        status = CellStatus.FAILED
+    return CellState(cell, folder, status, _action(folder, status, rerun))
 
 
-def _action(folder: RunFolder, status: Status, rerun: Rerun) -> Action:
-    if rerun is Rerun.ALL and status != "new":
-        return "anew"
-    if status in {"new", "interrupted"}:
-        return "run"
-    if rerun is not Rerun.FAILED or status == "finished":
-        return "skip"
+def _action(folder: RunFolder, status: CellStatus, rerun: Rerun) -> Action:
+    if rerun is Rerun.ALL and status is not CellStatus.NEW:
+        return Action.RESTART
+    if not status.is_final:
+        return Action.RUN
+    if rerun is not Rerun.FAILED or status is CellStatus.FINISHED:
+        return Action.SKIP
     try:
         load_latest_valid(folder)
     except DamagedFile:
-        return "anew"
-    return "reopen"
+        return Action.RESTART
+    return Action.RESUME
 
 
-def check_data(planned: Sequence[Planned], root: Path | None) -> None:
-    """Look whether the images that the cells to run need are there, before anything starts; none is decoded.
+def check_data(states: Sequence[CellState], root: Path | None) -> None:
+    """Check that the images of the cells to run exist, before anything starts; none is decoded.
 
     Raises:
         NotFound, BenchError: as `Dataset.locate` and `Dataset.choose` do.
     """
-    for settings in {item.cell.protocol.dataset for item in planned if item.action != "skip"}:
+    for settings in {state.cell.protocol.dataset for state in states if state.action is not Action.SKIP}:
         dataset = dataset_of(settings)
         dataset.select(dataset.locate(root))

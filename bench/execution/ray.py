@@ -1,6 +1,6 @@
-"""Workers on a Ray cluster: nodes may come and go; a cell whose node is gone is begun again on another one.
+"""Workers on a Ray cluster. Nodes may come and go; a cell of a lost node starts again on another one.
 
-Retries are the driver's, as for workers of this machine, so that they are counted and on record in one way.
+The driver retries lost cells, as for workers of this machine; Ray's own retries are off.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from bench.config.cell import Cell
 from bench.errors import BenchError
 from bench.execution.executor import Executor, ExecutorSettings, Handle, Paths
 from bench.execution.worker import Job, WorkerResult, work
+from bench.storage.run_folder import CellStatus
 
 try:
     import ray
@@ -27,13 +28,13 @@ try:
 except ImportError:
     raise BenchError("--executor ray needs Ray: pip install 'robust-overfitting-bench[ray]'") from None
 
-REACH_SECONDS = 5  # to wait for an answer of the address that is given
+REACH_SECONDS = 5  # to wait for an answer of the given address
 
 GRACE_SECONDS = 10  # to wait for cancelled tasks
 
 GONE = (RayError, ConnectionError)
 
-PROBE_SECONDS = 60  # to wait until every node has looked for the results folder
+PROBE_SECONDS = 60  # to wait until each node has looked for the results folder
 
 
 class RayHandle(Handle):
@@ -50,8 +51,8 @@ class RayHandle(Handle):
 
     def _result(self) -> WorkerResult | RayError:
         try:
-            ending: WorkerResult = ray.get(self.task)
-            return ending
+            result: WorkerResult = ray.get(self.task)
+            return result
         except RayError as error:
             return error
 
@@ -61,13 +62,13 @@ class RayHandle(Handle):
 
     def _cause(self) -> str:
         error = self._result()
-        if isinstance(error, RayTaskError):  # what goes wrong in the cell itself never comes out of `work`
+        if isinstance(error, RayTaskError):  # errors of the cell itself never leave `work`
             return f"its node cannot run cells: {type(error.cause).__name__}: {error.cause}"
         return f"{type(error).__name__} ({str(error).strip().splitlines()[0]:.200})"
 
 
 class RayExecutor(Executor):
-    """Hands cells to a Ray cluster, which runs as many at a time as it has room for, or `jobs`."""
+    """Submits cells to a Ray cluster, which runs as many at a time as it has room for, or `jobs`."""
 
     def __init__(self, settings: ExecutorSettings, paths: Paths) -> None:
         """Connect to the cluster at `settings.address`, or start one on this machine.
@@ -86,7 +87,7 @@ class RayExecutor(Executor):
             each = settings.devices or 1
             self._threads = settings.threads or 1
             self.devices, self.needs = _needs(settings, each, self._threads)
-            # A process for each task, which `work` takes for the cell's own; what is lost, the driver begins again.
+            # `work` needs a process of its own (max_calls); the driver restarts lost cells (max_retries).
             self._task = ray.remote(max_calls=1, max_retries=0, **self.needs)(_work_where_seen)
             self._mark.touch()
             _check_sees(self._mark)
@@ -101,7 +102,7 @@ class RayExecutor(Executor):
         handles: list[Handle] = []
         for cell in cells:
             job = Job(cell, self._paths.results, self.devices, self._paths.data, self._threads)
-            with _cluster_errors_named():
+            with _report_lost_cluster():
                 handle = RayHandle(job, self._task.options(name=str(cell)).remote(job, str(self._mark)))
             self._running[handle.task] = handle
             handles.append(handle)
@@ -112,7 +113,7 @@ class RayExecutor(Executor):
         if not tasks:
             time.sleep(seconds)
             return []
-        with _cluster_errors_named():
+        with _report_lost_cluster():
             ended, _ = ray.wait(tasks, num_returns=1, timeout=seconds)
             if ended:  # and those that ended with it
                 ended, _ = ray.wait(tasks, num_returns=len(tasks), timeout=0)
@@ -130,15 +131,16 @@ class RayExecutor(Executor):
 
 
 def _work_where_seen(job: Job, mark: str) -> WorkerResult:
-    """Do the cell's work, unless this node does not see the results folder: it may have joined the cluster late."""
+    """Run the cell if this node sees the results folder; it may have joined the cluster late."""
     if not _sees(mark):
-        return WorkerResult("lost", f"node {socket.gethostname()} does not see the results folder {job.results}")
+        reason = f"node {socket.gethostname()} does not see the results folder {job.results}"
+        return WorkerResult(CellStatus.LOST, reason)
     return work(job)
 
 
 @contextmanager
-def _cluster_errors_named() -> Iterator[None]:
-    """Turn it into one sentence that the cluster is gone."""
+def _report_lost_cluster() -> Iterator[None]:
+    """Turn a lost connection to the cluster into a BenchError."""
     try:
         yield
     except GONE as error:
@@ -156,14 +158,14 @@ def _connect(address: str | None) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        signal.signal(signal.SIGTERM, handler)  # which Ray takes for itself
+        signal.signal(signal.SIGTERM, handler)  # which Ray replaces
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BenchError(f"no Ray cluster can be reached at --address {address or 'local'}: {reason:.200}") from None
 
 
 def _needs(settings: ExecutorSettings, each: int, threads: int) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Return the devices that a worker sees and the resources that it needs; on GPUs wherever the cluster has any."""
+    """Return the devices of a worker and the resources that it requests; GPUs if the cluster has any."""
     nodes = [node["Resources"] for node in _nodes()]
     on_gpu = settings.device.startswith("cuda") or (
         settings.device == "auto" and any(node.get("GPU", 0) >= each for node in nodes)

@@ -25,6 +25,7 @@ from bench.errors import BenchError, DamagedFile
 from bench.execution.executor import Executor, ExecutorSettings, Handle, Paths
 from bench.execution.slurm_commands import check_seen, largest_array, last_line, queue, request, slurm, state_of
 from bench.execution.worker import Job, WorkerResult, work
+from bench.storage.run_folder import CellStatus
 from bench.utils.files import read_record, write_record
 
 try:
@@ -52,15 +53,15 @@ class Task:
 
     def __call__(self) -> None:
         """Run the cell, and leave a record of how that ended."""
-        path = _ending_path(self.folder, submitit.JobEnvironment().job_id)
+        path = _result_path(self.folder, submitit.JobEnvironment().job_id)
         path.unlink(missing_ok=True)  # of an earlier time in the queue
         number = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
         signal.signal(number, partial(_leave, signal.getsignal(number)))
         said = logging.getLogger("submitit")
         said.handlers.clear()  # from now on it speaks in the run's log: once, and not after the end
-        ending = work(self.job)
+        result = work(self.job)
         said.setLevel(logging.WARNING)
-        write_record(path, ending._asdict())
+        write_record(path, result._asdict())
 
     def checkpoint(self) -> DelayedSubmission:
         """Return what is to run when the job is begun again."""
@@ -76,7 +77,7 @@ def _leave(requeue: Any, number: int, frame: object) -> None:
         raise SystemExit(1) from error
 
 
-def _ending_path(folder: Path, task: str) -> Path:
+def _result_path(folder: Path, task: str) -> Path:
     return folder / f"{task}_ending.json"
 
 
@@ -102,12 +103,13 @@ class SlurmHandle(Handle):
         slurm("scancel", self.task)
 
     def _reported(self) -> WorkerResult | None:
-        with suppress(OSError, DamagedFile, TypeError):
-            return WorkerResult(**read_record(_ending_path(self._folder, self.task)))
+        with suppress(OSError, DamagedFile, KeyError, ValueError):
+            record = read_record(_result_path(self._folder, self.task))
+            return WorkerResult(CellStatus(record["status"]), record["reason"])
         state, _ = state_of(self.task)
         # Slurm keeps no memory of one of an array that never began.
         if not self._hung and (state == "CANCELLED" or (state == "gone" and not self._log.exists())):
-            return WorkerResult("interrupted", f"its job {self.task} was cancelled")
+            return WorkerResult(CellStatus.INTERRUPTED, f"its job {self.task} was cancelled")
         return None
 
     def _cause(self) -> str:

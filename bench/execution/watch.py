@@ -1,4 +1,4 @@
-"""What the cells in a results folder are doing, as any machine sees it that sees the folder."""
+"""The states of the cells in a results folder, from any machine that sees the folder."""
 
 from __future__ import annotations
 
@@ -9,63 +9,61 @@ from pydantic import ValidationError
 
 from bench.config.cell import Cell
 from bench.errors import BenchError, DamagedFile
-from bench.execution.driver import CellState
-from bench.execution.plan import Planned
-from bench.storage.run_folder import ARCHIVED, RunFolder
+from bench.execution.plan import Action, CellState
+from bench.storage.run_folder import ARCHIVED, CellStatus, RunFolder
 
-SILENT_SECONDS = 120
-"""After which a cell that gives no sign of life is called silent; it gives one with every batch and forward pass, and
-clocks of machines differ by less."""
+STALLED_SECONDS = 120
+"""Without a heartbeat, after which a cell counts as stalled. There is one for each batch and forward pass, and clocks
+of machines differ by less."""
 
 
 class Watcher:
-    """The states of the cells in a results folder, or of `cells` alone, renewed by `look`."""
+    """The states of the cells in a results folder, or of `cells` alone."""
 
     def __init__(self, results: Path, cells: list[Cell] | None = None) -> None:
-        self._runs, self._of_suite = results / "runs", cells is not None
+        self._runs, self._search = results / "runs", cells is None
         self._states: dict[Path, CellState] = {}
         for cell in cells or []:
-            folder = RunFolder.of(cell, results)
-            self._states[folder.path] = CellState(Planned(cell, folder, "new", "run", None), "waiting")
+            self._add(cell, RunFolder.of(cell, results))
 
-    def look(self) -> list[CellState]:
-        """Return the states, by name where no suite gives an order.
+    def states(self) -> list[CellState]:
+        """Return the current states: in the suite's order, or by the names of the run folders.
 
-        `waiting`: not begun; `running`; `silent`: without a sign of life, so that it waits for its next command or is
-        lost; or how it ended.
+        Each is queued (not started), running, stalled, or has ended.
         """
-        if not self._of_suite:
+        if self._search:
             self._find()
-        for path, state in self._states.items():
-            if state.status != "finished":  # one that failed may be begun again
-                self._renew(path, state)
+        for state in self._states.values():
+            if state.status is not CellStatus.FINISHED:  # one that failed may be resumed
+                self._update(state)
         states = list(self._states.values())
-        return states if self._of_suite else sorted(states, key=lambda state: state.planned.folder.path.name)
+        return sorted(states, key=lambda state: state.folder.path.name) if self._search else states
+
+    def _add(self, cell: Cell, folder: RunFolder) -> None:
+        self._states[folder.path] = CellState(cell, folder, CellStatus.QUEUED, Action.RUN)
 
     def _find(self) -> None:
         for path in self._runs.iterdir() if self._runs.is_dir() else []:
             if path not in self._states and ARCHIVED not in path.name:
                 folder = RunFolder(path)
                 try:
-                    cell = Cell.model_validate(folder.cell()["cell"])
-                except (OSError, DamagedFile, KeyError, ValidationError):  # not begun, or not a run's
+                    self._add(Cell.model_validate(folder.cell()["cell"]), folder)
+                except (OSError, DamagedFile, KeyError, ValidationError):  # not started, or not a run folder
                     continue
-                self._states[path] = CellState(Planned(cell, folder, "interrupted", "run", None), "waiting")
 
     @staticmethod
-    def _renew(path: Path, state: CellState) -> None:
-        folder = state.planned.folder
+    def _update(state: CellState) -> None:
         try:
-            done = folder.result()
+            result = state.folder.result()
         except BenchError as error:
-            state.status, state.reason = "failed", str(error)
+            state.status, state.reason = CellStatus.FAILED, str(error)
             return
-        if done is not None:
-            state.status, state.reason = done["status"], done.get("reason", "")
-        elif (path / "cell.json").exists():
-            beat = folder.last_heartbeat()
-            silence = time.time() - beat / 1e9
-            state.status = "running" if silence < SILENT_SECONDS else "silent"
-            state.reason = f"no sign of life for {silence / 60:.0f} minutes" if beat else "no sign of life"
-            if state.status == "running":
-                state.reason = ""
+        if result is not None:
+            state.status, state.reason = CellStatus(result["status"]), result.get("reason", "")
+        elif (state.folder.path / "cell.json").exists():
+            heartbeat = state.folder.last_heartbeat()
+            silence = time.time() - heartbeat / 1e9
+            state.status, state.reason = CellStatus.RUNNING, ""
+            if silence >= STALLED_SECONDS:
+                state.status = CellStatus.STALLED
+                state.reason = f"no heartbeat for {silence / 60:.0f} minutes" if heartbeat else "no heartbeat"

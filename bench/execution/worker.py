@@ -1,80 +1,68 @@
-"""The worker: one cell, from its request to `done.json`, inside its own run folder and nowhere else."""
+"""The worker: trains and evaluates one cell, and writes into its run folder only."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from bench import registry
-from bench.attacks.autoattack import CascadeState
-from bench.attacks.evaluate import attack_identity, evaluate, evaluated_images, forward_passes
-from bench.config.attacks import FinalAttack
 from bench.config.cell import Cell, ExternalModel
-from bench.data.dataset import Dataset, Images, dataset_of
+from bench.data.dataset import Dataset, dataset_of
 from bench.errors import BenchError, DamagedFile
 from bench.execution.distributed import ProcessDied, train_together
-from bench.models.architecture import Network
+from bench.execution.final_evaluation import attack_key, evaluate_checkpoints
 from bench.models.external import load_foreign
-from bench.storage.checkpoints import Checkpoints, load_latest_valid
-from bench.storage.run_folder import ARCHIVED, CHECKPOINTS, RunFolder, RunFolderLocked
-from bench.training.build import build_evaluated
-from bench.training.trainer import LAST_EPOCH, Diverged, Trainer
+from bench.storage.checkpoints import INDEX, Checkpoints, load_latest_valid
+from bench.storage.run_folder import ARCHIVED, CellStatus, RunFolder, RunFolderLocked
+from bench.training.trainer import Diverged, Trainer
 from bench.utils.device import check_precision, out_of_memory, peak_memory, use_device
 from bench.utils.environment import describe
-from bench.utils.files import fingerprint, read_record, write_atomically, write_record
-from bench.utils.progress import ProgressCallback
+from bench.utils.files import write_atomically, write_record
 
 log = logging.getLogger(__name__)
 
-WATCH_SECONDS = 1  # between a worker's looks whether its driver is alive
+PARENT_SECONDS = 1  # between two checks whether the driver is alive
 
-PATIENCE_SECONDS = 4 * WATCH_SECONDS  # with another worker, whose driver may have been killed a moment ago
+LOCK_SECONDS = 4 * PARENT_SECONDS  # to wait for another worker, whose driver may have been killed a moment ago
 
-LOG_BYTES = 2**20  # of the log that are kept when a worker begins
+LOG_BYTES = 2**20  # kept of the log when a worker starts
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-"""Errors of a disk that no file can be written to."""
+DISK_FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Errors of a disk on which no file can be written."""
 
-DISK = FULL | {errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENFILE, errno.EMFILE}
-"""Errors of the machine and not of the cell: it can go on when they are mended."""
+DISK_ERRORS = DISK_FULL_ERRORS | {errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENFILE, errno.EMFILE}
+"""Errors of the machine and not of the cell, which can resume once they are fixed."""
 
 
 class WorkerResult(NamedTuple):
-    """How a worker ended, and why.
+    """The status with which a worker ended, and why: final, locked, lost, interrupted or disk_full."""
 
-    Beyond the statuses of a run that has ended there are: `busy`, another process holds the folder; `lost`, the worker
-    died through no fault of its own that is known, and can be tried again; `interrupted` and `full`, the folder or the
-    whole disk cannot be written, so that the cell can go on when that is mended.
-    """
-
-    status: Literal["finished", "diverged", "failed", "busy", "lost", "interrupted", "full"]
+    status: CellStatus
     reason: str = ""
 
 
 class WorkerLost(Exception):
-    """The cell has no memory to go on, or lost a process of its own; its folder stays as it is."""
+    """The cell ran out of memory, or lost one of its processes; its run folder stays as it is."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know: the cell, and where and how to run it.
+    """The input of a worker: the cell, and where and how to run it.
 
-    `devices`: one, or several on which processes share the cell's batches; `threads`: CPU threads of each process.
+    `devices`: one, or several whose processes share the cell's batches; `threads`: CPU threads of each process.
     """
 
     cell: Cell
@@ -94,22 +82,19 @@ class Job:
         return RunFolder.of(self.cell, self.results)
 
 
-def work_in_process(job: Job, tell: Connection) -> None:
-    """Run `job` as the whole of this process, and send a `WorkerResult` through `tell`.
-
-    The message needs no disk, which may be full.
-    """
-    tell.send(work(job))
+def work_in_process(job: Job, pipe: Connection) -> None:
+    """Run `job` as the whole of this process, and send the `WorkerResult` through `pipe`: the disk may be full."""
+    pipe.send(work(job))
 
 
 def work(job: Job) -> WorkerResult:
-    """Run `job` as the whole of this process, whose output goes into the run's log from now on."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides; it ends us with SIGTERM
+    """Run `job` as the whole of this process, whose output goes into the run's log."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver ends workers with SIGTERM
     _end_with_parent()
     folder = job.folder
     try:
-        with folder.lock(PATIENCE_SECONDS):
-            folder.progress(force=True, phase="starting")  # so that others can say who works here
+        with folder.lock(LOCK_SECONDS):
+            folder.progress(force=True, phase="starting")  # states the process that has locked the folder
             _shorten(folder.log)
             with folder.log.open("a", encoding="utf-8") as output:
                 os.dup2(output.fileno(), sys.stdout.fileno())
@@ -120,47 +105,48 @@ def work(job: Job) -> WorkerResult:
             status = execute(job)
             return WorkerResult(status, (folder.result() or {}).get("reason", ""))
     except RunFolderLocked as error:
-        return WorkerResult("busy", str(error))
+        return WorkerResult(CellStatus.LOCKED, str(error))
     except WorkerLost as error:
-        return WorkerResult("lost", str(error))
+        return WorkerResult(CellStatus.LOST, str(error))
     except DamagedFile as error:
-        return WorkerResult("failed", str(error))
+        return WorkerResult(CellStatus.FAILED, str(error))
     except OSError as error:
-        if error.errno not in DISK:
+        if error.errno not in DISK_ERRORS:
             raise
         reason = f"{error.filename or folder.path}: {error.strerror}"
-        return WorkerResult("full" if error.errno in FULL else "interrupted", reason)
+        full = error.errno in DISK_FULL_ERRORS
+        return WorkerResult(CellStatus.DISK_FULL if full else CellStatus.INTERRUPTED, reason)
 
 
 def _shorten(log_file: Path) -> None:
-    """Keep the end of a long log, so that a run folder does not grow without bounds."""
+    """Keep the end of a long log."""
     with suppress(FileNotFoundError):
         if log_file.stat().st_size > LOG_BYTES:
             write_atomically(log_file, log_file.read_bytes()[-LOG_BYTES:])
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent dies, so that a killed driver leaves no worker behind."""
+    """End this process when its parent dies, so that a killed driver leaves no worker."""
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(WATCH_SECONDS)
+            time.sleep(PARENT_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def execute(job: Job) -> Literal["finished", "diverged", "failed"]:
-    """Train and evaluate one cell, continuing whatever its folder holds, and return the status it ended with.
+def execute(job: Job) -> CellStatus:
+    """Train and evaluate one cell, resuming from what its folder holds, and return its final status.
 
     Raises:
-        WorkerLost: there was no memory, or a process that trained was killed.
-        OSError: the folder cannot be written; see `DISK`.
+        WorkerLost: there was too little memory, or a process that trained was killed.
+        OSError: the folder cannot be written; see `DISK_ERRORS`.
     """
     cell, folder, device = job.cell, job.folder, job.device
-    if folder.status() == "finished":  # by another process, since the driver looked
-        return "finished"
+    if folder.status() is CellStatus.FINISHED:  # by another process, since the cell was planned
+        return CellStatus.FINISHED
     started, peak = time.monotonic(), 0
     try:
         for plugin in cell.plugins:
@@ -181,36 +167,36 @@ def execute(job: Job) -> Literal["finished", "diverged", "failed"]:
         evaluate_checkpoints(cell, dataset, splits.test.to(device), folder, device, network)
     except Diverged as error:
         log.warning("%s", error)
-        folder.finish("diverged", reason=str(error), epoch=error.epoch, **_cost(folder, job, peak))
-        return "diverged"
-    except Exception as error:  # whatever it is, it ends this cell only
+        folder.finish(CellStatus.DIVERGED, reason=str(error), epoch=error.epoch, **_cost(folder, job, peak))
+        return CellStatus.DIVERGED
+    except Exception as error:  # any error ends this cell only
         log.exception("failed")
-        if isinstance(error, OSError) and error.errno in DISK:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise
         if isinstance(error, ProcessDied):
             raise WorkerLost(str(error)) from error
         if out_of_memory(error):
             advice = "run fewer cells at a time (--jobs); the batch size is the protocol's, and is not reduced"
             raise WorkerLost(f"out of memory: {str(error).partition(chr(10))[0]:.200}; {advice}") from error
-        folder.finish("failed", reason=f"{type(error).__name__}: {error}", **_cost(folder, job, peak))
-        return "failed"
-    folder.finish("finished", classes=dataset.classes, **_cost(folder, job, peak))
+        folder.finish(CellStatus.FAILED, reason=f"{type(error).__name__}: {error}", **_cost(folder, job, peak))
+        return CellStatus.FAILED
+    folder.finish(CellStatus.FINISHED, classes=dataset.classes, **_cost(folder, job, peak))
     log.info("finished in %.1f s", time.monotonic() - started)
-    return "finished"
+    return CellStatus.FINISHED
 
 
 def _cost(folder: RunFolder, job: Job, peak: int) -> dict[str, Any]:
-    """Return what the run took, over all its interruptions; the memory is the last process's.
+    """Return the cost of the run, over all interruptions; the memory is that of the last process.
 
-    `peak`: bytes that the processes took which trained for this one.
+    `peak`: bytes that the processes of a data-parallel training used.
     """
     try:
         epochs, outcomes = folder.epochs(), folder.read_outcomes()
     except DamagedFile:
         return {}
     unique = {(record["weights_sha256"], key[1]): record["seconds"] for key, record in outcomes.items()}
-    pflop = [record.get("train_pflop") for record in epochs]  # a run begun by an older version has none at first
-    trained = job.cell.network is None  # what training took elsewhere is not known
+    pflop = [record.get("train_pflop") for record in epochs]  # none in epochs of older versions
+    trained = job.cell.network is None  # the cost of an external training is unknown
     return {
         "epochs": len(epochs),
         "train_pflop": sum(pflop) if trained and None not in pflop else None,
@@ -222,13 +208,13 @@ def _cost(folder: RunFolder, job: Job, peak: int) -> dict[str, Any]:
 
 
 def reuse_training(cell: Cell, folder: RunFolder) -> None:
-    """Take over the checkpoints of a run that differs in the final attacks alone, so that nothing is trained twice.
+    """Copy the checkpoints of a run that differs only in the final attacks, so that nothing is trained twice.
 
-    Outcomes under attacks that both ask for come along. Every file is verified; the index, which makes the training
-    this folder's own, comes last. A cell that was set aside is wanted anew, and takes over nothing.
+    Outcomes under common attacks are copied, too. Every file is verified. The index, which makes the training valid,
+    comes last. A cell with an archived run is to be trained again, and reuses nothing.
     """
-    set_aside = list(folder.path.parent.glob(f"{folder.path.name}{ARCHIVED}*"))
-    if set_aside or (folder.checkpoints / "index.json").exists():
+    archived = list(folder.path.parent.glob(f"{folder.path.name}{ARCHIVED}*"))
+    if archived or (folder.checkpoints / INDEX).exists():
         return
     wanted = {attack_key(attack, cell) for attack in cell.protocol.evaluation.final}
     for other in sorted(folder.path.parent.glob(f"*-{cell.training_fingerprint[:12]}-*/cell.json")):
@@ -247,129 +233,23 @@ def reuse_training(cell: Cell, folder: RunFolder) -> None:
             folder.replace_epochs(curve)
             Checkpoints(folder.checkpoints).copy(trained)
         except DamagedFile as error:
-            log.warning("not taking over %s: %s", donor.path.name, error)
+            log.warning("not reusing %s: %s", donor.path.name, error)
             continue
-        log.info("the same training exists in %s: taken over", donor.path.name)
+        log.info("reused the same training from %s", donor.path.name)
         return
 
 
-def attack_key(attack: FinalAttack, cell: Cell) -> str:
-    """Return the short name of an attack in file names: its kind and the beginning of its identity's digest."""
-    return f"{attack.name}-{fingerprint(attack_identity(attack, cell.protocol.threat))[:8]}"
-
-
 def import_external(cell: Cell, where: ExternalModel, dataset: Dataset, folder: RunFolder) -> nn.Module:
-    """Return the network of a cell that is only evaluated, its weights kept as the run's one checkpoint, `last`.
+    """Return the network of a cell that is only evaluated, and keep its weights as the checkpoint `last`.
 
     Raises:
-        BenchError: as `load_foreign`, or it is another network than the cell states.
+        BenchError: as `load_foreign`, or the network has changed since the cell was planned.
     """
-    found = load_foreign(where, dataset, cell.protocol)
-    if found.params != cell.method.params:
-        raise BenchError(f"{where.source}: not the network that the cell states; it has changed since")
+    external = load_foreign(where, dataset, cell.protocol)
+    if external.params != cell.method.params:
+        raise BenchError(f"{where.source} has changed since the cell was planned")
     checkpoints = Checkpoints(folder.checkpoints)
     if not checkpoints.finished:
-        entry = checkpoints.write("weights", 0, found.network.state_dict())
+        entry = checkpoints.write("weights", 0, external.network.state_dict())
         checkpoints.commit({"last": entry}, finished_epochs=0, finished=True)
-    return found.network
-
-
-def evaluate_checkpoints(
-    cell: Cell,
-    dataset: Dataset,
-    test: Images,
-    folder: RunFolder,
-    device: torch.device,
-    network: nn.Module | None = None,
-) -> None:
-    """Judge every checkpoint under every final attack, skipping what is on disk already.
-
-    Checkpoints of the same weights are judged once. `network` takes their weights, where it is not the cell's method
-    that builds one.
-    """
-    checkpoints = Checkpoints(folder.checkpoints)
-    names = [name for name in CHECKPOINTS if name in checkpoints.entries]
-    done = _sound_outcomes(folder)
-    known = {(record["weights_sha256"], key): record for (_, key), record in done.items()}
-    pairs = [(attack, name) for attack in cell.protocol.evaluation.final for name in names]
-    work = [evaluated_images(attack, len(test)) * forward_passes(attack) for attack, _ in pairs]
-    told = _Evaluation(folder)
-    for item, (attack, name) in enumerate(pairs):
-        key, weights = attack_key(attack, cell), checkpoints.entries[name].sha256
-        if (weights, key) not in known:
-            state = checkpoints.load(name)
-            model = _with_weights(network, state, device) if network else build_evaluated(cell, dataset, state, device)
-            model.register_forward_pre_hook(lambda *_: folder.heartbeat())  # one batch of AutoAttack can take an hour
-            place = folder.partial / f"{weights[:16]}.{key}.json"
-            outcome = evaluate(
-                model, weights, test, attack, cell.protocol.threat,
-                progress=told.ticker(name, attack.title, sum(work[:item]) / sum(work), work[item] / sum(work)),
-                state=_read_place(place), commit=partial(_write_place, place),
-            )  # fmt: skip
-            log.info("%s under %s: %.4f of %d", name, attack.title, outcome.accuracy, len(outcome.correct))
-            known[weights, key] = outcome.to_record()
-        if done.get((name, key)) != known[weights, key]:
-            write_record(folder.outcome_path(name, key), known[weights, key])
-    shutil.rmtree(folder.partial, ignore_errors=True)
-
-
-def _with_weights(network: nn.Module, state: dict[str, Any], device: torch.device) -> nn.Module:
-    """Return `network`, which is in eval mode with frozen parameters, with the weights `state` and on `device`."""
-    network.load_state_dict(state)
-    # The layout of networks that are trained here; others may hold tensors that have none.
-    layout = torch.channels_last if isinstance(network, Network) else torch.preserve_format
-    moved: nn.Module = network.to(device, memory_format=layout)  # type: ignore[call-overload]
-    return moved
-
-
-def _sound_outcomes(folder: RunFolder) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the outcomes on disk; a damaged one is put on record and judged again."""
-    damage = folder.damaged_outcomes()
-    for path, error in damage.items():
-        folder.record_incident(f"{error}; it was judged again")
-        path.unlink()
-    return folder.read_outcomes()
-
-
-class _Evaluation:
-    """Tells whoever watches how far the evaluation is, and how many seconds are left, as the share done suggests."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder, self._began = folder, time.monotonic()
-        self._at_first: float | None = None
-        self._last = {
-            key: value for record in folder.epochs()[-1:] for key, value in record.items() if key in LAST_EPOCH
-        }
-
-    def ticker(self, checkpoint: str, attack: str, before: float, own: float) -> ProgressCallback:
-        """Return what an attack is to call; it is `own` of all the evaluation's work, and `before` was done before."""
-        self._tell(before, checkpoint=checkpoint, attack=attack, force=True)
-
-        def tick(done: int, of: int, robust: float | None = None) -> None:
-            self._tell(before + own * done / of, checkpoint=checkpoint, attack=attack, robust=robust)
-
-        return tick
-
-    def _tell(self, share: float, *, robust: float | None = None, force: bool = False, **where: str) -> None:
-        if self._at_first is None:
-            self._at_first = share
-        gained, passed = share - self._at_first, time.monotonic() - self._began
-        left = (1 - share) * passed / gained if gained > 0 else None
-        self._folder.progress(
-            force=force, phase="evaluation", share=share, robust=robust, left=left, last=self._last, **where
-        )
-
-
-def _write_place(path: Path, state: CascadeState) -> None:
-    write_record(path, state.to_record())
-
-
-def _read_place(path: Path) -> CascadeState | None:
-    """Return where an interrupted AutoAttack stood, or None."""
-    try:
-        return CascadeState.from_record(read_record(path))
-    except FileNotFoundError:
-        return None
-    except DamagedFile as error:
-        log.warning("%s; this evaluation starts again", error)
-        return None
+    return external.network

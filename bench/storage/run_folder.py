@@ -1,16 +1,16 @@
-"""What one run leaves on disk: the durable truth, from which the store can be rebuilt.
+"""The files of one run, from which the database can be rebuilt.
 
-    cell.json        what was asked for, and where it ran       (record)
-    epochs.jsonl     one line an epoch
+    cell.json        the cell, and the environment              (record)
+    epochs.jsonl     one line per epoch
     checkpoints/     weights and the index that names them      (records and safetensors)
-    outcomes/        one verdict file per checkpoint and attack (records)
-    partial/         AutoAttack's place, while it runs          (records)
-    incidents.json   what went wrong and was mended, if anything (record)
-    log.txt          what the worker said
-    progress.json    where it is now; a display file, may be lost
-    done.json        last of all: finished, diverged or failed  (record)
+    outcomes/        one file per checkpoint and attack         (records)
+    partial/         state of AutoAttack, while it runs         (records)
+    incidents.json   what went wrong and was repaired, if anything (record)
+    log.txt          output of the worker
+    progress.json    current position, and heartbeat; may be lost
+    done.json        last: finished, diverged or failed         (record)
 
-Only a process that holds `lock` writes here: the worker, and the driver where no worker is.
+Only the process that has locked `lock` writes here: the worker, or the driver while there is no worker.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -35,20 +36,46 @@ from bench.utils.files import read_record, write_atomically, write_record
 CHECKPOINTS = ("best", "best_on_test", "last")
 """The checkpoints that are evaluated; `resume` is the fourth, there only while training is unfinished."""
 
-Status = Literal["new", "interrupted", "finished", "diverged", "failed"]
+ARCHIVED = ".aside-"  # in the name of an archived folder, before a number
 
-ARCHIVED = ".aside-"  # in the name of a folder that was set aside, before a number
-
-PROGRESS_SECONDS = 0.5  # how often the display file is renewed at most
+PROGRESS_SECONDS = 0.5  # between two updates of the progress file, at least
 
 _NUMBERS = {"training": ("epoch", "epochs", "done", "of"), "evaluation": ("share",)}
-"""What the display file counts in each phase."""
+"""The numbers of the progress file in each phase."""
 
-INCIDENTS = 100  # that a run keeps, the latest ones
+INCIDENTS = 100  # kept for each run, the latest ones
+
+
+class CellStatus(StrEnum):
+    """The state of a cell."""
+
+    NEW = "new"
+    """It has no run folder yet."""
+    QUEUED = "queued"
+    """It waits for a worker."""
+    RUNNING = "running"
+    STALLED = "stalled"
+    """It has not ended, and sends no heartbeat."""
+    LOCKED = "locked"
+    """Another process has locked its run folder."""
+    INTERRUPTED = "interrupted"
+    """It can be resumed."""
+    DISK_FULL = "disk_full"
+    """It can be resumed once there is disk space."""
+    FINISHED = "finished"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+    LOST = "lost"
+    """Its worker died through no known fault of the cell, and can be started again."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the run has ended, and `done.json` says so."""
+        return self in {CellStatus.FINISHED, CellStatus.DIVERGED, CellStatus.FAILED}
 
 
 class RunFolderLocked(Exception):
-    """Another process holds the run folder."""
+    """Another process has locked the run folder."""
 
 
 class RunFolder:
@@ -71,22 +98,22 @@ class RunFolder:
     def of(cls, cell: Cell, results: Path) -> RunFolder:
         """Return the folder of `cell`.
 
-        Its name tells people what it is; it ends in the beginnings of the training's fingerprint and of the cell's, so
-        that runs of the same training under other final attacks are found by name.
+        Its name ends in the beginnings of the training's fingerprint and of the cell's, so that runs of the same
+        training under other final attacks can be found by name.
         """
         label = re.sub(r"[^A-Za-z0-9]+", "-", cell.method.name).strip("-")
         name = f"{label}-seed{cell.seed}-{cell.training_fingerprint[:12]}-{cell.fingerprint[:12]}"
         return cls(results / "runs" / name)
 
     @contextmanager
-    def lock(self, patience: float = 0) -> Iterator[None]:
-        """Within, no other process works in this folder, which is created if need be.
+    def lock(self, timeout: float = 0) -> Iterator[None]:
+        """Lock the folder for this process, creating it if necessary.
 
-        The system takes the lock away from a process that dies, so it is never stale. `patience`: how many seconds to
-        wait for another process to end.
+        The operating system releases the lock of a process that dies, so it is never stale. `timeout`: seconds to wait
+        for another process to release it.
 
         Raises:
-            RunFolderLocked: another process works in it.
+            RunFolderLocked: another process has locked it.
             DamagedFile: something in it is a symbolic link.
         """
         self.path.mkdir(parents=True, exist_ok=True)
@@ -94,11 +121,11 @@ class RunFolder:
         self.lock_file.touch()
         before, lock = self.lock_file.stat().st_ino, FileLock(self.lock_file)
         try:
-            lock.acquire(timeout=patience)
+            lock.acquire(timeout=timeout)
         except Timeout:
             raise RunFolderLocked(self._holder()) from None
         try:
-            # Between the two, another process may have set the folder aside, and the lock with it.
+            # In between, another process may have archived the folder with its lock file.
             if not self.lock_file.exists() or self.lock_file.stat().st_ino != before:
                 raise RunFolderLocked(self._holder())
             yield
@@ -106,13 +133,12 @@ class RunFolder:
             lock.release()
 
     def _holder(self) -> str:
-        """Say who works in the folder, as far as it is known."""
         state = self.read_progress()
-        who = f" (process {state['pid']} on {state['host']})" if {"pid", "host"} <= state.keys() else ""
-        return f"another bench run is working on it{who}"
+        who = f" (PID {state['pid']} on {state['host']})" if {"pid", "host"} <= state.keys() else ""
+        return f"run folder is locked by another process{who}"
 
     def refuse_links(self) -> None:
-        """Raise DamagedFile if the folder or anything in it is a symbolic link, which may lead anywhere."""
+        """Raise DamagedFile if the folder or anything in it is a symbolic link, which may point anywhere."""
         for path in (self.path, *self.path.rglob("*")):
             if path.is_symlink():
                 raise DamagedFile(f"{path} is a symbolic link; put the files themselves into the run folder")
@@ -120,7 +146,7 @@ class RunFolder:
     # --- identity ----------------------------------------------------------------------------------------------------
 
     def begin(self, cell: Cell, environment: dict[str, Any]) -> None:
-        """Create the folder and state what it is for; a folder that exists keeps its first statement, if intact."""
+        """Create the folder and write `cell.json`; an intact `cell.json` is kept."""
         for folder in (self.path, self.checkpoints, self.outcomes, self.partial):
             folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -129,7 +155,7 @@ class RunFolder:
         except FileNotFoundError:
             stated = False
         except DamagedFile as error:
-            self.record_incident(f"{error}; it was written anew")
+            self.record_incident(f"{error}; it was written again")
             stated = False
         if not stated:
             content = {
@@ -160,7 +186,7 @@ class RunFolder:
         write_atomically(self._epochs, "".join(json.dumps(record) + "\n" for record in records).encode())
 
     def epochs(self) -> list[dict[str, Any]]:
-        """Return the epochs recorded so far.
+        """Return the epochs so far.
 
         Raises:
             DamagedFile: a line is not JSON, or an epoch is missing.
@@ -188,7 +214,7 @@ class RunFolder:
         """Return the first `count` epochs, whose digest must be `sha256` if one is stated.
 
         Raises:
-            DamagedFile: they are not all there, or not what was written.
+            DamagedFile: some are missing, or they do not match the digest.
         """
         lines = self._lines()[:count]
         if len(lines) < count:
@@ -198,7 +224,7 @@ class RunFolder:
         return self._parsed(lines)
 
     def truncate_epochs(self, count: int) -> list[dict[str, Any]]:
-        """Keep the first `count` epochs, dropping one that was recorded but never committed, and return them.
+        """Keep the first `count` epochs, drop one that was never committed, and return them.
 
         Raises:
             DamagedFile: as `committed_epochs`.
@@ -214,41 +240,41 @@ class RunFolder:
     # --- outcomes ----------------------------------------------------------------------------------------------------
 
     def outcome_path(self, checkpoint: str, attack: str) -> Path:
-        """Return where the outcome of a checkpoint under an attack (by key) is kept."""
+        """Return the file of the outcome of a checkpoint under an attack (by key)."""
         return self.outcomes / f"{checkpoint}.{attack}.json"
 
     def read_outcomes(self) -> dict[tuple[str, str], dict[str, Any]]:
         """Return every outcome, by checkpoint and attack key."""
-        found = {}
+        outcomes = {}
         for path in sorted(self.outcomes.glob("*.json")):
             checkpoint, _, attack = path.stem.partition(".")
-            found[checkpoint, attack] = read_record(path)
-        return found
+            outcomes[checkpoint, attack] = read_record(path)
+        return outcomes
 
     def damaged_outcomes(self) -> dict[Path, DamagedFile]:
-        """Return what is wrong with each outcome that cannot be read."""
-        found = {}
+        """Return the error of each outcome that cannot be read."""
+        errors = {}
         for path in sorted(self.outcomes.glob("*.json")):
             try:
                 read_record(path)
             except DamagedFile as error:
-                found[path] = error
-        return found
+                errors[path] = error
+        return errors
 
     # --- incidents ---------------------------------------------------------------------------------------------------
 
     def record_incident(self, incident: str) -> None:
-        """Put what went wrong and was mended on the run's record, and into its log."""
+        """Record what went wrong and was repaired, also in the log."""
         with self.log.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} WARNING {incident}\n")
         try:
             known = self.incidents()
         except DamagedFile as error:
-            known = [f"{error}; what it held is lost"]
+            known = [f"{error}; earlier incidents are lost"]
         write_record(self._incidents, {"incidents": [*known, incident][-INCIDENTS:]})
 
     def incidents(self) -> list[str]:
-        """Return what went wrong and was mended, oldest first. Raises DamagedFile as `read_record` does."""
+        """Return the recorded incidents, oldest first. Raises DamagedFile as `read_record` does."""
         try:
             return list(map(str, read_record(self._incidents)["incidents"]))
         except FileNotFoundError:
@@ -256,7 +282,7 @@ class RunFolder:
 
     # --- status ------------------------------------------------------------------------------------------------------
 
-    def finish(self, status: Literal["finished", "diverged", "failed"], **detail: Any) -> None:
+    def finish(self, status: CellStatus, **detail: Any) -> None:
         """Write `done.json`, the last file of a run."""
         write_record(self._done, {"status": status, **detail})
 
@@ -270,30 +296,29 @@ class RunFolder:
             raise BenchError(f"{self._done} cannot be read: permission denied") from None
 
     def reopen(self) -> None:
-        """Forget that the run failed or diverged, so that it can go on."""
+        """Remove `done.json` of a run that failed or diverged, so that it can resume."""
         self._done.unlink(missing_ok=True)
 
-    def status(self) -> Status:
-        """Return how far the run got."""
-        done = self.result()
-        if done is not None:
-            status: Status = done["status"]
-            return status
-        return "interrupted" if (self.path / "cell.json").exists() else "new"
+    def status(self) -> CellStatus:
+        """Return new, interrupted (perhaps running), or the final status."""
+        result = self.result()
+        if result is not None:
+            return CellStatus(result["status"])
+        return CellStatus.INTERRUPTED if (self.path / "cell.json").exists() else CellStatus.NEW
 
     def archive(self) -> Path:
-        """Rename the folder so that the cell can be run anew, and return where it is kept."""
+        """Rename the folder so that the cell can start again, and return its new path."""
         for number in range(1, 10_000):
             kept = self.path.with_name(f"{self.path.name}{ARCHIVED}{number}")
             if not kept.exists():
                 self.path.rename(kept)
                 return kept
-        raise BenchError(f"{self.path} has been set aside too often; delete some of the old folders")
+        raise BenchError(f"{self.path} has been archived too often; delete some of the archived folders")
 
-    # --- for whoever watches -----------------------------------------------------------------------------------------
+    # --- progress and heartbeat --------------------------------------------------------------------------------------
 
     def progress(self, *, force: bool = False, **state: Any) -> None:
-        """Say where the run is; renewed twice a second at most, unless `force`. A full disk is no matter."""
+        """Write the position of the run, at most twice a second unless `force`. Ignores a full disk."""
         now = time.monotonic()
         if force or now - self._last_progress >= PROGRESS_SECONDS:
             self._last_progress = now
@@ -304,7 +329,7 @@ class RunFolder:
                 self._touch()
 
     def heartbeat(self) -> None:
-        """Give a sign of life: the run is still where `progress` last said; cheap enough to be called all the time."""
+        """Update the time of the progress file, at most twice a second; cheap enough for every batch."""
         now = time.monotonic()
         if now - self._last_progress >= PROGRESS_SECONDS:
             self._last_progress = now
@@ -315,30 +340,30 @@ class RunFolder:
             os.utime(self._progress)
 
     def last_heartbeat(self) -> int:
-        """Return when the run last gave a sign of life, in nanoseconds; 0 if never."""
+        """Return the time of the last heartbeat, in nanoseconds since the epoch; 0 if there was none."""
         try:
             return self._progress.stat().st_mtime_ns
         except OSError:
             return 0
 
     def read_progress(self) -> dict[str, Any]:
-        """Return the latest state, or an empty dict if there is none that says what it should."""
+        """Return the latest position, or an empty dict if there is no valid one."""
         try:
             state: dict[str, Any] = json.loads(self._progress.read_bytes())
             numbers = [state[name] for name in _NUMBERS.get(state.get("phase", ""), ())]
-            sound = all(number >= 0 for number in numbers) and isinstance(state.get("last", {}), dict)
+            valid = all(number >= 0 for number in numbers) and isinstance(state.get("last", {}), dict)
         except (OSError, ValueError, RecursionError, AttributeError, LookupError, TypeError):
             return {}
-        return state if sound and 0 not in (state.get("of"), state.get("epochs")) else {}
+        return state if valid and 0 not in (state.get("of"), state.get("epochs")) else {}
 
 
 def run_folders(results: Path) -> list[RunFolder]:
-    """Return the folders of runs in a results folder, by name; not those that were set aside."""
+    """Return the run folders of a results folder, by name, without archived ones."""
     return [folder for folder in _folders(results) if ARCHIVED not in folder.path.name]
 
 
 def archived_folders(results: Path) -> list[RunFolder]:
-    """Return the folders in a results folder that were set aside, by name."""
+    """Return the archived run folders of a results folder, by name."""
     return [folder for folder in _folders(results) if ARCHIVED in folder.path.name]
 
 

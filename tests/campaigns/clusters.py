@@ -24,10 +24,10 @@ def test_a_killed_worker_and_a_node_that_goes_and_comes(load, tmp_path, ray_clus
         if not done and where.get("epoch", 0) >= 2:
             os.kill(where["pid"], signal.SIGKILL)
             done.append("killed a worker")
-        elif len(done) == 1 and states[0].tries == 1 and states[0].progress.get("epoch", 0) >= 5:
+        elif len(done) == 1 and states[0].attempts == 1 and states[0].progress.get("epoch", 0) >= 5:
             ray_cluster.remove_node(first, allow_graceful=False)
             done.append("removed its node")
-        elif len(done) == 2 and all(state.tries for state in states):
+        elif len(done) == 2 and all(state.attempts for state in states):
             ray_cluster.add_node(num_cpus=2)
             done.append("added a node")
 
@@ -35,8 +35,8 @@ def test_a_killed_worker_and_a_node_that_goes_and_comes(load, tmp_path, ray_clus
         loaded, results=tmp_path / "there", settings=ExecutorSettings("ray", address=ray_cluster.address), watch=act
     )
     assert done == ["killed a worker", "removed its node", "added a node"]
-    assert states[0].tries == 2
-    assert states[1].tries == 1
+    assert states[0].attempts == 2
+    assert states[1].attempts == 1
     with Store.of(tmp_path / "there") as store:
         assert sorted((run.seed, run.status) for run in store.runs()) == [(0, "finished"), (1, "finished")]
         assert all("try 1 of 3" in run.incidents[0] for run in store.runs())

@@ -177,7 +177,7 @@ def test_runs_that_share_a_results_folder_train_nothing_twice(bed, undisturbed, 
         for code, run in zip(codes, runs, strict=True):
             assert code in {0, 3}, run.said
             assert "Traceback" not in run.said
-            assert code == 0 or "another bench run is working on it" in run.said
+            assert code == 0 or "run folder is locked by another process" in run.said
         last = bed.command(results)
         assert last.wait() == 0, last.said
         cells, epochs = load_suite(str(bed.suite)).cells, 3

@@ -51,7 +51,7 @@ def test_a_thousand_cells_a_hundred_at_once(results: Path, tmp_path: Path, monke
     (tmp_path / "suite.yaml").write_text(SUITE % ", ".join(map(str, range(CELLS))))
     began = time.monotonic()
     loaded = load_suite(str(tmp_path / "suite.yaml"))
-    planned = plan(loaded.cells, results)
+    states = plan(loaded.cells, results)
     print(f"\nplanned in {time.monotonic() - began:.1f} s")
     executor = LocalExecutor(Allocation((("cpu",),) * AT_ONCE, 1), Paths(results, None))
     began, used = time.monotonic(), time.process_time()
@@ -63,13 +63,13 @@ def test_a_thousand_cells_a_hundred_at_once(results: Path, tmp_path: Path, monke
             most = max(most, sum(state.status == "running" for state in states))
             view.update(states)
 
-        states = run_planned(planned, executor, Paths(results, None), None, RetryPolicy(), watch)
+        run_planned(states, executor, Paths(results, None), None, RetryPolicy(), watch)
     wall, cpu = time.monotonic() - began, time.process_time() - used
     print(
         f"{CELLS} cells of {fake_cells.SECONDS:g} s, {most} at once: {wall:.0f} s, {100 * cpu / wall:.1f} % of a core"
     )
     assert {state.status for state in states} == {"finished"}, {state.reason for state in states}
-    assert not any(state.tries for state in states)
+    assert not any(state.attempts for state in states)
     assert most >= 0.9 * AT_ONCE
     assert cpu < 0.1 * wall
     with Store.of(results) as store:

@@ -180,7 +180,7 @@ def test_cells_end_as_on_this_machine_whatever_befalls_their_jobs(cluster, load,
     states = run_suite(
         loaded, results=results, settings=settings, watch=lambda states: seen.append([state.status for state in states])
     )
-    assert [(state.status, state.reason, state.tries) for state in states] == [
+    assert [(state.status, state.reason, state.attempts) for state in states] == [
         ("finished", "", 0),
         ("finished", "", 1),
     ]
@@ -195,7 +195,7 @@ def test_cells_end_as_on_this_machine_whatever_befalls_their_jobs(cluster, load,
     assert (tmp_path / "killed").read_text().split() == ["0", "1", "1", "1"]
     (incident,) = killed.incidents()
     assert incident.startswith("the worker died: job ")
-    assert incident.endswith(" is FAILED, exit code 137:0; srun: error: node: task 0: Killed (try 1 of 3)")
+    assert incident.endswith(" is FAILED, exit code 137:0; srun: error: node: task 0: Killed (attempt 1 of 3)")
 
     # Nothing befalls them any more.
     run_suite(loaded, results=tmp_path / "local", settings=ExecutorSettings(threads=1))
@@ -210,7 +210,7 @@ def test_cells_end_as_on_this_machine_whatever_befalls_their_jobs(cluster, load,
     assert "--wckey" not in text
     assert "export OMP_NUM_THREADS=1\n" in text
     assert re.search(r"^srun .*--cpus-per-task=1 ", text, re.MULTILINE)
-    assert [state.planned.action for state in run_suite(loaded, results=results, settings=settings)] == ["skip", "skip"]
+    assert [state.action for state in run_suite(loaded, results=results, settings=settings)] == ["skip", "skip"]
     assert arrays(results) == [first, second]
 
 

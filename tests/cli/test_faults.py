@@ -76,6 +76,6 @@ def test_two_runs_at_once_share_the_work(bed):
     runs = [start(*words, output=bed.folder / f"said-{number}", trained=trained) for number in range(2)]
     assert {run.wait() for run in runs} <= {0, 3}
     for run in runs:
-        assert run.code == 0 or "another bench run is working on it" in run.said
+        assert run.code == 0 or "run folder is locked by another process" in run.said
     assert bed.command(results).wait() == 0
     assert sorted(epochs_begun(trained)) == [f"{method} {epoch}" for method in ("fomo", "pgd_at") for epoch in range(3)]

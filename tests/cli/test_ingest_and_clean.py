@@ -3,7 +3,7 @@
 import json
 import re
 
-from bench.cli.clean import _size
+from bench.utils.formatting import byte_size
 
 
 def started(bench, suite, tmp_path):
@@ -69,6 +69,6 @@ def test_clean_says_how_much_and_removes_nothing_unasked(bench, tmp_path):
 
 
 def test_sizes():
-    assert [_size(count) for count in (0, 1023, 1024, 1536, 2**30, 2**50)] == [
+    assert [byte_size(count) for count in (0, 1023, 1024, 1536, 2**30, 2**50)] == [
         "0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1.0 GiB", "1024.0 TiB",
     ]  # fmt: skip

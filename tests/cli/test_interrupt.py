@@ -92,5 +92,5 @@ def test_a_cell_that_another_run_holds_is_left_alone(bench, path, tmp_path):
     with FileLock(folder.lock_file):
         result = bench("run", path, "--results", tmp_path / "results")
     assert result.code == 3
-    assert "another bench run is working on it" in result.err
+    assert "run folder is locked by another process" in result.err
     assert folder.epochs() == []

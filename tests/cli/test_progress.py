@@ -38,12 +38,13 @@ def shown(monkeypatch):
         console = Console(file=file, width=150, force_terminal=terminal)
         monkeypatch.setattr(progress, "Console", lambda **_options: console)
         monkeypatch.setattr(progress, "REFRESH_SECONDS", 0)
-        planned = SimpleNamespace(cell=CELL, folder=Folder(), action="run", work=None)
-        state = SimpleNamespace(planned=planned, status="running", reason="", progress={})
+        state = SimpleNamespace(
+            cell=CELL, folder=Folder(), action="run", work=None, status="running", reason="", progress={}
+        )
         with View() as running:
             for place in places:
                 state.progress = place
-                running.update([state])
+                running.show([state])
         return file.getvalue()
 
     return shown
@@ -56,7 +57,7 @@ def lines(text):
 def test_lines_say_how_many_images_still_stand(shown):
     assert lines(shown(evaluating(0.5, attack="PGD-20"), evaluating(0.55, 0.431))) == [
         "PGD-20 on best",
-        "AutoAttack on best, 43.1 % still stand",
+        "AutoAttack on best, 43.1 % robust so far",
     ]
 
 
@@ -64,16 +65,16 @@ def test_a_long_attack_gets_a_line_now_and_then(shown):
     """A fifth of the evaluation each; what went by in between is not told."""
     places = [evaluating(number / 100, 0.9 - number / 200) for number in range(41)]
     assert lines(shown(*places, evaluating(0.41, 0.6, checkpoint="last"))) == [
-        "AutoAttack on best, 90.0 % still stand",
-        "AutoAttack on best, 80.0 % still stand",
-        "AutoAttack on best, 70.0 % still stand",
-        "AutoAttack on last, 60.0 % still stand",
+        "AutoAttack on best, 90.0 % robust so far",
+        "AutoAttack on best, 80.0 % robust so far",
+        "AutoAttack on best, 70.0 % robust so far",
+        "AutoAttack on last, 60.0 % robust so far",
     ]
 
 
 def test_the_live_table_says_it_too(shown):
     text = shown(evaluating(0.55, 0.431), terminal=True)
-    assert "AutoAttack on best, 43.1 % still stand" in text
+    assert "AutoAttack on best, 43.1 % robust so far" in text
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_the_live_table_says_it_too(shown):
         ({"phase": "training", "epoch": 3, "epochs": 30, "done": 1, "of": 2}, "epoch 3 of 30"),
         ({"phase": "loading"}, "loading"),
         ({}, "started"),
-        (evaluating(0.5, 0.0), "AutoAttack on best, 0.0 % still stand"),
+        (evaluating(0.5, 0.0), "AutoAttack on best, 0.0 % robust so far"),
     ],
 )
 def test_where_it_is(shown, place, words):

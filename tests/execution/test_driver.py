@@ -38,18 +38,18 @@ def test_two_cells_run_side_by_side_and_again_bit_for_bit(load, tmp_path):
 
     second = run_suite(loaded, results=tmp_path / "b", settings=ExecutorSettings(jobs=1))
     for one, other in zip(first, second, strict=True):
-        a, b = one.planned.folder, other.planned.folder
+        a, b = one.folder, other.folder
         assert weights(a) == weights(b)
         assert weights(a)
         assert curve(a.epochs()) == curve(b.epochs())
         outcomes = [{key: record["correct"] for key, record in folder.read_outcomes().items()} for folder in (a, b)]
         assert outcomes[0] == outcomes[1]
 
-    done = [state.planned.folder.result() for state in first]
+    done = [state.folder.result() for state in first]
     (tmp_path / "a" / "bench.sqlite").unlink()
     again = run_suite(loaded, results=tmp_path / "a")
-    assert [state.planned.action for state in again] == ["skip", "skip"]
-    assert [state.planned.folder.result() for state in again] == done
+    assert [state.action for state in again] == ["skip", "skip"]
+    assert [state.folder.result() for state in again] == done
     with Store.of(tmp_path / "a") as store:
         assert len(store.runs()) == 2, "the store is rebuilt from the run folders"
 
@@ -72,7 +72,7 @@ def test_a_diverged_cell_does_not_stop_the_others(load, tmp_path):
     with Store.of(tmp_path / "results") as store:
         assert {run.status for run in store.runs()} == {"diverged", "finished"}
     again = run_suite(loaded, results=tmp_path / "results", settings=ExecutorSettings(jobs=1), rerun=Rerun.FAILED)
-    assert [state.planned.action for state in again] == ["reopen", "skip"]
+    assert [state.action for state in again] == ["resume", "skip"]
 
 
 MISFORTUNE = """
@@ -114,10 +114,14 @@ def test_a_worker_that_dies_is_tried_three_times_and_fails_its_own_cell(unlucky)
     states, folder, begun = unlucky("os.kill(os.getpid(), signal.SIGKILL)")
     assert [state.status for state in states] == ["failed", "finished"]
     assert states[0].reason.startswith("the worker died: killed (signal 9)")
-    assert states[0].reason.endswith("(try 3 of 3)")
+    assert states[0].reason.endswith("(attempt 3 of 3)")
     assert begun == [0, 0, 0]
     assert folder.result() == {"status": "failed", "reason": states[0].reason}
-    assert [incident[-12:] for incident in folder.incidents()] == ["(try 1 of 3)", "(try 2 of 3)", "(try 3 of 3)"]
+    assert [incident[-16:] for incident in folder.incidents()] == [
+        "(attempt 1 of 3)",
+        "(attempt 2 of 3)",
+        "(attempt 3 of 3)",
+    ]
     with Store.of(folder.path.parents[1]) as store:
         assert store.show_run("unlucky")["incidents"] == folder.incidents()
 
@@ -127,7 +131,7 @@ def test_a_worker_that_is_lost_goes_on_where_it_was(unlucky):
     assert [state.status for state in states] == ["finished", "finished"]
     assert states[0].reason == ""
     assert begun == [0, 1, 1]
-    assert folder.incidents() == ["the worker died: signal 15 (try 1 of 3)"]
+    assert folder.incidents() == ["the worker died: signal 15 (attempt 1 of 3)"]
 
 
 def test_a_worker_without_memory_is_lost(unlucky):
@@ -135,7 +139,7 @@ def test_a_worker_without_memory_is_lost(unlucky):
     assert [state.status for state in states] == ["finished", "finished"]
     (incident,) = folder.incidents()
     assert incident.startswith("out of memory: of 1 TiB; run fewer cells at a time (--jobs); ")
-    assert incident.endswith(" (try 1 of 3)")
+    assert incident.endswith(" (attempt 1 of 3)")
     assert begun == [0, 0, 1]
 
 
@@ -144,13 +148,13 @@ def test_a_worker_that_hangs_is_ended(unlucky):
         "if times == 2: time.sleep(600)", retry=RetryPolicy(max_attempts=1, heartbeat_timeout=0.2)
     )
     assert [state.status for state in states] == ["failed", "finished"]
-    assert states[0].reason == "the worker hung: no heartbeat for 0.2 minutes (try 1 of 1)"
+    assert states[0].reason == "the worker hung: no heartbeat for 0.2 minutes (attempt 1 of 1)"
     assert begun == [0, 1]
 
 
 def test_a_full_disk_stops_the_run_and_the_same_call_goes_on(unlucky):
     misfortune = "if times == 2: raise OSError(errno.ENOSPC, 'No space left on device', 'epochs.jsonl')"
-    with pytest.raises(BenchError, match=r"^epochs\.jsonl: No space left on device; mend that, and the same command"):
+    with pytest.raises(BenchError, match=r"^epochs\.jsonl: No space left on device; fix this and rerun"):
         unlucky(misfortune)
     states, folder, begun = unlucky(misfortune)
     assert [state.status for state in states] == ["finished", "finished"]
@@ -174,7 +178,7 @@ def test_a_disk_error_of_the_driver_is_one_sentence(load, tmp_path, monkeypatch)
         raise OSError(errno.EIO, "Input/output error", "results/runs/x/done.json")
 
     monkeypatch.setattr(RunFolder, "status", fail)
-    with pytest.raises(BenchError, match=r"^results/runs/x/done\.json: Input/output error; mend that"):
+    with pytest.raises(BenchError, match=r"^results/runs/x/done\.json: Input/output error; fix this"):
         run_suite(load(), results=tmp_path)
 
 
@@ -247,8 +251,8 @@ def test_a_cluster_that_takes_no_more_for_a_while_ends_nothing_that_runs(load, t
     monkeypatch.setattr(Store, "ingest", lambda *_: None)
     cluster = Cluster()
     cluster.results = tmp_path
-    planned = plan(load({"seeds: [0]": "seeds: [0, 1, 2]"}).cells, tmp_path)
-    states = run_planned(planned, cluster, Paths(tmp_path, None), None, RetryPolicy(), lambda _states: None)
+    states = plan(load({"seeds: [0]": "seeds: [0, 1, 2]"}).cells, tmp_path)
+    run_planned(states, cluster, Paths(tmp_path, None), None, RetryPolicy(), lambda _states: None)
     assert [state.status for state in states] == ["finished"] * 3
     assert (cluster.handed, cluster.refusals) == ([0, 1, 2], 1)
 
@@ -256,8 +260,8 @@ def test_a_cluster_that_takes_no_more_for_a_while_ends_nothing_that_runs(load, t
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (ExecutorSettings(slurm={"partition": "gpu"}), "add --executor slurm"),
-        (ExecutorSettings(address="auto"), "add --executor ray"),
+        (ExecutorSettings(slurm={"partition": "gpu"}), "needs --executor slurm"),
+        (ExecutorSettings(address="auto"), "needs --executor ray"),
     ],
 )
 def test_options_of_another_executor_are_refused(load, tmp_path, settings, words):
@@ -277,7 +281,7 @@ def test_all_again_keeps_the_old_folders(load, tmp_path):
     assert kept.stat().st_ino == old[1]
     assert folder.path.stat().st_ino != old[1]
     assert folder.status() == "finished"
-    assert "taken over" not in folder.log.read_text()
+    assert "reused the same training" not in folder.log.read_text()
 
 
 def test_the_machine_is_shared_out(monkeypatch):
@@ -343,7 +347,7 @@ def test_a_folder_that_is_held_is_not_set_aside(load, tmp_path):
     folder = RunFolder.of(loaded.cells[0], tmp_path)
     with folder.lock():
         (state,) = run_suite(loaded, results=tmp_path, rerun=Rerun.ALL)
-    assert state.status == "busy"
+    assert state.status == "locked"
     assert not list(tmp_path.glob("runs/*aside*"))
 
 

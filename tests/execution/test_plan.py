@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from bench.data.dataset import ABSENT, Split, missing
 from bench.data.datasets.digits import digits
 from bench.errors import BenchError, NotFound
-from bench.execution.plan import Rerun, check_data, plan
+from bench.execution.plan import Action, Rerun, check_data, plan
 from bench.execution.worker import Job, execute
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
@@ -32,9 +32,9 @@ def test_actions_follow_from_what_is_on_disk(load, tmp_path):
     new, done, diverged, begun = "new", "finished", "diverged", "interrupted"
     common = [(new, "run"), (done, "skip"), (diverged, "skip"), (begun, "run")]
     assert actions(Rerun.MISSING) == [*common, (done, "skip")]
-    common[2] = (diverged, "reopen")
-    assert actions(Rerun.FAILED) == [*common, ("failed", "reopen")]  # the last one says that it finished, and is empty
-    assert actions(Rerun.ALL) == [(new, "run"), *((status, "anew") for status in (done, diverged, begun, done))]
+    common[2] = (diverged, "resume")
+    assert actions(Rerun.FAILED) == [*common, ("failed", "resume")]  # the last one says that it finished, and is empty
+    assert actions(Rerun.ALL) == [(new, "run"), *((status, "restart") for status in (done, diverged, begun, done))]
 
 
 def test_planning_writes_nothing(load, tmp_path):
@@ -51,7 +51,7 @@ def test_images_are_looked_for_before_anything_starts(load, tmp_path):
     planned = plan(load({"name: digits": "name: absent"}).cells, tmp_path / "results")
     with pytest.raises(NotFound, match=rf"^dataset 'absent' not found: looked for {tmp_path}/there\. Get it\. Lic"):
         check_data(planned, tmp_path)
-    check_data([replace(item, action="skip") for item in planned], tmp_path)  # what has ended needs no images
+    check_data([replace(item, action=Action.SKIP) for item in planned], tmp_path)  # what has ended needs no images
 
 
 def test_images_that_are_asked_for_and_are_not_there_fail_before_anything_starts(load, tmp_path):

@@ -41,7 +41,7 @@ def result_of(states):
     """Return what the cells came to: weights, curve and verdicts of each."""
     found = []
     for state in states:
-        folder = state.planned.folder
+        folder = state.folder
         assert state.status == "finished", state.reason
         outcomes = {
             key: (record["weights_sha256"], record["correct"]) for key, record in folder.read_outcomes().items()

@@ -6,19 +6,19 @@ import time
 import pytest
 
 from bench.execution import watch
-from bench.execution.watch import SILENT_SECONDS, Watcher
+from bench.execution.watch import STALLED_SECONDS, Watcher
 from bench.storage.run_folder import RunFolder
 
 
 def seen(watcher):
-    return {state.planned.cell.seed: state.status for state in watcher.look()}
+    return {state.cell.seed: state.status for state in watcher.states()}
 
 
 def test_states_as_they_change(load, tmp_path):
     loaded = load({"seeds: [0]": "seeds: [0, 1, 2, 3, 4]"})
     folders = [RunFolder.of(cell, tmp_path) for cell in loaded.cells]
     of_suite, of_all = Watcher(tmp_path, list(loaded.cells)), Watcher(tmp_path)
-    assert seen(of_suite) == dict.fromkeys(range(5), "waiting")
+    assert seen(of_suite) == dict.fromkeys(range(5), "queued")
     assert seen(of_all) == {}
 
     for cell, folder in list(zip(loaded.cells, folders, strict=True))[:4]:
@@ -26,15 +26,15 @@ def test_states_as_they_change(load, tmp_path):
         folder.progress(force=True, phase="training", epoch=1, epochs=2, done=0, of=17)
     folders[1].finish("finished")
     folders[2].finish("diverged", reason="the loss")
-    long_ago = time.time() - SILENT_SECONDS - 10
+    long_ago = time.time() - STALLED_SECONDS - 10
     os.utime(folders[3].path / "progress.json", (long_ago, long_ago))
-    expected = {0: "running", 1: "finished", 2: "diverged", 3: "silent"}
-    assert seen(of_suite) == expected | {4: "waiting"}
+    expected = {0: "running", 1: "finished", 2: "diverged", 3: "stalled"}
+    assert seen(of_suite) == expected | {4: "queued"}
     assert seen(of_all) == expected
-    states = {state.planned.cell.seed: state for state in of_all.look()}
+    states = {state.cell.seed: state for state in of_all.states()}
     assert states[0].progress["epoch"] == 1
     assert states[2].reason == "the loss"
-    assert states[3].reason == "no sign of life for 2 minutes"
+    assert states[3].reason == "no heartbeat for 2 minutes"
 
     folders[3].progress(force=True, phase="training")
     (folders[0].path / "done.json").write_text("{}")
@@ -48,7 +48,7 @@ def test_what_is_no_run_is_passed_over(load, tmp_path):
     (tmp_path / "runs" / "b").mkdir()
     (tmp_path / "runs" / "b" / "cell.json").write_text("{}")
     (tmp_path / "runs" / "c").touch()
-    assert Watcher(tmp_path).look() == []
+    assert Watcher(tmp_path).states() == []
 
 
 def test_ended_runs_are_read_once(load, tmp_path, monkeypatch):
@@ -57,7 +57,7 @@ def test_ended_runs_are_read_once(load, tmp_path, monkeypatch):
     folder.begin(cell, {})
     folder.finish("finished")
     watcher = Watcher(tmp_path)
-    watcher.look()
+    watcher.states()
     monkeypatch.setattr(watch.RunFolder, "result", lambda _self: 1 / 0)
     assert seen(watcher) == {0: "finished"}
 
@@ -78,4 +78,4 @@ def test_a_display_file_that_says_nothing_sound_is_passed_over(tmp_path, text):
 def test_a_run_without_its_display_file_is_silent(load, tmp_path):
     cell = load().cells[0]
     RunFolder.of(cell, tmp_path).begin(cell, {})
-    assert seen(Watcher(tmp_path)) == seen(Watcher(tmp_path, [cell])) == {0: "silent"}
+    assert seen(Watcher(tmp_path)) == seen(Watcher(tmp_path, [cell])) == {0: "stalled"}

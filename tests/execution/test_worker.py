@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from bench.attacks.outcome import Outcome
 from bench.data.datasets.digits import digits
 from bench.errors import DamagedFile
-from bench.execution import worker
+from bench.execution import final_evaluation, worker
 from bench.execution.plan import Rerun, plan
 from bench.execution.worker import Job, WorkerLost, attack_key, execute, reuse_training
 from bench.models.architecture import build_network
@@ -67,7 +67,7 @@ def test_nothing_is_done_twice(cell, finished, tmp_path, monkeypatch):
     def fail(*_arguments, **_settings):
         raise AssertionError("evaluated again")
 
-    monkeypatch.setattr(worker, "evaluate", fail)
+    monkeypatch.setattr(final_evaluation, "evaluate", fail)
     monkeypatch.setattr("bench.training.step.train_step", fail)
     before = {path: path.stat().st_mtime_ns for path in finished.outcomes.iterdir()}
     assert execute(job_of(cell, tmp_path)) == "finished"
@@ -76,8 +76,8 @@ def test_nothing_is_done_twice(cell, finished, tmp_path, monkeypatch):
 
 def test_equal_weights_are_judged_once(load, tmp_path, monkeypatch):
     judged = []
-    real = worker.evaluate
-    monkeypatch.setattr(worker, "evaluate", lambda *a, **k: judged.append(a[1]) or real(*a, **k))
+    real = final_evaluation.evaluate
+    monkeypatch.setattr(final_evaluation, "evaluate", lambda *a, **k: judged.append(a[1]) or real(*a, **k))
     one_epoch = load({"epochs: 2": "epochs: 1"}).cells[0]
     assert execute(job_of(one_epoch, tmp_path)) == "finished"
     assert len(judged) == 2, "best, best_on_test and last are the same epoch; two attacks"
@@ -96,7 +96,7 @@ def test_any_other_error_fails_the_cell_with_its_reason(cell, tmp_path, monkeypa
     def broken(*_arguments, **_settings):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(worker, "evaluate", broken)
+    monkeypatch.setattr(final_evaluation, "evaluate", broken)
     assert execute(job_of(cell, tmp_path)) == "failed"
     folder = RunFolder.of(cell, tmp_path)
     assert folder.result()["reason"] == "RuntimeError: out of luck"
@@ -123,7 +123,7 @@ def test_another_final_attack_retrains_nothing(load, cell, finished, tmp_path, m
     more = load({"steps: 3, step_size: 0.05}]": "steps: 3, step_size: 0.05}, {name: pgd, steps: 5}]"}).cells[0]
     assert more.fingerprint != cell.fingerprint
     assert more.training_fingerprint == cell.training_fingerprint
-    folder, judged, real = RunFolder.of(more, tmp_path), [], worker.evaluate
+    folder, judged, real = RunFolder.of(more, tmp_path), [], final_evaluation.evaluate
 
     def counted(*arguments, **settings):
         judged.append(arguments[3])
@@ -132,7 +132,7 @@ def test_another_final_attack_retrains_nothing(load, cell, finished, tmp_path, m
     def fail(*_arguments):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(worker, "evaluate", counted)
+    monkeypatch.setattr(final_evaluation, "evaluate", counted)
     monkeypatch.setattr("bench.training.step.train_step", fail)
     assert execute(job_of(more, tmp_path)) == "finished"
     assert {attack.steps for attack in judged} == {5}, "the other attacks' outcomes came along"
@@ -157,7 +157,7 @@ def test_autoattack_continues_where_it_was_killed(load, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
-    real, places = worker.write_record, []
+    real, places = final_evaluation.write_record, []
 
     def until_third(path, content):
         real(path, content)
@@ -166,7 +166,7 @@ def test_autoattack_continues_where_it_was_killed(load, tmp_path, monkeypatch):
             if len(places) == 3:
                 raise Killed
 
-    monkeypatch.setattr(worker, "write_record", until_third)
+    monkeypatch.setattr(final_evaluation, "write_record", until_third)
     with pytest.raises(Killed):
         execute(job_of(cell, tmp_path / "killed"))
     assert execute(job_of(cell, tmp_path / "killed")) == "finished"
@@ -287,7 +287,7 @@ def test_with_nothing_to_go_back_to_the_cell_fails_and_can_be_run_anew(interrupt
     assert "resume-0001.safetensors is damaged" in folder.result()["reason"]
     assert "`--rerun failed` trains it anew" in folder.result()["reason"]
     (planned,) = plan([cell], tmp_path / "cut", Rerun.FAILED)
-    assert planned.action == "anew"
+    assert planned.action == "restart"
 
 
 def test_a_damaged_outcome_is_judged_again(cell, finished, tmp_path):
@@ -295,7 +295,7 @@ def test_a_damaged_outcome_is_judged_again(cell, finished, tmp_path):
     before = finished.read_outcomes()
     flip(path)
     (planned,) = plan([cell], tmp_path, Rerun.FAILED)
-    assert planned.action == "reopen"
+    assert planned.action == "resume"
     finished.reopen()
     assert execute(job_of(cell, tmp_path)) == "finished"
     after = finished.read_outcomes()
@@ -304,7 +304,7 @@ def test_a_damaged_outcome_is_judged_again(cell, finished, tmp_path):
     }
     (incident,) = finished.incidents()
     assert f"{path} is damaged" in incident
-    assert incident.endswith("; it was judged again")
+    assert incident.endswith("; it was evaluated again")
 
 
 def test_a_finished_run_is_left_alone_unless_it_is_damaged(cell, finished, tmp_path):
@@ -312,7 +312,7 @@ def test_a_finished_run_is_left_alone_unless_it_is_damaged(cell, finished, tmp_p
     assert planned.action == "skip"
     flip(finished.checkpoints / Checkpoints(finished.checkpoints).entries["last"].file)
     assert plan([cell], tmp_path)[0].action == "skip", "nobody asked for it"
-    assert plan([cell], tmp_path, Rerun.FAILED)[0].action == "anew"
+    assert plan([cell], tmp_path, Rerun.FAILED)[0].action == "restart"
 
 
 def test_a_run_that_another_process_finished_meanwhile_stays_as_it_is(cell, finished, tmp_path):

@@ -138,7 +138,7 @@ def test_outcomes_are_found_by_checkpoint_and_attack(folder):
 def test_a_folder_is_held_by_one_process(folder):
     with folder.lock():
         folder.progress(phase="starting")
-        who = rf"^another bench run is working on it \(process {os.getpid()} on .+\)$"
+        who = rf"^run folder is locked by another process \(PID {os.getpid()} on .+\)$"
         with pytest.raises(RunFolderLocked, match=who), RunFolder(folder.path).lock():
             pass
     with RunFolder(folder.path).lock():

@@ -146,8 +146,8 @@ def test_a_cell_that_lost_a_process_goes_on_and_ends_as_on_one_device(load, tmp_
     (state,) = run_suite(
         loaded, results=tmp_path / "two", settings=ExecutorSettings(device="cpu", devices=2, threads=1)
     )
-    assert (state.status, state.tries) == ("finished", 1)
-    folder = state.planned.folder
+    assert (state.status, state.attempts) == ("finished", 1)
+    folder = state.folder
     (incident,) = folder.incidents()
     assert "a training process died: killed (signal 9)" in incident
     assert "resumed after epoch 0" in folder.log.read_text()

@@ -1,0 +1,142 @@
+"""The final evaluation: every checkpoint of a cell under every final attack."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.attacks.autoattack import CascadeState
+from bench.attacks.evaluate import attack_identity, evaluate, evaluated_images, forward_passes
+from bench.config.attacks import FinalAttack
+from bench.config.cell import Cell
+from bench.data.dataset import Dataset, Images
+from bench.errors import DamagedFile
+from bench.models.architecture import Network
+from bench.storage.checkpoints import Checkpoints
+from bench.storage.run_folder import CHECKPOINTS, RunFolder
+from bench.training.build import build_evaluated
+from bench.training.trainer import LAST_EPOCH
+from bench.utils.files import fingerprint, read_record, write_record
+from bench.utils.progress import ProgressCallback
+
+log = logging.getLogger(__name__)
+
+
+def attack_key(attack: FinalAttack, cell: Cell) -> str:
+    """Return the short name of an attack in file names: its kind and the beginning of its identity's digest."""
+    return f"{attack.name}-{fingerprint(attack_identity(attack, cell.protocol.threat))[:8]}"
+
+
+def evaluate_checkpoints(
+    cell: Cell,
+    dataset: Dataset,
+    test: Images,
+    folder: RunFolder,
+    device: torch.device,
+    network: nn.Module | None = None,
+) -> None:
+    """Evaluate every checkpoint under every final attack, skipping outcomes that exist.
+
+    Checkpoints with equal weights are evaluated once, and share one network. `network`: into which weights are loaded,
+    if the cell's method does not build one.
+    """
+    checkpoints = Checkpoints(folder.checkpoints)
+    names: dict[str, list[str]] = {}  # of the checkpoints with the same weights, by their SHA-256
+    for name in CHECKPOINTS:
+        if name in checkpoints.entries:
+            names.setdefault(checkpoints.entries[name].sha256, []).append(name)
+    attacks = [(attack_key(attack, cell), attack) for attack in cell.protocol.evaluation.final]
+    stored = _valid_outcomes(folder)
+    records = {(record["weights_sha256"], key): record for (_, key), record in stored.items()}
+    work = [evaluated_images(attack, len(test)) * forward_passes(attack) for _, attack in attacks]
+    total, done = len(names) * sum(work), 0
+    progress = _Progress(folder)
+    for weights, equal in names.items():
+        model: nn.Module | None = None
+        for (key, attack), amount in zip(attacks, work, strict=True):
+            if (weights, key) not in records:
+                if model is None:
+                    state = checkpoints.load(equal[0])
+                    model = _load(network, state, device) if network else build_evaluated(cell, dataset, state, device)
+                    model.register_forward_pre_hook(lambda *_: folder.heartbeat())  # a batch of AutoAttack takes long
+                path = folder.partial / f"{weights[:16]}.{key}.json"
+                outcome = evaluate(
+                    model, weights, test, attack, cell.protocol.threat,
+                    progress=progress.start(equal[0], attack.title, done / total, amount / total),
+                    state=_read_state(path), commit=partial(_write_state, path),
+                )  # fmt: skip
+                log.info("%s under %s: %.4f of %d", equal[0], attack.title, outcome.accuracy, len(outcome.correct))
+                records[weights, key] = outcome.to_record()
+            done += amount
+            for name in equal:
+                if stored.get((name, key)) != records[weights, key]:
+                    write_record(folder.outcome_path(name, key), records[weights, key])
+    shutil.rmtree(folder.partial, ignore_errors=True)
+
+
+def _load(network: nn.Module, state: dict[str, Any], device: torch.device) -> nn.Module:
+    """Return `network`, which is in eval mode with frozen parameters, with the weights `state` and on `device`."""
+    network.load_state_dict(state)
+    # Our networks train in channels-last; an external one may hold tensors that have no such layout.
+    layout = torch.channels_last if isinstance(network, Network) else torch.preserve_format
+    moved: nn.Module = network.to(device, memory_format=layout)  # type: ignore[call-overload]
+    return moved
+
+
+def _valid_outcomes(folder: RunFolder) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the outcomes on disk; damaged ones are recorded as incidents and deleted."""
+    for path, error in folder.damaged_outcomes().items():
+        folder.record_incident(f"{error}; it was evaluated again")
+        path.unlink()
+    return folder.read_outcomes()
+
+
+class _Progress:
+    """Writes how far the evaluation is, and the seconds left, estimated from the share done since its start."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder, self._started = folder, time.monotonic()
+        self._first: float | None = None
+        self._last = {
+            key: value for record in folder.epochs()[-1:] for key, value in record.items() if key in LAST_EPOCH
+        }
+
+    def start(self, checkpoint: str, attack: str, before: float, own: float) -> ProgressCallback:
+        """Return the callback of an attack; its share of the whole evaluation is `own`, and `before` is done."""
+        self._write(before, checkpoint=checkpoint, attack=attack, force=True)
+
+        def update(done: int, total: int, robust: float | None = None) -> None:
+            self._write(before + own * done / total, checkpoint=checkpoint, attack=attack, robust=robust)
+
+        return update
+
+    def _write(self, share: float, *, robust: float | None = None, force: bool = False, **where: str) -> None:
+        if self._first is None:
+            self._first = share
+        gained, elapsed = share - self._first, time.monotonic() - self._started
+        left = (1 - share) * elapsed / gained if gained > 0 else None
+        self._folder.progress(
+            force=force, phase="evaluation", share=share, robust=robust, left=left, last=self._last, **where
+        )
+
+
+def _write_state(path: Path, state: CascadeState) -> None:
+    write_record(path, state.to_record())
+
+
+def _read_state(path: Path) -> CascadeState | None:
+    """Return the state of an interrupted AutoAttack, or None."""
+    try:
+        return CascadeState.from_record(read_record(path))
+    except FileNotFoundError:
+        return None
+    except DamagedFile as error:
+        log.warning("%s; this evaluation starts again", error)
+        return None
