@@ -51,21 +51,21 @@ def check(
     from bench.errors import BenchError
     from bench.regression import formats
     from bench.regression.baseline import read_baseline, snapshot, write_baseline
-    from bench.regression.gate import check as judge
+    from bench.regression.gate import check as compare
     from bench.storage.store import Store
 
     loaded = load_suite(suite)
     path = baseline or Path("results") / "baselines" / f"{loaded.suite.name}.json"
     try:
         with Store.of(results, store, create=False) as opened:
-            found = snapshot(opened, loaded)
+            runs = snapshot(opened, loaded)
         if update:
-            found.require_complete()
-            _show_what_moves(found, path, tolerance)
-            write_baseline(path, found)
-            print(f"bench: the baseline {path} is written; commit it", file=sys.stderr)
+            runs.require_complete()
+            _print_changes(runs, path, tolerance)
+            write_baseline(path, runs)
+            print(f"bench: wrote the baseline {path}; commit it", file=sys.stderr)
             return
-        result = judge(found, read_baseline(path), tolerance=tolerance)
+        result = compare(runs, read_baseline(path), tolerance=tolerance)
     except BenchError as error:
         _write(junit, formats.junit_error(loaded.suite.name, error))
         _write(summary, formats.markdown_error(error), append=True)
@@ -81,22 +81,22 @@ def check(
         raise typer.Exit(code)
 
 
-def _show_what_moves(found: Snapshot, path: Path, tolerance: float) -> None:
-    """Print how the runs differ from the baseline that they will replace, if they can be compared with it."""
+def _print_changes(runs: Snapshot, path: Path, tolerance: float) -> None:
+    """Print how the runs differ from the baseline that they replace, if the two are comparable."""
     from bench.errors import BenchError
     from bench.regression.baseline import read_baseline
-    from bench.regression.gate import check as judge
+    from bench.regression.gate import check as compare
 
     if not path.exists():
         print(f"bench: {path} is new", file=sys.stderr)
         return
     try:
-        _print(judge(found, read_baseline(path), tolerance=tolerance), accept_improvements=True)
+        _print(compare(runs, read_baseline(path), tolerance=tolerance), accept_improvements=True)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
 
 
-def _print(found: Check, *, accept_improvements: bool) -> None:
+def _print(result: Check, *, accept_improvements: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -105,17 +105,17 @@ def _print(found: Check, *, accept_improvements: bool) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in formats.HEADINGS:
         table.add_column(heading, justify="left" if heading in {"row", "figure", "verdict"} else "right")
-    for finding in formats.ordered(found):
+    for finding in formats.ordered(result):
         style = {"regression": "bold red", "improvement": "bold green", "not judged": "bold yellow"}
         table.add_row(*(Text(printable(cell)) for cell in formats.cells(finding)), style=style.get(finding.verdict))
     table_console().print(table)
-    for line in (*formats.remarks(found), formats.rules(found)):
+    for line in (*formats.remarks(result), formats.rules(result)):
         print(printable(line))
-    print(printable(formats.verdict(found, accept_improvements=accept_improvements)))
+    print(printable(formats.verdict(result, accept_improvements=accept_improvements)))
 
 
 def _write(path: Path | None, text: str, *, append: bool = False) -> None:
-    """Write a report where it was asked for. Raises BenchError if the file cannot be written."""
+    """Write a report to `path`, if any. Raises BenchError if it cannot be written."""
     from bench.errors import BenchError
 
     if path is None:

@@ -45,42 +45,40 @@ def compare(
     if suite:
         protocol = load_suite(suite).suite.protocol.fingerprint
     with Store.of(results, store, create=False) as opened:
-        found = compared(opened, a, b, protocol=protocol, selection=selection.value)
-    print_json(_as_json(found)) if json else _print(found, images=images)
+        comparison = compared(opened, a, b, protocol=protocol, selection=selection.value)
+    print_json(_as_json(comparison)) if json else _print(comparison, images=images)
 
 
-def _as_json(found: Comparison) -> dict[str, Any]:
+def _as_json(comparison: Comparison) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
-        **asdict(found),
-        "figures": [{**asdict(figure), "difference": asdict(figure.difference)} for figure in found.figures],
+        **asdict(comparison),
+        "figures": [{**asdict(figure), "difference": asdict(figure.difference)} for figure in comparison.figures],
     }
 
 
-def _print(found: Comparison, *, images: bool) -> None:
+def _print(comparison: Comparison, *, images: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    for name, side in (("A", found.a), ("B", found.b)):
+    for name, side in (("A", comparison.a), ("B", comparison.b)):
         print(f"{name}: {printable(_described(side))}")
     table = Table(box=None, pad_edge=False)
     for heading in ("attack", "checkpoint", "A", "B", "A - B", "95 %", "p", "only A", "only B", "images"):
         table.add_column(heading, justify="left" if heading in {"attack", "checkpoint"} else "right")
-    for figure in found.figures:
+    for figure in comparison.figures:
         table.add_row(*(Text(printable(cell)) for cell in _cells(figure)))
     table_console().print(table)
-    covers = " and ".join(sorted({figure.difference.covers for figure in found.figures}, key=len))
+    covers = " and ".join(sorted({figure.difference.covers for figure in comparison.figures}, key=len))
     print(f"Percent of the test images; gap: best minus last. Interval and p cover the choice of {covers}.")
-    if len(found.a.seeds) > 1 or len(found.b.seeds) > 1:
-        print("only A, only B: images that more than half of the seeds of one side have right, and not of the other.")
-    if found.a.evaluated_only or found.b.evaluated_only:
-        print("evaluated only: one checkpoint, which stands as best and as last; it has no gap to compare.")
-    for variant in found.variants:
-        print(
-            f"Compare with care, the attack was not the same in all runs, or not the protocol's: {printable(variant)}."
-        )
-    for figure in found.figures if images else ():
+    if len(comparison.a.seeds) > 1 or len(comparison.b.seeds) > 1:
+        print("only A, only B: images that more than half of the seeds of only one side classify correctly.")
+    if comparison.a.evaluated_only or comparison.b.evaluated_only:
+        print("evaluated only: one checkpoint, which counts as best and as last; it has no gap to compare.")
+    for variant in comparison.variants:
+        print(f"Compare with care, the attack differs between runs, or from the protocol's: {printable(variant)}.")
+    for figure in comparison.figures if images else ():
         for name, positions in (("A", figure.only_a), ("B", figure.only_b)):
             if positions:
                 print(f"{printable(figure.attack)}, {figure.checkpoint}, only {name}: {', '.join(map(str, positions))}")

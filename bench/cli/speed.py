@@ -97,24 +97,24 @@ def speed(
         eps=eps,
         data=data,
     )
-    found: dict[str, Any] = {
+    measured: dict[str, Any] = {
         "suite": suite,
         "model": protocol.model,
         "precision": recipe.precision,
         "machine": describe(where, resources.threads),
     }
-    with interruptible(lambda: "nothing was measured"), _status(quiet=json) as tell:
+    with interruptible(lambda: "nothing was measured"), _status(quiet=json) as report:
         if what is not What.AUTOATTACK:
-            tell("products of matrices")
+            report("products of matrices")
             peaks = measure_peak(arena, repetitions)
-            found["peak_tflops"] = {name: value / 1e12 for name, value in peaks.items()}
+            measured["peak_tflops"] = {name: value / 1e12 for name, value in peaks.items()}
             measure = measure_changes if what is What.CHANGES else measure_training
-            found["training"] = measure(arena, repetitions, peaks, tell)
+            measured["training"] = measure(arena, repetitions, peaks, report)
         if what in {What.AUTOATTACK, What.ALL}:
-            found["autoattack"] = measure_autoattack(arena, repetitions, tell)
-    print_json(found) if json else _print(found)
-    wrong = not found.get("training", {}).get("same", {}).get("same", True)
-    differing = found.get("autoattack", {}).get("differing", {})
+            measured["autoattack"] = measure_autoattack(arena, repetitions, report)
+    print_json(measured) if json else _print(measured)
+    wrong = not measured.get("training", {}).get("same", {}).get("same", True)
+    differing = measured.get("autoattack", {}).get("differing", {})
     different = differing.get("bench in fp32", differing.get("bench", 0))
     if wrong or different:
         raise typer.Exit(1)
@@ -135,39 +135,39 @@ def _status(*, quiet: bool) -> Any:
     return status()
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(measured: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(file=sys.stdout)
-    machine = found["machine"]
+    machine = measured["machine"]
     versions = machine["versions"]
     console.print(
-        f"{found['model']}, {found['precision']}, on {machine['gpu'] or machine['cpu']} with {machine['threads']} "
-        f"threads, torch {versions['torch']}",
+        f"{measured['model']}, {measured['precision']}, on {machine['gpu'] or machine['cpu']} with "
+        f"{machine['threads']} threads, torch {versions['torch']}",
         highlight=False,
     )
     for part in ("training", "autoattack"):
-        if part not in found:
+        if part not in measured:
             continue
-        result = found[part]
+        result = measured[part]
         table = Table(title=part, title_justify="left", box=None, pad_edge=False)
         headings = ("contender", "precision", "ratio", "from", "to", "images/s", "TFLOP/s", "of peak", "memory, GiB")
         for heading in headings:
             table.add_column(heading, justify="left" if heading in {"contender", "precision"} else "right")
-        for one in result["contenders"]:
+        for row in result["contenders"]:
             table.add_row(
-                one["name"],
-                one["precision"],
-                *(f"{one[key]:.2f}" for key in ("ratio", "lowest", "highest")),
-                f"{one['images_per_second']:.3g}",
-                "" if one["tflops"] is None else f"{one['tflops']:.3g}",
-                "" if one["share_of_peak"] is None else f"{100 * one['share_of_peak']:.0f} %",
-                f"{one['peak_memory_bytes'] / 2**30:.2f}",
+                row["name"],
+                row["precision"],
+                *(f"{row[key]:.2f}" for key in ("ratio", "lowest", "highest")),
+                f"{row['images_per_second']:.3g}",
+                "" if row["tflops"] is None else f"{row['tflops']:.3g}",
+                "" if row["share_of_peak"] is None else f"{100 * row['share_of_peak']:.0f} %",
+                f"{row['peak_memory_bytes'] / 2**30:.2f}",
             )
         console.print(table)
-    if "training" in found:
-        result, same = found["training"], found["training"].get("same")
+    if "training" in measured:
+        result, same = measured["training"], measured["training"].get("same")
         turns = f"{result['repetitions']} turns of {result['steps']} steps with {result['batch_size']} images"
         about = f"training: medians of {turns}"
         if same:
@@ -178,8 +178,8 @@ def _print(found: dict[str, Any]) -> None:
                 f"{verdict} up to {same['limit']:g}"
             )
         console.print(about, highlight=False)
-    if "autoattack" in found:
-        result = found["autoattack"]
+    if "autoattack" in measured:
+        result = measured["autoattack"]
         differing = ", ".join(f"{name} {count}" for name, count in result["differing"].items() if name != "reference")
         console.print(
             f"autoattack: {result['images']} {result['what']} in {result['batches']} batches, radius "

@@ -1,7 +1,7 @@
-"""Training of one cell by several processes, one on each device, under torch's own launcher.
+"""Data-parallel training of one cell: one process for each device, started by torch's launcher.
 
-The worker starts them, holds the run folder for them, and waits; the first of them writes into it. They live and die
-together: none is replaced, none outlives the worker, and what one of them raises, the worker raises.
+The worker locks the run folder, starts the processes and waits; the first of them writes into the folder. If one ends,
+all end: none is restarted, none outlives the worker, and the worker raises the first error.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from bench.utils.processes import import_no_working_directory
 
 log = logging.getLogger(__name__)
 
-PATIENCE = timedelta(days=7)
-"""With the others, in a sum over all: the first writes files meanwhile. Who hangs is for the driver to see."""
+SUM_TIMEOUT = timedelta(days=7)
+"""Of a sum over all processes. It is long since the first one writes files meanwhile; the driver notices a hang."""
 
-GRACE_SECONDS = 10  # for the launcher to find who ended first
+GRACE_SECONDS = 10  # for the launcher to determine which process ended first
 
 
 class ProcessDied(Exception):
-    """A training process ended without a word, and the others with it."""
+    """A training process died without an error message."""
 
 
 class _Abandoned(Exception):
-    """Another process has ended, which is why this one cannot go on."""
+    """Another process has ended, so that this one cannot continue."""
 
 
 def check_devices(cells: Iterable[Cell], devices: int) -> None:
@@ -63,7 +63,7 @@ def check_devices(cells: Iterable[Cell], devices: int) -> None:
                 f"a batch of {batch} images cannot be cut into {devices} equal parts; "
                 "change 'devices' in the suite's execution"
             )
-        # Of the class itself: what a subclass adds may not hold for parts of a batch.
+        # Not inherited: what a subclass adds may not be valid for parts of a batch.
         if not vars(registry.METHODS.get(method)).get("data_parallel"):
             raise BenchError(
                 f"method '{method}' cannot train on several devices; remove 'devices' from the suite's execution"
@@ -71,17 +71,17 @@ def check_devices(cells: Iterable[Cell], devices: int) -> None:
 
 
 def train_together(cell: Cell, results: Path, devices: Sequence[str], data: Path | None, threads: int) -> int:
-    """Train `cell` on all `devices`, from wherever its run folder stands, which the caller holds.
+    """Train `cell` on all `devices`, resuming from its run folder, which the caller has locked.
 
     Returns:
-        The peak memory in bytes of the process that took most, on its device.
+        The highest peak memory of a process on its device, in bytes.
 
     Raises:
         BenchError: the cell cannot be trained on so many devices.
         ProcessDied: a process was killed.
-        Exception: whatever was raised first in one of them, such as `Diverged`.
+        Exception: the first error of a process, such as `Diverged`.
     """
-    # Here, since not every build of torch has them.
+    # Imported here, since not every build of torch has them.
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -89,8 +89,8 @@ def train_together(cell: Cell, results: Path, devices: Sequence[str], data: Path
     check_devices([cell], len(devices))
     import_no_working_directory()
     context = get_context("spawn")
-    told: SimpleQueue[Exception] = context.SimpleQueue()
-    held, holding = context.Pipe(duplex=False)
+    errors: SimpleQueue[Exception] = context.SimpleQueue()
+    worker_end, own_end = context.Pipe(duplex=False)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -104,26 +104,26 @@ def train_together(cell: Cell, results: Path, devices: Sequence[str], data: Path
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # the disk may be full
     )
     try:
-        with _signal_handlers_kept():
+        with _restored_signal_handlers():
             peaks: dict[int, int] = elastic_launch(config, _train_part)(
-                cell, results, devices, data, threads, told, held
+                cell, results, devices, data, threads, errors, worker_end
             )
-    except SignalException as error:  # the launcher has ended the processes; now as if it had not been there
+    except SignalException as error:  # the launcher has ended the processes; raise the signal again
         signal.raise_signal(error.sigval)
         raise KeyboardInterrupt from None
     except ChildFailedError as error:
-        if not told.empty():
-            raise told.get() from None
+        if not errors.empty():
+            raise errors.get() from None
         _, failure = error.get_first_failure()
         raise ProcessDied(f"a training process died: {exit_cause(failure.exitcode)}") from None
     finally:
-        holding.close()
+        own_end.close()
     return max(peaks.values())
 
 
 @contextmanager
-def _signal_handlers_kept() -> Iterator[None]:
-    """Take back the signals that the launcher takes."""
+def _restored_signal_handlers() -> Iterator[None]:
+    """Restore the signal handlers that the launcher replaces."""
     kept = {
         number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     }
@@ -135,9 +135,9 @@ def _signal_handlers_kept() -> Iterator[None]:
 
 
 def exit_cause(code: int) -> str:
-    """Say what the exit code of a process means; negative ones are signals."""
+    """Return the meaning of a process's exit code; negative ones are signals."""
     if code == -signal.SIGKILL:
-        return "killed (signal 9); the system does that when memory runs out"
+        return "killed (signal 9), probably because memory ran out"
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
@@ -150,15 +150,16 @@ def _train_part(
     devices: Sequence[str],
     data: Path | None,
     threads: int,
-    told: SimpleQueue[Exception],
-    held: Connection,
+    errors: SimpleQueue[Exception],
+    worker_end: Connection,
 ) -> int:
     """Train on this process's part of every batch, and return its peak memory in bytes.
 
-    What it raises goes through `told`, which needs no disk; the process then ends. `held` breaks when the worker dies.
+    An error is sent through `errors`, which needs no disk; then the process ends. It also ends when the worker dies,
+    which closes the other end of `worker_end`.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which the launcher may end it with, while it waits for the others
-    threading.Thread(target=_end_with, args=(held,), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the launcher may end it with SIGINT while it waits for the others
+    threading.Thread(target=_end_with, args=(worker_end,), daemon=True).start()
     rank = int(os.environ["RANK"])
     level, layout = logging.INFO if rank == 0 else logging.WARNING, f"%(asctime)s %(levelname)s [{rank}] %(message)s"
     logging.basicConfig(stream=sys.stderr, level=level, format=layout, force=True)
@@ -167,7 +168,7 @@ def _train_part(
             registry.load_plugin(Path(plugin))
         device = torch.device(devices[rank])
         use_device(device, threads)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=SUM_TIMEOUT)
         dataset, group = dataset_of(cell.protocol.dataset), ProcessGroup(rank, len(devices), _add)
         splits = dataset.splits(data).to(device)
         Trainer(cell, dataset, splits, RunFolder.of(cell, results), device, group).run()
@@ -175,17 +176,17 @@ def _train_part(
         return peak_memory(device)
     except _Abandoned as error:
         log.warning("another process has ended: %s", error)
-        time.sleep(GRACE_SECONDS)  # the launcher ends this one, when it has found that
+        time.sleep(GRACE_SECONDS)  # the launcher ends this process, once it has noticed
     except Exception as error:
         log.exception("failed")
-        told.put(_portable(error))
-    os._exit(1)  # at once: what an orderly end waits for may never come
+        errors.put(_portable(error))
+    os._exit(1)  # at once: an orderly exit may wait forever
 
 
-def _end_with(held: Connection) -> None:
-    """End this process when the other end of `held` is closed."""
+def _end_with(worker_end: Connection) -> None:
+    """End this process when the other end of `worker_end` is closed."""
     try:
-        held.recv()
+        worker_end.recv()
     except EOFError:
         os._exit(1)
 
@@ -200,7 +201,7 @@ def _add(tensor: Tensor) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """Return `error`, or what can be sent in its place."""
+    """Return `error`, or a RuntimeError with its text if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
     except Exception:

@@ -1,4 +1,4 @@
-"""How much work a cell is, and how long this machine would take: estimates before anything runs."""
+"""Estimates of a cell's compute, and of the hours on this machine, before anything runs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Work:
-    """The work of one cell in PFLOP: `training` and `tracking` (every epoch), and `final` (all checkpoints).
+    """The compute of one cell in PFLOP: `training` and `tracking` (all epochs), and `final` (all checkpoints).
 
-    Training and tracking compute in the protocol's precision, the final attacks in fp32.
+    Training and tracking use the protocol's precision, the final attacks fp32.
     """
 
     training: float
@@ -39,11 +39,11 @@ class Work:
 
 
 def work_of(protocol: Protocol, root: Path | None) -> Work | None:
-    """Estimate the work of one cell; None if images that would have to be counted are not there, or torch cannot count.
+    """Estimate the compute of one cell; None if images must be counted and are missing, or torch cannot count it.
 
-    Counted in forward passes of the plain PGD-AT recipe: an attack step is a forward and an input gradient (2), an
-    update a forward and both gradients (3). Methods that stop early, augment or consult further networks differ;
-    AutoAttack is counted as if every image stayed robust.
+    In forward passes of plain PGD-AT: an attack step is a forward pass and an input gradient (2), an update a forward
+    pass and both gradients (3). Methods that stop early, augment or use further networks differ. AutoAttack is counted
+    as if every image stayed robust.
     """
     try:
         dataset = dataset_of(protocol.dataset).counted(root)
@@ -66,9 +66,9 @@ def work_of(protocol: Protocol, root: Path | None) -> Work | None:
 
 
 def measured_speed(protocol: Protocol, precision: Precision, device: torch.device, seconds: float = 2.0) -> float:
-    """Return the PFLOP/s of attack steps, the bulk of the work, on this protocol's network: the median of some.
+    """Return the PFLOP/s of attack steps, most of the compute, on this protocol's network: a median.
 
-    Random images in the training batch's size, or as many as a second can bear on a slow machine.
+    Of random images, in the training's batch size or a smaller one on a slow machine.
     """
     dataset, threat = dataset_of(protocol.dataset), protocol.threat
     architecture = registry.MODELS.get(protocol.model)
@@ -86,7 +86,7 @@ def measured_speed(protocol: Protocol, precision: Precision, device: torch.devic
         return time.perf_counter() - started
 
     count, largest = 4, protocol.training.batch_size
-    step(count)  # the first is slow: kernels are chosen, memory is fetched
+    step(count)  # the first is slow: kernels are selected, memory is allocated
     while count < largest and step(count) < seconds / 8:
         count = min(2 * count, largest)
     began, times = time.perf_counter(), [step(count)]
@@ -96,7 +96,7 @@ def measured_speed(protocol: Protocol, precision: Precision, device: torch.devic
 
 
 class Machine:
-    """How long a device, called `name`, takes; each network and precision is timed once, when it is first asked for."""
+    """A device called `name`, which times each network and precision once, at the first use."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -104,7 +104,7 @@ class Machine:
         self._speeds: dict[tuple[str, Precision], float] = {}
 
     def hours(self, protocol: Protocol, work: Work) -> float:
-        """Return the hours that a cell with so much work takes when it has the device for itself."""
+        """Return the hours of a cell that has the device for itself."""
         trained = (work.training + work.tracking) / self._speed(protocol, protocol.training.precision)
         return (trained + work.final / self._speed(protocol, "fp32")) / 3600
 

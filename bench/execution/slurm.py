@@ -1,8 +1,8 @@
-"""Workers as jobs of Slurm's queue, submitted as arrays through submitit.
+"""Workers as jobs of Slurm, submitted as arrays through submitit.
 
-A job that is preempted or comes to the end of its time is put back into the queue, and goes on from what its run folder
-holds. What Slurm knows is asked with `squeue`, one question for all jobs: submitit itself asks `sacct`, which clusters
-without accounting do not have. How a worker ended is a record in `results/slurm`; nothing there is unpickled here.
+A job that is preempted or reaches its time limit is requeued, and resumes from its run folder. The states of all jobs
+come from one call of `squeue`; submitit itself calls `sacct`, which clusters without accounting lack. The result of a
+worker is a record in `results/slurm`; nothing there is unpickled here.
 """
 
 from __future__ import annotations
@@ -36,44 +36,44 @@ except ImportError:
 
 log = logging.getLogger(__name__)
 
-QUEUE_SECONDS = 10.0  # between two looks at the queue: whoever manages a cluster dislikes more of them
+QUEUE_SECONDS = 10.0  # between two calls of squeue: administrators of clusters dislike more of them
 
-CANCEL_SECONDS = 90  # to wait until cancelled jobs are gone; Slurm lets them live for its KillWait, usually 30
+CANCEL_SECONDS = 90  # to wait for the end of cancelled jobs; Slurm kills them after its KillWait, usually 30
 
 TIMEOUTS = 100
-"""How often a job that came to the end of its time is put back into the queue."""
+"""How often a job that reaches its time limit is requeued."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a job runs. When it is put back into the queue, it is begun again: the run folder holds all there is."""
+    """The task of a job. A requeued job starts it again, and it resumes from the run folder."""
 
     job: Job
     folder: Path
 
     def __call__(self) -> None:
-        """Run the cell, and leave a record of how that ended."""
+        """Run the cell, and write its result."""
         path = _result_path(self.folder, submitit.JobEnvironment().job_id)
-        path.unlink(missing_ok=True)  # of an earlier time in the queue
+        path.unlink(missing_ok=True)  # of an earlier start
         number = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
         signal.signal(number, partial(_leave, signal.getsignal(number)))
-        said = logging.getLogger("submitit")
-        said.handlers.clear()  # from now on it speaks in the run's log: once, and not after the end
+        logger = logging.getLogger("submitit")
+        logger.handlers.clear()  # it logs into the run's log, while the cell runs
         result = work(self.job)
-        said.setLevel(logging.WARNING)
+        logger.setLevel(logging.WARNING)
         write_record(path, result._asdict())
 
     def checkpoint(self) -> DelayedSubmission:
-        """Return what is to run when the job is begun again."""
+        """Return the task to run when the job starts again."""
         return DelayedSubmission(self)
 
 
 def _leave(requeue: Any, number: int, frame: object) -> None:
-    """Go back into the queue, as submitit does it; what fails at that is not the cell's fault, and just ends us."""
+    """Requeue the job, as submitit does; if that fails, end this process: it is not the cell's fault."""
     try:
         requeue(number, frame)
     except Exception as error:
-        log.exception("the job could not be put back into the queue")
+        log.exception("the job could not be requeued")
         raise SystemExit(1) from error
 
 
@@ -82,12 +82,12 @@ def _result_path(folder: Path, task: str) -> Path:
 
 
 def _array(task: str) -> str:
-    """Return the number of the array that a task is of; that of a job which is of none."""
+    """Return the number of a task's array, or of a job without an array."""
     return task.partition("_")[0]
 
 
 class SlurmHandle(Handle):
-    """A job, or one of an array; `task`: its number for Slurm, such as 17 or 17_3."""
+    """A job, or a task of an array; `task`: its number in Slurm, such as 17 or 17_3."""
 
     queues = True
 
@@ -96,7 +96,7 @@ class SlurmHandle(Handle):
         self.task, self._folder, self._log = task, folder, folder / f"{task}_0_log.err"
 
     def waits(self) -> None:
-        """Take note that the job is in the queue, where it gives no sign of life; perhaps again."""
+        """Note that the job waits in the queue, perhaps again, and sends no heartbeat."""
         self.started, self._silence = False, 0.0
 
     def kill(self) -> None:
@@ -107,31 +107,30 @@ class SlurmHandle(Handle):
             record = read_record(_result_path(self._folder, self.task))
             return WorkerResult(CellStatus(record["status"]), record["reason"])
         state, _ = state_of(self.task)
-        # Slurm keeps no memory of one of an array that never began.
+        # Slurm forgets a task of an array that never started.
         if not self._hung and (state == "CANCELLED" or (state == "gone" and not self._log.exists())):
-            return WorkerResult(CellStatus.INTERRUPTED, f"its job {self.task} was cancelled")
+            return WorkerResult(CellStatus.INTERRUPTED, f"job {self.task} was cancelled")
         return None
 
     def _cause(self) -> str:
         state, code = state_of(self.task)
-        said = f"job {self.task} is {state}, exit code {code}"
+        cause = f"job {self.task} is {state}, exit code {code}"
         try:
             text = self._log.read_text(errors="replace")
         except OSError:
-            return f"{said}, and left no log; its node may not see {self._folder}"
+            return f"{cause}, and left no log; its node may not see {self._folder}"
         errors = [line for line in text.splitlines() if "error" in line.lower()]
-        return "; ".join([said, *(f"{line:.200}" for line in errors[-1:])])
+        return "; ".join([cause, *(f"{line:.200}" for line in errors[-1:])])
 
 
 class SlurmExecutor(Executor):
-    """Hands cells to Slurm, which runs as many at a time as it has room for, or `jobs` of each array.
+    """Submits cells to Slurm, which runs as many at a time as it has room for, or `jobs` of each array.
 
-    A cell whose job from an earlier run is still in the queue gets no second one. A run ends what it submitted itself,
-    and nothing else.
+    A cell that an earlier run has queued is not submitted again. `close` ends only what this executor submitted.
     """
 
     def __init__(self, settings: ExecutorSettings, paths: Paths) -> None:
-        """See whether Slurm would take the jobs; nothing is submitted or written.
+        """Check whether Slurm would accept the jobs; nothing is submitted or written.
 
         Raises:
             BenchError: as `request` does.
@@ -147,7 +146,7 @@ class SlurmExecutor(Executor):
         return 2**31 if self._answers else 0
 
     def submit(self, cells: Sequence[Cell]) -> list[Handle]:
-        """Hand over `cells` as one array, or as few as the cluster allows.
+        """Submit `cells` in as few arrays as the cluster allows.
 
         Raises:
             BenchError: Slurm refuses them or does not answer, or its nodes do not see the results folder.
@@ -170,15 +169,15 @@ class SlurmExecutor(Executor):
         """Return the jobs of this results folder that wait or run, by the fingerprints of their cells."""
         listed = queue()
         if listed is None:
-            raise BenchError("Slurm does not answer; the same command goes on when it does")
-        # By the script: another cluster that shares the folder, or one set up anew, may give the same numbers.
+            raise BenchError("Slurm does not answer; rerun the same command when it does")
+        # By the script: another cluster with the same folder, or a reinstalled one, may give the same numbers.
         ours = {task for task, job in listed.items() if Path(job.script).parent == self._folder}
-        found: dict[str, str] = {}
+        queued: dict[str, str] = {}
         for array in {*map(_array, ours)}:
-            with suppress(OSError, DamagedFile):  # it was killed while it submitted: the cells are submitted once more
+            with suppress(OSError, DamagedFile):  # a driver was killed while it submitted; submit again
                 cells = read_record(self._cells_path(array))
-                found |= {cell: task for task, cell in cells.items() if task in ours}
-        return found
+                queued |= {cell: task for task, cell in cells.items() if task in ours}
+        return queued
 
     def _cells_path(self, array: str) -> Path:
         return self._folder / f"{array}_cells.json"
@@ -220,7 +219,7 @@ class SlurmExecutor(Executor):
         listed, self._asked = queue(), time.monotonic()
         if self._answers != (listed is not None):
             self._answers = listed is not None
-            log.warning("Slurm answers again" if self._answers else "Slurm does not answer; its jobs go on")
+            log.warning("Slurm answers again" if self._answers else "Slurm does not answer; its jobs keep running")
         if listed is None:
             return []
         for task in self._running.keys() & listed.keys():
@@ -229,7 +228,7 @@ class SlurmExecutor(Executor):
         return [self._running.pop(task) for task in [*self._running] if task not in listed]
 
     def detach(self) -> None:
-        """Leave what was handed over so far to the queue: `close` does not end it."""
+        """Leave the submitted cells to the queue: `close` does not end them."""
         self._running.clear()
         self._submitted.clear()
 
@@ -251,13 +250,13 @@ def _make_private(folder: Path) -> None:
     """Create a folder that only its owner can write to: submitit keeps pickles there, which the jobs execute.
 
     Raises:
-        BenchError: it cannot be created, or is somebody else's.
+        BenchError: it cannot be created, or another user owns it.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-            raise BenchError(f"{folder} must be a folder of your own, since jobs execute what is in it")
+            raise BenchError(f"{folder} must be owned by you, since jobs execute its content")
         folder.chmod(0o700)
     except OSError as error:
-        raise BenchError(f"the folder {folder} cannot be made: {error.strerror}") from error
+        raise BenchError(f"the folder {folder} cannot be created: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""What is asked of Slurm for a cell's job, and Slurm's own commands."""
+"""The request for a cell's job, and the commands of Slurm."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench.execution.executor import ExecutorSettings
 
 log = logging.getLogger(__name__)
 
-PROBE_SECONDS = 20  # to wait for a node that is free to look for the results folder
+PROBE_SECONDS = 20  # to wait for a free node that looks for the results folder
 
 FOREVER = 365 * 24 * 60  # minutes, where there is no limit
 
@@ -27,18 +27,18 @@ OURS = frozenset(
     {"array", "clusters", "error", "nodes", "ntasks", "ntasks_per_node", "open_mode", "output"}
     | {"parsable", "quiet", "test_only", "wrap"}
 )
-"""Options of sbatch that say how a cell runs, and are not for the user to set."""
+"""Options of sbatch that users cannot set, since they determine how a cell runs."""
 
 WHERE = ("partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude")
-"""Options of sbatch that choose the nodes, and that srun has too."""
+"""Options of sbatch that select the nodes, and that srun has, too."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A job as it is asked for.
+    """The request for a job.
 
-    `devices`: what the worker sees; `threads`: of each of its processes; `options`: of sbatch, with underscores, True
-    for one that has no value; `minutes`: the time in them, as a number.
+    `devices`: of the worker; `threads`: of each of its processes; `options`: of sbatch, with underscores, True for one
+    without a value; `minutes`: the time limit as a number.
     """
 
     devices: tuple[str, ...]
@@ -47,16 +47,16 @@ class Request:
     minutes: int
 
     def flags(self, *names: str) -> list[str]:
-        """Return the options, or those of `names` that there are, as words of a command line."""
+        """Return the options, or those among `names`, as words of a command line."""
         chosen = {name: value for name, value in self.options.items() if not names or name in names}
         flags = {f"--{name.replace('_', '-')}": value for name, value in chosen.items()}
         return [name if value is True else f"{name}={value}" for name, value in flags.items()]
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Within, variables of the environment change nothing about the job.
+        """Hide the environment variables that would change the job.
 
-        These are the variables of sbatch for what the options say, which would outrank them, and those of a job in
+        These are the variables of sbatch for the same options, which take precedence over them, and those of a job in
         which this process itself may run.
         """
         long = {"time": "TIMELIMIT", "mem": "MEM_PER_NODE"}
@@ -71,69 +71,69 @@ class Request:
 
 
 def request(settings: ExecutorSettings) -> Request:
-    """Return the job of a cell, after seeing whether Slurm would take it.
+    """Return the request for a cell's job, if Slurm would accept it.
 
-    A login node does not know the cluster's GPUs: the device `auto` is a GPU if the options ask for one, else the CPU.
-    A time that is not given is what the partition has for such jobs.
+    A login node does not know the cluster's GPUs: the device `auto` is a GPU if the options request one, else the CPU.
+    The default time limit is that of the partition.
 
     Raises:
         BenchError: there is no Slurm here, no such partition, or an option is not possible.
     """
     if shutil.which("sbatch") is None:
-        raise BenchError("there is no sbatch on this machine; --executor slurm is for a login node of the cluster")
+        raise BenchError("there is no sbatch on this machine; run --executor slurm on a login node of the cluster")
     options = _options(settings.slurm)
     if settings.device not in {"auto", "cpu", "cuda"}:
-        raise BenchError(f"--device '{settings.device:.60}': with Slurm, which numbers GPUs itself, auto, cpu or cuda")
+        raise BenchError(f"--device '{settings.device:.60}': Slurm numbers GPUs itself; use auto, cpu or cuda")
     if settings.gpus or settings.jobs_per_gpu > 1:
-        raise BenchError("--gpus and --jobs-per-gpu are not for Slurm; ask it for GPUs, such as --slurm gres=gpu:1")
+        raise BenchError("--gpus and --jobs-per-gpu do not apply to Slurm; request GPUs with --slurm gres=gpu:1")
     each, threads = settings.devices or 1, settings.threads or 1
-    asked = any(name.startswith("gpus") for name in options) or re.search("gpu|shard", str(options.get("gres", "")))
-    if settings.device == "cuda" and not asked:
+    gpus = any(name.startswith("gpus") for name in options) or re.search("gpu|shard", str(options.get("gres", "")))
+    if settings.device == "cuda" and not gpus:
         options["gres"] = f"gpu:{each}"
-    on_gpu = settings.device == "cuda" or (settings.device == "auto" and asked)
+    on_gpu = settings.device == "cuda" or (settings.device == "auto" and gpus)
     devices = tuple(f"cuda:{number}" if on_gpu else "cpu" for number in range(each))
     options.setdefault("cpus_per_task", threads * each)
     options.setdefault("requeue", True)
     wanted = Request(devices, threads, options, _set_time(options))
     with wanted.undisturbed():
         refusal = _refusal(wanted.flags())
-        # If there is no node even for a job that asks for nothing, nodes are down: jobs may wait for them.
+        # If there is no node even for a job without requests, nodes are down, and jobs may wait for them.
         if refusal and not ("not available" in refusal and "not available" in _refusal(wanted.flags(*WHERE))):
             raise BenchError(f"Slurm refuses the jobs: {refusal}")
     return wanted
 
 
 def _refusal(flags: Sequence[str]) -> str:
-    """Return what sbatch says against a job; nothing if it would take it."""
-    said = slurm("sbatch", "--test-only", *flags, "--wrap=true")
-    return last_line(said.stderr) if said.returncode else ""
+    """Return why sbatch would refuse a job; empty if it would accept it."""
+    done = slurm("sbatch", "--test-only", *flags, "--wrap=true")
+    return last_line(done.stderr) if done.returncode else ""
 
 
 def _options(words: Mapping[str, str]) -> dict[str, str | int | bool]:
-    """Return the user's options with underscores. Raises BenchError for those that are not the user's to set."""
+    """Return the user's options with underscores. Raises BenchError for those that users cannot set."""
     options: dict[str, str | int | bool] = {}
     for word, value in words.items():
         name = word.strip("-").replace("-", "_")
         if name in OURS or not re.fullmatch(r"[a-z_]{2,}", name):
-            raise BenchError(f"--slurm {word:.60}: that is not an option which can be set for the jobs of cells")
+            raise BenchError(f"--slurm {word:.60}: this option cannot be set for the jobs of cells")
         if not value.isprintable():
-            raise BenchError(f"--slurm {word}: its value has characters that cannot be printed")
+            raise BenchError(f"--slurm {word}: its value has unprintable characters")
         options[name] = True if value == "true" else value
     return options
 
 
 def _set_time(options: dict[str, str | int | bool]) -> int:
-    """Return a job's time in minutes, adding to `options` what the partition has, if they say nothing.
+    """Return a job's time limit in minutes; without one, add that of the partition to `options`.
 
-    submitit would ask for five minutes.
+    submitit would request five minutes.
 
     Raises:
         BenchError: no such partition, the time cannot be read, or Slurm does not answer.
     """
-    said = slurm("sinfo", "--noheader", "--format=%P|%L|%l")
-    if said.returncode:
-        raise BenchError(f"Slurm does not answer: {last_line(said.stderr)}")
-    lines = [line.split("|") for line in said.stdout.splitlines()]
+    done = slurm("sinfo", "--noheader", "--format=%P|%L|%l")
+    if done.returncode:
+        raise BenchError(f"Slurm does not answer: {last_line(done.stderr)}")
+    lines = [line.split("|") for line in done.stdout.splitlines()]
     limits = {name.rstrip("*"): (default, limit) for name, default, limit in lines}
     names = str(options.get("partition", "")).split(",")
     for name in filter(None, names):
@@ -154,49 +154,49 @@ def minutes(text: str) -> int:
     Raises:
         BenchError: it is none of these.
     """
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
-    if not found:
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if not match:
         raise BenchError(f"--slurm time={text:.60}: write minutes, hours:minutes:seconds or days-hours:minutes:seconds")
-    days, hours, mins, _ = (int(part or 0) for part in found.groups())
-    if found[1] is None and found[4] is None:
+    days, hours, mins, _ = (int(part or 0) for part in match.groups())
+    if match[1] is None and match[4] is None:
         hours, mins = 0, hours
     return max(1, (24 * days + hours) * 60 + mins)
 
 
 def check_seen(folder: Path, wanted: Request) -> None:
-    """Raise BenchError if a node does not see `folder`, in which a file is laid for the moment.
+    """Raise BenchError if a node does not see `folder`, in which a temporary file is created.
 
-    Where none is free soon, nothing is known; a job that finds no folder will say so.
+    If no node is free soon, nothing is known; a job without the folder fails with its own message.
     """
     probe = folder / f".probe-{uuid.uuid4().hex}"
     probe.touch()
     look = 'test -e "$0" && echo seen || echo not seen on $(hostname)'
     try:
-        said = slurm(
+        done = slurm(
             "srun", f"--immediate={PROBE_SECONDS}", "--quiet", "--ntasks=1", "--time=1", *wanted.flags(*WHERE),
             "sh", "-c", look, str(probe), patience=3 * PROBE_SECONDS,
         )  # fmt: skip
     finally:
         probe.unlink()
-    answer = said.stdout.strip()
+    answer = done.stdout.strip()
     if answer.startswith("not seen"):
         raise BenchError(f"the results folder {folder.parent} is {answer}; name one that all nodes share")
     if answer != "seen":
-        log.warning("whether nodes see the results folder is not known: %s", last_line(said.stderr))
+        log.warning("unknown whether nodes see the results folder: %s", last_line(done.stderr))
 
 
 # --- Slurm's commands ------------------------------------------------------------------------------------------------
 
 
 class Queued(NamedTuple):
-    """What `squeue` says of a job that has not ended: its state, and the script that it runs."""
+    """A job in the output of `squeue`: its state, and its script."""
 
     state: str
     script: str
 
 
 def slurm(*command: str, patience: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run a command of Slurm, which may fail; how the user wants its output laid out is of no matter."""
+    """Run a command of Slurm, which may fail, without the user's settings of its output format."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SINFO_"))}
     try:
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=patience, check=False)
@@ -205,28 +205,28 @@ def slurm(*command: str, patience: float = 120) -> subprocess.CompletedProcess[s
 
 
 def queue() -> dict[str, Queued] | None:
-    """Return this user's jobs that have not ended, by their numbers; None if Slurm does not answer."""
-    said = slurm("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%o")
-    if said.returncode:
+    """Return this user's jobs in the queue, by their numbers; None if Slurm does not answer."""
+    done = slurm("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%o")
+    if done.returncode:
         return None
-    lines = [line.split("|", 2) for line in said.stdout.splitlines()]  # the command of another job may have several
+    lines = [line.split("|", 2) for line in done.stdout.splitlines()]  # the command of another job may have several
     return {line[0]: Queued(*line[1:]) for line in lines if len(line) == 3}
 
 
 def state_of(task: str) -> tuple[str, str]:
-    """Return the state that Slurm gives a job, and its exit code; it remembers ended ones for some minutes."""
-    said = slurm("scontrol", "show", "job", "--oneliner", task)
-    found = re.search(r" JobState=(\w+) .* ExitCode=(\S+)", said.stdout)
-    return (found[1], found[2]) if found else ("gone", "unknown")
+    """Return a job's state and exit code; Slurm keeps those of ended jobs for some minutes."""
+    done = slurm("scontrol", "show", "job", "--oneliner", task)
+    match = re.search(r" JobState=(\w+) .* ExitCode=(\S+)", done.stdout)
+    return (match[1], match[2]) if match else ("gone", "unknown")
 
 
 def largest_array() -> int:
     """Return how many jobs an array may have."""
-    found = re.search(r"MaxArraySize\s*=\s*(\d+)", slurm("scontrol", "show", "config").stdout)
-    return max(1, int(found[1])) if found else 1001  # Slurm's default
+    match = re.search(r"MaxArraySize\s*=\s*(\d+)", slurm("scontrol", "show", "config").stdout)
+    return max(1, int(match[1])) if match else 1001  # Slurm's default
 
 
 def last_line(text: str) -> str:
-    """Return the last line of what a command of Slurm complained, without its name and its advice."""
+    """Return the last line of an error output of Slurm, without the command's name and usage advice."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
-    return re.sub(r"^(sbatch|srun|sinfo): (error: |fatal: )?", "", lines[-1])[:200] if lines else "it does not say why"
+    return re.sub(r"^(sbatch|srun|sinfo): (error: |fatal: )?", "", lines[-1])[:200] if lines else "no reason given"

@@ -1,10 +1,9 @@
 """Checkpoints: safetensors files, and one index whose rename commits an epoch.
 
-An epoch ends by writing new files beside the old ones, then replacing `index.json`, which names the file, the SHA-256
-and the epoch of each checkpoint and states the digest of the curve so far, then deleting what is not needed any more.
-Whenever the process dies, the index and the files it names belong together. While training is unfinished, the index of
-the epoch before stays as `previous.json`, with the files that it names: should a file be damaged, training goes back
-there.
+At the end of an epoch, new files are written beside the old ones. Then `index.json` is replaced, which holds the file,
+the SHA-256 and the epoch of each checkpoint and the digest of the curve. Then unneeded files are deleted. Whenever the
+process dies, the index matches its files. While training is unfinished, `previous.json` keeps the index of the epoch
+before, with its files: if a file is damaged, training falls back to that epoch.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ class Checkpoints:
                 # The index may come from elsewhere: what it names lies beside it and nowhere else.
                 plain = all(_PLAIN.fullmatch(entry.file) for entry in self.entries.values())
             except (KeyError, TypeError, AttributeError) as error:
-                raise DamagedFile(f"{folder / index} is no index of checkpoints: {error!r}") from error
+                raise DamagedFile(f"{folder / index} is not an index of checkpoints: {error!r}") from error
             if not plain:
                 raise DamagedFile(f"{folder / index} names files outside its folder")
             self.curve_sha256 = content.get("curve_sha256")  # older versions stated none
@@ -86,9 +85,9 @@ class Checkpoints:
         finished: bool = False,
         curve_sha256: str | None = None,
     ) -> None:
-        """Make `entries` the checkpoints of their names, keep the others, and delete files that none needs.
+        """Replace the checkpoints named in `entries`, keep the others, and delete unneeded files.
 
-        What was committed before stays, too, until training is `finished`.
+        The previous commit is kept, too, until training is `finished`.
         """
         if self.entries and not finished:
             write_record(self.folder / PREVIOUS, self._content())
@@ -99,7 +98,7 @@ class Checkpoints:
         self.save()
 
     def save(self) -> None:
-        """Make this the index, and delete files that none needs."""
+        """Write the index, and delete unneeded files."""
         write_record(self.folder / INDEX, self._content())
         self.sweep()
 
@@ -116,11 +115,11 @@ class Checkpoints:
         for file in self.folder.glob("*.safetensors"):
             if file.name not in named:
                 file.unlink()
-        for left in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+        for left in self.folder.glob(".*.tmp"):  # of a process that was killed while writing
             left.unlink()
 
     def copy(self, other: Checkpoints) -> None:
-        """Take over the checkpoints of a finished training, each verified. Raises DamagedFile as `load` does."""
+        """Copy the checkpoints of a finished training, each verified. Raises DamagedFile as `load` does."""
         self.folder.mkdir(exist_ok=True)
         for entry in other.entries.values():
             write_atomically(self.folder / entry.file, other._read(entry))
@@ -159,12 +158,12 @@ class Checkpoints:
 
 
 def load_latest_valid(folder: RunFolder) -> tuple[Checkpoints, DamagedFile | None]:
-    """Return the checkpoints that a run can go on from, every file verified, and what is damaged in later ones.
+    """Return the latest valid checkpoints of a run, every file verified, and the damage of later ones.
 
-    They are those of the last epoch that was committed or, if a file of it is damaged, of the epoch before.
+    They are those of the last committed epoch or, if one of its files is damaged, of the epoch before.
 
     Raises:
-        DamagedFile: the epoch before is gone or damaged as well.
+        DamagedFile: the epoch before is missing or damaged, too.
     """
     try:
         return load_verified(folder), None
@@ -174,16 +173,16 @@ def load_latest_valid(folder: RunFolder) -> tuple[Checkpoints, DamagedFile | Non
         except DamagedFile:
             before = None
         if before is None or not before.entries:
-            raise DamagedFile(f"{error}; there is no epoch to go back to, `--rerun failed` trains it anew") from None
+            raise DamagedFile(f"{error}; there is no epoch to fall back to; `--rerun failed` trains it again") from None
         return before, error
 
 
 def load_verified(folder: RunFolder, index: str = INDEX) -> Checkpoints:
-    """Return the checkpoints that an index names. Raises DamagedFile if a file of theirs or the curve is damaged."""
-    found = Checkpoints(folder.checkpoints, index)
-    found.verify()
-    folder.committed_epochs(found.finished_epochs, found.curve_sha256)
-    return found
+    """Return the checkpoints of an index. Raises DamagedFile if one of their files or the curve is damaged."""
+    checkpoints = Checkpoints(folder.checkpoints, index)
+    checkpoints.verify()
+    folder.committed_epochs(checkpoints.finished_epochs, checkpoints.curve_sha256)
+    return checkpoints
 
 
 def _pack(tree: Mapping[str, Any]) -> bytes:
@@ -222,7 +221,7 @@ def _unpack(data: bytes) -> dict[str, Any]:
         structure = json.loads(data[8 : 8 + header_size]).get("__metadata__", {}).get("structure")
         return dict(tensors) if structure is None else dict(_restore(json.loads(structure), tensors))
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedFile(f"not a checkpoint of ours: {error}") from error
+        raise DamagedFile(f"not a checkpoint of bench: {error}") from error
 
 
 def _restore(node: dict[str, Any], tensors: Mapping[str, Tensor]) -> Any:

@@ -29,14 +29,14 @@ def removable(results: Path, data: Path | None = None, *, archived: bool = False
         data: include prepared images below this root whose original files exist.
         archived: include the folders archived by `--rerun`; only training recreates these.
     """
-    found = [_removable(path, "a copy of the store in an older schema") for path in results.glob(f"{FILE}.schema-*")]
+    items = [_removable(path, "a copy of the store in an older schema") for path in results.glob(f"{FILE}.schema-*")]
     for folder in run_folders(results):
-        found += [_removable(path, what) for path, what in _left_over(folder)]
+        items += [_removable(path, what) for path, what in _left_over(folder)]
     if archived:
-        found += [_removable(folder.path, "an archived run") for folder in archived_folders(results)]
+        items += [_removable(folder.path, "an archived run") for folder in archived_folders(results)]
     if data is not None:
-        found += [_removable(path, "prepared images, whose original files exist") for path in prepared_twice(data)]
-    return found
+        items += [_removable(path, "prepared images, whose original files exist") for path in prepared_twice(data)]
+    return items
 
 
 def remove(items: Sequence[Removable]) -> None:

@@ -35,11 +35,11 @@ WRITING = {"writing": True}
 time: what it reads is still so when it writes."""
 
 ENVIRONMENT = ("42501", "3F000", "42P01", "42703", "25006", "XX")
-"""SQLSTATEs, or their beginnings, of what is not for us to mend: no rights, no schema to create tables in, a table or a
-column that is gone, a server that only reads, damaged pages."""
+"""SQLSTATEs, or their beginnings, of errors that users can fix: missing rights, no schema for tables, a missing table
+or column, a read-only server, damaged pages."""
 
 AGAIN = ("40001", "40P01")
-"""SQLSTATEs of a transaction that was in the way of another one: serialization failure, deadlock."""
+"""SQLSTATEs of a conflict with another transaction: serialization failure, deadlock."""
 
 
 class NoStore(NothingMeasured, FileNotFoundError):
@@ -53,14 +53,14 @@ def open_database(url: str | URL, *, create: bool) -> Engine:
     that a failure changes nothing; of an SQLite file a copy is kept beside it.
 
     Raises:
-        NoStore: there is nothing, and nothing is to be created.
-        BenchError: the URL is wrong, the database cannot be opened, is not ours, or is newer than this package.
+        NoStore: there is none, and none is to be created.
+        BenchError: the URL is invalid; or the database cannot be opened, belongs to another program, or is newer.
     """
     engine = _engine(url)
     path = sqlite_file(engine)
     if path is not None and not _exists(path):
         if not create:
-            raise NoStore(f"there is no store {path} yet; `bench run SUITE` makes one")
+            raise NoStore(f"there is no store {path} yet; `bench run SUITE` creates it")
         if not path.parent.is_dir():
             raise BenchError(f"the store {path} cannot be created: there is no folder {path.parent}")
     try:
@@ -75,10 +75,10 @@ def open_database(url: str | URL, *, create: bool) -> Engine:
 def _bring_up_to_date(engine: Engine, *, create: bool) -> None:
     tables = _tables(engine)
     content = set(tables) - {"alembic_version"}
-    ours = "alembic_version" in tables and (not content or "protocol" in content)
-    version = _version(engine) if ours else None
+    own = "alembic_version" in tables and (not content or "protocol" in content)
+    version = _version(engine) if own else None
     if version is None and tables:
-        raise BenchError(f"{name_of(engine)} holds tables that are not of bench; name another database")
+        raise BenchError(f"{name_of(engine)} has tables of another program; choose another database")
     if version is None and not create:
         raise NoStore(f"{name_of(engine)} is empty; `bench run SUITE` fills it")
     if version != REVISION:
@@ -109,7 +109,7 @@ def sqlite_file(engine: Engine) -> Path | None:
 
 @contextmanager
 def reported(engine: Engine) -> Iterator[None]:
-    """Turn what the database cannot help (locked, full, unreachable, not a database) into one sentence."""
+    """Turn errors of the environment (locked, full, unreachable, not a database) into a BenchError."""
     try:
         yield
     except DatabaseError as error:
@@ -122,19 +122,19 @@ def reported(engine: Engine) -> Iterator[None]:
 
 
 def first_line(error: DBAPIError) -> str:
-    """Return what the database said, without the statement and the hints that may follow."""
+    """Return the database's message, without the statement and hints."""
     return (str(error.orig).strip().splitlines() or ["no reason given"])[0]
 
 
 def _is_a_bug(error: DatabaseError) -> bool:
-    """Return whether it tells of a wrong statement or a broken constraint: these are ours and keep their traceback."""
+    """Return whether a statement is wrong or a constraint violated: bugs of bench, which keep their traceback."""
     elsewhere = isinstance(error, OperationalError) or type(error) is DatabaseError
     connecting = error.statement is None
     return not (elsewhere or connecting or _sqlstate(error).startswith(ENVIRONMENT))
 
 
 def may_pass(error: DBAPIError) -> bool:
-    """Return whether the same transaction may succeed if tried again: others wrote, or the connection broke."""
+    """Return whether a retry may succeed: another transaction wrote, or the connection broke."""
     return isinstance(error, IntegrityError) or error.connection_invalidated or _sqlstate(error) in AGAIN
 
 
@@ -159,7 +159,7 @@ def _engine(url: str | URL) -> Engine:
         backend = parsed.get_backend_name()
         engine = create_engine(parsed, json_serializer=canonical_json, **_settings(parsed))
     except (ArgumentError, ValueError, TypeError):  # their text may quote the password
-        raise BenchError(f"the store's URL is not one that SQLAlchemy understands; write {EXAMPLES}") from None
+        raise BenchError(f"the store's URL is invalid; write {EXAMPLES}") from None
     except ImportError as error:
         package = error.name or parsed.get_driver_name()
         how = f"; {INSTALL}" if package == "psycopg" else ""
@@ -172,27 +172,27 @@ def _engine(url: str | URL) -> Engine:
 
 
 def _settings(url: URL) -> dict[str, Any]:
-    """Return what `create_engine` is told besides the URL."""
+    """Return the arguments of `create_engine` besides the URL."""
     backend = url.get_backend_name()
     if backend == "sqlite":
         return {"connect_args": {"timeout": BUSY_SECONDS}}
     if backend == "postgresql":
         seconds = int(str(url.query.get("connect_timeout", CONNECT_SECONDS)))
         arguments = {"client_encoding": "utf8", "connect_timeout": seconds}
-        # A run takes days, and networks forget connections that say nothing: each is asked before it is used.
+        # A run takes days, and networks drop idle connections: each is tested before it is used.
         return {"connect_args": arguments, "isolation_level": "READ COMMITTED", "pool_pre_ping": True}
     return {}
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # SQLAlchemy says when a transaction begins, not the driver
+    connection.isolation_level = None  # SQLAlchemy begins transactions, not the driver
     _switch_to_wal(connection)
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")
 
 
 def _switch_to_wal(connection: Any) -> None:
-    """Make the file keep a write-ahead log; where another process is at it, SQLite would fail without waiting."""
+    """Switch to a write-ahead log; SQLite itself does not wait for another process that does the same."""
     until = time.monotonic() + BUSY_SECONDS
     while True:
         try:
@@ -212,9 +212,9 @@ BEGIN = {
         f"SELECT pg_advisory_xact_lock({LOCK})",
     ),
 }
-"""How a transaction begins that reads, and one that writes. The first sees one state of the store, however many queries
-it sends; the second is alone. Neither database waits for the disk at a commit: a power cut may take back the latest
-ones, whole, and what they held is in run folders, which have been flushed."""
+"""The start of a transaction that reads, and of one that writes. The first sees one snapshot, the second runs alone.
+Neither database waits for the disk at a commit: a power failure may undo the latest ones, whose content is in the run
+folders, which are flushed."""
 
 
 def _begin(connection: Connection) -> None:
@@ -237,7 +237,7 @@ def _version(engine: Engine) -> str | None:
 
 
 def _migrate(engine: Engine, version: str | None) -> None:
-    """Bring the schema from `version` (None: empty) to the newest, all or nothing."""
+    """Migrate the schema from `version` (None: empty) to the newest, in one transaction."""
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory
@@ -246,7 +246,7 @@ def _migrate(engine: Engine, version: str | None) -> None:
     config.set_main_option("script_location", MIGRATIONS)
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if version is not None and version not in known:
-        raise BenchError(f"{name_of(engine)} was made by a newer version of bench (schema {version}); upgrade bench")
+        raise BenchError(f"{name_of(engine)} was written by a newer version of bench (schema {version}); upgrade bench")
     if engine.dialect.name == "postgresql":
         _check_encoding(engine)
     if version is not None:
@@ -270,11 +270,11 @@ def _check_encoding(engine: Engine) -> None:
     with engine.connect() as connection:
         encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
     if encoding != "UTF8":
-        raise BenchError(f"{name_of(engine)} has the encoding {encoding}; make a database that has UTF8")
+        raise BenchError(f"{name_of(engine)} has the encoding {encoding}; create a database with UTF8")
 
 
 def _back_up(engine: Engine, version: str) -> None:
-    """Copy an SQLite file, its write-ahead log included, to a name beside it that is not taken."""
+    """Copy an SQLite file, with its write-ahead log, to a new name beside it."""
     path = sqlite_file(engine)
     if path is None:
         return

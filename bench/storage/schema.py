@@ -1,7 +1,7 @@
 """The tables of the store, as typed models.
 
 Every key is natural (fingerprints, names, numbers), so that equal run folders give equal rows, in whatever order and
-however often they are taken in.
+however often they are imported.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class RunRow(Base):
     evaluation_seconds: Mapped[float | None]
     peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     incidents: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
-    """What went wrong and was mended, oldest first: workers that were lost, damaged files; None where nothing did."""
+    """What went wrong and was repaired, oldest first: lost workers, damaged files; None if nothing did."""
     done_sha256: Mapped[str | None] = mapped_column(String(64))
-    """Digest of the content of `done.json`; tells whether the folder has ended anew since it was taken in."""
+    """Digest of the content of `done.json`; shows whether the run has ended again since the last import."""
 
     protocol: Mapped[ProtocolRow] = relationship(lazy="raise")
     curve: Mapped[list[EpochRow]] = relationship(lazy="raise", passive_deletes="all", order_by="EpochRow.epoch")
@@ -103,7 +103,7 @@ class EpochRow(Base):
 
 
 class CheckpointRow(Base):
-    """A checkpoint that is judged: `best`, `best_on_test` or `last`, and the epoch (from 0) it was taken after."""
+    """A checkpoint that is evaluated: `best`, `best_on_test` or `last`, and the epoch (from 0) it was taken after."""
 
     __tablename__ = "checkpoint"
 

@@ -1,4 +1,4 @@
-"""The store: takes in run folders, and answers what was run and how it ended."""
+"""The store: imports run folders into the database, and queries it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from bench.storage.run_folder import RunFolder
 from bench.storage.schema import Base, CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
 
 ORDER = attrgetter("protocol_fingerprint", "suite", "method", "label", "seed", "fingerprint")
-"""How runs are sorted: here, since databases order text by rules of their own."""
+"""The order of runs: sorted here, since databases order text by rules of their own."""
 
 FILE = "bench.sqlite"  # the default store, in the results folder
 
 EPOCHS = text("INSERT INTO epoch SELECT * FROM json_populate_recordset(NULL::epoch, CAST(:curve AS json))")
-"""How PostgreSQL takes in a curve, hundreds of rows: with a statement for each, a run takes twice as long."""
+"""Inserts a curve into PostgreSQL, hundreds of rows: with one statement for each, a run takes twice as long."""
 
-ATTEMPTS = 3  # to write a run, should the connection break or another process be in the way
+ATTEMPTS = 3  # to write a run, if the connection breaks or another process writes
 
-AT_ONCE = 1000  # runs whose curves one query asks for; databases limit the parameters of a query
+AT_ONCE = 1000  # runs whose curves one query returns; databases limit the parameters of a query
 
 
 class Epoch(NamedTuple):
@@ -47,7 +47,7 @@ class Epoch(NamedTuple):
 class Store:
     """An open store; a context manager that closes it.
 
-    Rows that it returns are plain data, detached from the database: what was not loaded raises.
+    Returned rows are detached from the database: reading what was not loaded raises.
     """
 
     def __init__(self, url: str | URL, *, create: bool = True) -> None:
@@ -69,7 +69,7 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Give back all connections."""
+        """Close all connections."""
         self.engine.dispose()
 
     def describe(self) -> str:
@@ -81,11 +81,11 @@ class Store:
     # --- import ---------------------------------------------------------------------------------------------------
 
     def ingest(self, folder: RunFolder) -> None:
-        """Take in a run folder, replacing what is known of its run; all of it, or nothing.
+        """Import a run folder, replacing the rows of its run, in one transaction.
 
         Raises:
-            BenchError: the folder is not that of a run, or the database cannot be written.
-            DamagedFile: a file of the folder is not what was written there.
+            BenchError: the database cannot be written.
+            DamagedFile: it is not a run folder, or a file in it does not match its digest.
         """
         with reported(self.engine):
             failures = 0
@@ -95,19 +95,21 @@ class Store:
                     if self._replace(folder, rows):
                         return
                 except DataError as error:
-                    raise DamagedFile(f"{folder.path} holds what the store cannot: {first_line(error)}") from error
+                    raise DamagedFile(
+                        f"{folder.path} has a value that the store cannot hold: {first_line(error)}"
+                    ) from error
                 except OverflowError as error:  # of Python's driver of SQLite, for more than 64 bits
-                    raise DamagedFile(f"{folder.path} holds what the store cannot: {error}") from error
+                    raise DamagedFile(f"{folder.path} has a value that the store cannot hold: {error}") from error
                 except DBAPIError as error:
                     failures += 1
                     if failures == ATTEMPTS or not may_pass(error):
                         raise
 
     def _replace(self, folder: RunFolder, rows: Rows) -> bool:
-        """Write a run in one transaction, or nothing and return False if it has ended since `rows` were read.
+        """Write a run in one transaction; or nothing, and return False, if it has ended since `rows` were read.
 
-        Another process may then have written how it ended, which must not be replaced by what was before. The rows go
-        past the mapper, which would take longer than all the rest.
+        Another process may have written its result by then, which older rows must not replace. Rows are inserted
+        without the mapper, which would take longer than all the rest.
         """
         run, protocol = rows.run, rows.protocol
         checkpoints = list(run.checkpoints.values())
@@ -127,7 +129,7 @@ class Store:
         return True
 
     def ingest_if_new(self, folder: RunFolder) -> None:
-        """Take in a run folder unless it has been since its run ended; raises as `ingest`."""
+        """Import a run folder unless it was imported after its run ended; raises as `ingest`."""
         query = select(RunRow.done_sha256).where(RunRow.fingerprint == cell_of(folder).get("fingerprint"))
         with reported(self.engine), Session(self.engine) as session:
             known = session.execute(query).one_or_none()
@@ -140,8 +142,8 @@ class Store:
         """Return runs with protocol, checkpoints and outcomes, ordered by protocol, suite, method, seed.
 
         Args:
-            protocol: only those of the protocols whose fingerprint begins so.
-            bits: load the verdicts of every image as well.
+            protocol: only those of protocols whose fingerprint begins so.
+            bits: load the packed bits of the images, too.
         """
         outcomes = selectinload(RunRow.checkpoints).selectinload(CheckpointRow.outcomes)
         query = select(RunRow).options(
@@ -156,16 +158,16 @@ class Store:
         """Return the epochs of each of `runs` (fingerprints) that has any, first epoch first."""
         table = EpochRow.__table__  # no objects of the mapper: there may be hundreds of thousands of epochs
         query = select(table.c.run, *(table.c[name] for name in Epoch._fields)).order_by(table.c.run, table.c.epoch)
-        found: defaultdict[str, list[Epoch]] = defaultdict(list)
+        curves: defaultdict[str, list[Epoch]] = defaultdict(list)
         names = sorted(runs)
         with reported(self.engine), self.engine.connect() as connection:
             for start in range(0, len(names), AT_ONCE):
                 for run, *values in connection.execute(query.where(table.c.run.in_(names[start : start + AT_ONCE]))):
-                    found[run].append(Epoch._make(values))
-        return dict(found)
+                    curves[run].append(Epoch._make(values))
+        return dict(curves)
 
     def list_runs(self) -> list[dict[str, Any]]:
-        """Return one line of plain data for every run, ordered as `runs`."""
+        """Return one row of plain data for every run, ordered as `runs`."""
         with reported(self.engine), Session(self.engine) as session:
             runs = sorted(session.scalars(select(RunRow)), key=ORDER)
         return [
@@ -182,10 +184,10 @@ class Store:
         ]
 
     def show_run(self, name: str) -> dict[str, Any]:
-        """Return all that is known of one run, found by the beginning of its folder's name or of its fingerprint.
+        """Return all details of one run, given the beginning of its folder's name or of its fingerprint.
 
         Raises:
-            BenchError: none or several runs begin so.
+            BenchError: none or several runs match.
         """
         matches = or_(
             RunRow.folder.istartswith(f"runs/{name}", autoescape=True),
@@ -197,25 +199,25 @@ class Store:
             selectinload(RunRow.checkpoints).selectinload(CheckpointRow.outcomes),
         )
         with reported(self.engine), Session(self.engine) as session:
-            found = sorted(session.scalars(select(RunRow.folder).where(matches)))
-            if not found:
+            folders = sorted(session.scalars(select(RunRow.folder).where(matches)))
+            if not folders:
                 raise NothingMeasured(f"no run begins with '{name:.100}'; `bench list runs` names them")
-            if len(found) > 1:
-                names = " and ".join(Path(folder).name for folder in found[:2])
+            if len(folders) > 1:
+                names = " and ".join(Path(folder).name for folder in folders[:2])
                 raise BenchError(f"'{name:.100}' is the beginning of several runs, such as {names}; write more of it")
             return _described(session.scalars(select(RunRow).where(matches).options(*loaded)).one())
 
 
 def _described(run: RunRow) -> dict[str, Any]:
     """Return a fully loaded run as plain data."""
-    judged = sorted(run.checkpoints.values(), key=lambda row: row.name)
-    outcomes = [row.outcomes[key] for row in judged for key in sorted(row.outcomes)]
+    checkpoints = sorted(run.checkpoints.values(), key=lambda row: row.name)
+    outcomes = [row.outcomes[key] for row in checkpoints for key in sorted(row.outcomes)]
     return {
         "name": Path(run.folder).name,
         **_columns(run),
         "protocol": run.protocol.content,
         "curve": [_columns(row, "run") for row in run.curve],
-        "checkpoints": [_columns(row, "run") for row in judged],
+        "checkpoints": [_columns(row, "run") for row in checkpoints],
         "attacks": {outcome.key: outcome.identity for outcome in outcomes},
         "outcomes": [_columns(outcome, "run", "attack", "identity", "correct") for outcome in outcomes],
     }

@@ -252,7 +252,7 @@ def test_a_job_that_somebody_cancels_is_not_tried_again(executor, load):
     first, second = one.submit(cells)
     slurm.slurm("scancel", first.task)
     wait_until(lambda: first in one.wait(0.2))
-    assert first.result() == WorkerResult("interrupted", f"its job {first.task} was cancelled")
+    assert first.result() == WorkerResult("interrupted", f"job {first.task} was cancelled")
     second.kill()
     second._hung = True
     wait_until(lambda: second in one.wait(0.2))
@@ -299,9 +299,9 @@ def test_jobs_of_other_results_and_unknown_ones_are_not_taken_for_ours(executor,
             r"Slurm refuses the jobs: allocation failure: Requested node configuration is not av",
         ),
         ({"time": "long"}, r"--slurm time=long: write minutes, "),
-        ({"array": "0-9"}, r"--slurm array: that is not an option"),
-        ({"p": "main"}, r"--slurm p: that is not an option"),
-        ({"comment": "a\nrm"}, r"--slurm comment: its value has characters"),
+        ({"array": "0-9"}, r"--slurm array: this option cannot be set"),
+        ({"p": "main"}, r"--slurm p: this option cannot be set"),
+        ({"comment": "a\nrm"}, r"--slurm comment: its value has unprintable characters"),
     ],
 )
 def test_what_slurm_refuses_is_one_sentence_before_anything_is_written(cluster, tmp_path, options, words):
@@ -359,7 +359,7 @@ def test_a_job_that_finds_no_folder_says_so(executor, load, monkeypatch, tmp_pat
     try:
         one = executor()  # jobs may wait for nodes that are drained
         (handle,) = one.submit(load().cells)
-        assert "whether nodes see the results folder is not known" in caplog.text
+        assert "unknown whether nodes see the results folder" in caplog.text
         (tmp_path / "results" / "slurm").rename(tmp_path / "elsewhere")
     finally:
         slurm.slurm("scontrol", "update", "NodeName=node", "State=RESUME")
@@ -384,7 +384,7 @@ def test_while_slurm_does_not_answer_nothing_ends_and_nothing_is_submitted(execu
     time.sleep(slurm.QUEUE_SECONDS)
     assert one.wait(0.1) == []
     assert one.room() > 10_000
-    assert caplog.messages == ["Slurm does not answer; its jobs go on", "Slurm answers again"]
+    assert caplog.messages == ["Slurm does not answer; its jobs keep running", "Slurm answers again"]
 
 
 def test_one_look_at_the_queue_is_for_all_jobs(executor, load, monkeypatch):
@@ -454,8 +454,8 @@ def test_devices_are_what_is_asked_for(monkeypatch):
     assert request(ExecutorSettings("slurm")).options["time"] == "UNLIMITED"
     for settings, words in (
         ({"device": "cuda:1"}, "auto, cpu or cuda"),
-        ({"gpus": (0,)}, "are not for Slurm"),
-        ({"jobs_per_gpu": 2}, "are not for Slurm"),
+        ({"gpus": (0,)}, "do not apply to Slurm"),
+        ({"jobs_per_gpu": 2}, "do not apply to Slurm"),
     ):
         with pytest.raises(BenchError, match=words):
             asked(**settings)
@@ -474,10 +474,10 @@ def test_a_job_that_waits_again_is_not_silent(load, tmp_path):
 def test_a_folder_that_may_be_somebody_elses_is_refused(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "slurm").symlink_to(tmp_path / "real")
-    with pytest.raises(BenchError, match=r"must be a folder of your own"):
+    with pytest.raises(BenchError, match=r"must be owned by you"):
         slurm._make_private(tmp_path / "slurm")
     (tmp_path / "file").touch()
-    with pytest.raises(BenchError, match=r"cannot be made: "):
+    with pytest.raises(BenchError, match=r"cannot be created: "):
         slurm._make_private(tmp_path / "file" / "slurm")
 
 

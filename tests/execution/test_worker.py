@@ -285,7 +285,7 @@ def test_with_nothing_to_go_back_to_the_cell_fails_and_can_be_run_anew(interrupt
     flip(folder.checkpoints / "resume-0000.safetensors")
     assert execute(job_of(cell, tmp_path / "cut")) == "failed"
     assert "resume-0001.safetensors is damaged" in folder.result()["reason"]
-    assert "`--rerun failed` trains it anew" in folder.result()["reason"]
+    assert "`--rerun failed` trains it again" in folder.result()["reason"]
     (planned,) = plan([cell], tmp_path / "cut", Rerun.FAILED)
     assert planned.action == "restart"
 

@@ -163,7 +163,7 @@ def test_foreign_keys_are_on_after_a_migration(newer_bench, path):
 
 def test_a_newer_store_is_refused_and_left_alone(url, results):
     execute(url, "UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(BenchError, match=r"made by a newer version of bench \(schema 9999\); upgrade bench"):
+    with pytest.raises(BenchError, match=r"written by a newer version of bench \(schema 9999\); upgrade bench"):
         Store(url)
     assert execute(url, REVISION) == [("9999",)]
     assert list(results.glob("*.schema-*")) == []
@@ -175,7 +175,7 @@ def test_a_database_of_something_else_is_refused(store_url, names):
         execute(store_url, f"CREATE TABLE {name} (version_num TEXT)")
         execute(store_url, f"INSERT INTO {name} VALUES ('a song')")
     for create in (True, False):
-        with pytest.raises(BenchError, match="holds tables that are not of bench; name another database"):
+        with pytest.raises(BenchError, match="has tables of another program; choose another database"):
             Store(store_url, create=create)
     engine = create_engine(store_url)
     assert sorted(inspect(engine).get_table_names()) == names
@@ -204,7 +204,7 @@ def test_a_store_in_memory_is_migrated_without_a_copy(make_run, newer_bench, mon
 
 
 def test_no_store_yet(results):
-    with pytest.raises(NoStore, match=r"there is no store .*bench\.sqlite yet; `bench run SUITE` makes one") as caught:
+    with pytest.raises(NoStore, match=r"there is no store .*bench\.sqlite yet; `bench run SUITE` creates it") as caught:
         Store.of(results, create=False)
     assert isinstance(caught.value, NothingMeasured)
     assert isinstance(caught.value, FileNotFoundError)
@@ -235,10 +235,10 @@ def test_any_path_will_do(tmp_path, name):
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("results/bench.sqlite", "the store's URL is not one that SQLAlchemy understands; write sqlite:///results"),
-        ("", "the store's URL is not one that SQLAlchemy understands"),
-        ("nodatabase://me:secret@host/x", "the store's URL is not one that SQLAlchemy understands"),
-        ("postgresql+psycopg://me:secret@host:port/x", "the store's URL is not one that SQLAlchemy understands"),
+        ("results/bench.sqlite", "the store's URL is invalid; write sqlite:///results"),
+        ("", "the store's URL is invalid"),
+        ("nodatabase://me:secret@host/x", "the store's URL is invalid"),
+        ("postgresql+psycopg://me:secret@host:port/x", "the store's URL is invalid"),
         ("oracle+cx_oracle://me:secret@host/x", "needs the Python package 'cx_Oracle', which is not installed"),
         ("sqlite:////no/such/folder/x.sqlite", "x.sqlite cannot be created: there is no folder /no/such/folder"),
         ("sqlite:////", "the sqlite store / cannot be used: unable to open database file"),

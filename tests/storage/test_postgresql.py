@@ -79,7 +79,7 @@ def test_a_wrong_password(server):
     ("query", "said"),
     [
         ("no_option=1", 'invalid connection option "no_option"'),
-        ("connect_timeout=soon", "the store's URL is not one that SQLAlchemy understands"),
+        ("connect_timeout=soon", "the store's URL is invalid"),
         ("sslmode=require", "server does not support SSL, but SSL was required"),
         ("sslmode=s3cret/@:word&password=s3cret/@:word", '"***"'),
     ],
@@ -131,7 +131,7 @@ def test_no_schema(server, store_url):
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
 def test_a_database_that_cannot_hold_every_label(server, encoding):
     with server.database(f"ENCODING '{encoding}' LOCALE 'C'") as name:
-        assert sentence(server.url(name)).endswith(f"has the encoding {encoding}; make a database that has UTF8")
+        assert sentence(server.url(name)).endswith(f"has the encoding {encoding}; create a database with UTF8")
 
 
 def test_no_driver(monkeypatch):
@@ -185,7 +185,7 @@ def test_what_a_column_cannot_hold_is_damage_of_that_folder(make_run, store):
     cell = read_record(bad.path / "cell.json")
     for change in ({"suite": "s" * 101}, {"seed": 2**31}, {"suite": "nul\0"}):
         write_record(bad.path / "cell.json", cell | {"cell": cell["cell"] | change})
-        with pytest.raises(DamagedFile, match=f"{bad.path.name} holds what the store cannot: "):
+        with pytest.raises(DamagedFile, match=f"{bad.path.name} has a value that the store cannot hold: "):
             store.ingest(bad)
     assert [run.seed for run in store.runs()] == [0]
 

@@ -179,13 +179,13 @@ def test_an_index_from_elsewhere_names_no_file_outside(folder, file):
 @pytest.mark.parametrize("content", [{}, {"checkpoints": []}, {"checkpoints": {"best": {}}, "finished_epochs": 1}])
 def test_an_index_of_another_shape_is_one_sentence(folder, content):
     write_record(folder / "index.json", content)
-    with pytest.raises(DamagedFile, match=r"index\.json is no index of checkpoints"):
+    with pytest.raises(DamagedFile, match=r"index\.json is not an index of checkpoints"):
         Checkpoints(folder)
 
 
 @pytest.mark.parametrize("structure", ["{", "[]", '{"tensor": "b"}', '{"items": 3}', "{}", "[" * 100_000])
 def test_a_structure_of_another_shape_is_one_sentence(structure):
-    with pytest.raises(DamagedFile, match="not a checkpoint of ours"):
+    with pytest.raises(DamagedFile, match="not a checkpoint of bench"):
         _unpack(save_safetensors({"a": torch.ones(1)}, {"structure": structure}))
 
 
