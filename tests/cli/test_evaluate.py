@@ -103,7 +103,7 @@ def test_the_same_weights_twice_are_nothing_to_do(evaluate, suite, weights, tmp_
     before = {file: file.read_bytes() for file in folder_of(tmp_path / "results").path.rglob("*.json")}
     again = evaluate(weights.rename(tmp_path / "moved.pth"), path, "--normalisation", "0/1", name="another name")
     assert again.code == 0
-    assert "nothing to do: this network was evaluated before, as 'ours'" in again.err
+    assert "nothing to do: this network is already evaluated, as 'ours'" in again.err
     assert {file: file.read_bytes() for file in folder_of(tmp_path / "results").path.rglob("*.json")} == before
     assert evaluate(tmp_path / "moved.pth", path, "--normalisation", "dataset").code == 0  # another network
     assert len(list((tmp_path / "results/runs").glob("evaluated-*"))) == 2
