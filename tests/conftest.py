@@ -1,6 +1,7 @@
 """Shared by all tests: one thread a process, a suite that trains in about a second, and the slow tests' option."""
 
 import os
+import shutil
 import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in the processes that tests start; torch reads it when imported
@@ -50,6 +51,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def tiny_suite() -> str:
     """The text of a suite of one cell."""
     return TINY_SUITE
+
+
+@pytest.fixture(scope="session")
+def tiny_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results folder of the tiny suite, finished; `copy_of_results` gives a copy to write into."""
+    from bench.execution.driver import run_suite
+    from bench.execution.worker import Job, execute
+
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "suite.yaml").write_text(TINY_SUITE)
+    loaded = load_suite(str(folder / "suite.yaml"))
+    assert execute(Job(loaded.cells[0], folder / "results", ("cpu",), None, 1)) == "finished"
+    run_suite(loaded, results=folder / "results")  # into the store
+    return folder / "results"
+
+
+@pytest.fixture
+def copy_of_results(tiny_results: Path, tmp_path: Path) -> Path:
+    """The finished results of the tiny suite, in `results` of the test's own folder."""
+    return Path(shutil.copytree(tiny_results, tmp_path / "results"))
 
 
 @pytest.fixture

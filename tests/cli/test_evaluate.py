@@ -56,9 +56,8 @@ def folder_of(results):
     return RunFolder(path)
 
 
-def test_it_becomes_a_row(bench, evaluate, suite, weights, tmp_path):
-    path, results = suite(), tmp_path / "results"
-    assert bench("run", path, "--results", results).code == 0
+def test_it_becomes_a_row(bench, evaluate, suite, weights, copy_of_results):
+    path, results = suite(), copy_of_results
     result = evaluate(weights, path, "--normalisation", "dataset")
     assert result.code == 0, result.err
     assert NAME in result.out
@@ -119,9 +118,8 @@ def test_further_attacks_take_over_what_was_judged(evaluate, suite, weights, tmp
     assert len(more) == 3
 
 
-def test_a_checkpoint_of_ours_has_the_verdicts_of_its_run(bench, evaluate, suite, tmp_path):
-    path, results = suite(), tmp_path / "results"
-    assert bench("run", path, "--results", results).code == 0
+def test_a_checkpoint_of_ours_has_the_verdicts_of_its_run(bench, evaluate, suite, copy_of_results):
+    path, results = suite(), copy_of_results
     (trained,) = (RunFolder(folder) for folder in (results / "runs").glob("pgd-at-*"))
     entry = Checkpoints(trained.checkpoints).entries["last"]
     assert evaluate(trained.checkpoints / entry.file, path).code == 0  # it states its normalisation

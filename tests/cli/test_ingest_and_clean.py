@@ -6,14 +6,8 @@ import re
 from bench.utils.formatting import byte_size
 
 
-def started(bench, suite, tmp_path):
-    path, results = suite({"epochs: 2": "epochs: 1"}), tmp_path / "results"
-    assert bench("run", path, "--results", results).code == 0
-    return path, results
-
-
-def test_a_store_is_lost_and_made_again(bench, suite, tmp_path):
-    path, results = started(bench, suite, tmp_path)
+def test_a_store_is_lost_and_made_again(bench, suite, copy_of_results):
+    path, results = suite(), copy_of_results
     table = bench("report", "--results", results).out
     assert "all digests and accuracies match" in bench("doctor", "--results", results).out
     for left in results.glob("bench.sqlite*"):
