@@ -8,6 +8,7 @@ import pytest
 
 from bench.config.suite import load_suite
 from bench.storage.store import Store
+from bench.utils.environment import code_digest
 
 from ..storage.conftest import make_run, results
 
@@ -47,7 +48,8 @@ def ran(path, make_run, results):
                     fields = cell.method.model_dump(exclude={"name"})
                     figures = {"best": (190, right), "last": (190, right - 10)}
                     place = {"protocol": cell.protocol, "method": cell.method.name, "seed": cell.seed}
-                    store.ingest(make_run(figures, **place, **fields, **{"done": {"classes": 10}, **kwargs}))
+                    made = {"done": {"classes": 10}, "environment": {"device": "cpu", "code": code_digest()}, **kwargs}
+                    store.ingest(make_run(figures, **place, **fields, **made))
         return results
 
     return ran
