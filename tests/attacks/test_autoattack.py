@@ -238,10 +238,10 @@ def test_an_image_outside_breaks_nothing(trained):
     model, images, _ = trained(10)
     cascade = Cascade(model, Threat(norm="linf", eps=0.1), AutoAttackSettings(), 0)
     clean, wrong = images[:3], (model(images[:3]).argmax(1) + 1) % 10
-    assert cascade._confirmed(clean, clean, wrong).all()
-    assert not cascade._confirmed((clean + 0.11).clamp(0, 1), clean, wrong).any()
-    assert not cascade._confirmed(clean - 0.05, clean, wrong).any(), "negative pixels"
-    assert not cascade._confirmed(clean, clean, model(clean).argmax(1)).any()
+    assert cascade._confirm(clean, clean, wrong).all()
+    assert not cascade._confirm((clean + 0.11).clamp(0, 1), clean, wrong).any()
+    assert not cascade._confirm(clean - 0.05, clean, wrong).any(), "negative pixels"
+    assert not cascade._confirm(clean, clean, model(clean).argmax(1)).any()
 
 
 def test_a_part_of_the_cascade(trained):
