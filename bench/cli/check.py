@@ -105,13 +105,13 @@ def _print(result: Check, *, accept_improvements: bool) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in formats.HEADINGS:
         table.add_column(heading, justify="left" if heading in {"row", "figure", "verdict"} else "right")
-    for finding in formats.ordered(result):
+    for change in formats.ordered(result):
         style = {"regression": "bold red", "improvement": "bold green", "not judged": "bold yellow"}
-        table.add_row(*(Text(printable(cell)) for cell in formats.cells(finding)), style=style.get(finding.verdict))
+        table.add_row(*(Text(printable(cell)) for cell in formats.cells(change)), style=style.get(change.verdict))
     table_console().print(table)
     for line in (*formats.remarks(result), formats.rules(result)):
         print(printable(line))
-    print(printable(formats.verdict(result, accept_improvements=accept_improvements)))
+    print(printable(formats.conclusion(result, accept_improvements=accept_improvements)))
 
 
 def _write(path: Path | None, text: str, *, append: bool = False) -> None:

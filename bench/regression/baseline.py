@@ -1,6 +1,6 @@
-"""What a suite's runs came to, as one small file to commit: the figures that later runs are held against.
+"""The results of a suite's runs as one small file to commit: the figures that later runs are compared with.
 
-The same record describes fresh runs and the baseline, so that making a baseline is writing the record down.
+New runs and the baseline have the same record, so creating a baseline means writing the record.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Record(BaseModel):
-    """Frozen, and nothing in it that is not expected."""
+    """A frozen model that allows no other keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Judged(Record):
-    """One checkpoint under one attack: `right` of `count` images; `verdicts` packed (`outcome.pack`), in base64."""
+class AttackResult(Record):
+    """One checkpoint under one attack: `right` of `count` images are correct; `verdicts`: the text of `PackedBits`."""
 
     attack: str
     count: int = Field(ge=1)
@@ -44,25 +44,25 @@ class Judged(Record):
     verdicts: str
 
     @model_validator(mode="after")
-    def _agree(self) -> Judged:
+    def _agree(self) -> AttackResult:
         if PackedBits.from_text(self.verdicts, self.count).total() != self.right:
-            raise ValueError("the verdicts are not those that 'count' and 'right' state")
+            raise ValueError("'verdicts' does not have 'right' of 'count' bits set")
         return self
 
-    def unpacked(self) -> Correct:
-        """Return the verdicts, bool, [count]."""
+    def correct(self) -> Correct:
+        """Return whether each image is classified correctly: bool, [count]."""
         return PackedBits.from_text(self.verdicts, self.count).unpack()
 
 
-class Checkpoint(Record):
-    """The network at best or at last, judged under every final attack in the order of the protocol.
+class CheckpointResult(Record):
+    """The best or the last checkpoint under every final attack, in the order of the protocol.
 
-    `collapsed`: under the strongest attack it is no better than guessing.
+    `collapsed`: under the ranking attack it is no better than guessing.
     """
 
     weights: str
     collapsed: bool
-    judged: tuple[Judged, ...] = Field(min_length=1)
+    judged: tuple[AttackResult, ...] = Field(min_length=1)
 
 
 class Training(Record):
@@ -72,26 +72,26 @@ class Training(Record):
     robust: Share
 
 
-class Seed(Record):
+class SeedResult(Record):
     """One cell. Only a finished one has figures."""
 
     seed: int
     status: Literal["finished", "diverged", "failed", "interrupted", "not run"]
     training: Training | None = None
-    best: Checkpoint | None = None
-    last: Checkpoint | None = None
+    best: CheckpointResult | None = None
+    last: CheckpointResult | None = None
 
     @model_validator(mode="after")
-    def _figures_if_finished(self) -> Seed:
+    def _figures_if_finished(self) -> SeedResult:
         if any((self.status == "finished") != (part is not None) for part in (self.training, self.best, self.last)):
             raise ValueError("figures belong to a finished cell, and to no other")
         return self
 
     def broken(self, checkpoint: str) -> str | None:
-        """Return `diverged` or `collapsed` if the cell has no figure worth averaging at a checkpoint, else None."""
+        """Return `diverged` or `collapsed` if the cell has no figure to average at a checkpoint, else None."""
         if self.status == "diverged":
             return "diverged"
-        network: Checkpoint | None = getattr(self, checkpoint)
+        network: CheckpointResult | None = getattr(self, checkpoint)
         return "collapsed" if network is not None and network.collapsed else None
 
 
@@ -102,16 +102,16 @@ class Row(Record):
     method: str
     version: int
     params: dict[str, Any]
-    seeds: tuple[Seed, ...] = Field(min_length=1)
+    seeds: tuple[SeedResult, ...] = Field(min_length=1)
 
     @property
     def key(self) -> str:
-        """What makes two rows the same one; the label does not."""
+        """The identity of a row; the label is no part of it."""
         return canonical_json([self.method, self.version, self.params])
 
 
 class Snapshot(Record):
-    """What the runs of a suite came to. `made_with`: the different environments of the runs."""
+    """The results of a suite's runs. `made_with`: the distinct environments of the runs."""
 
     format: Literal[1]
     suite: str
@@ -132,25 +132,25 @@ class Snapshot(Record):
             if network is not None
         ]
         if any(count != counts[0] for count in counts):
-            raise ValueError("cells were judged on different numbers of images")
+            raise ValueError("cells have different numbers of images")
         return self
 
     def require_complete(self) -> None:
-        """Raise NothingMeasured unless every cell has ended, which a baseline needs."""
-        lacking = [
+        """Raise NothingMeasured unless every cell has finished or diverged, which a baseline needs."""
+        incomplete = [
             f"{row.label} seed {seed.seed} ({seed.status})"
             for row in self.rows
             for seed in row.seeds
             if seed.status not in {"finished", "diverged"}
         ]
-        if lacking:
-            raise NothingMeasured(f"a baseline needs every cell of {self.suite}; not ended: {', '.join(lacking)}")
+        if incomplete:
+            raise NothingMeasured(f"a baseline needs every cell of {self.suite}; not finished: {', '.join(incomplete)}")
         if not any(seed.status == "finished" for row in self.rows for seed in row.seeds):
-            raise NothingMeasured(f"no cell of {self.suite} has a figure: all diverged")
+            raise NothingMeasured(f"no cell of {self.suite} has a result: all diverged")
 
 
 def snapshot(store: Store, loaded: LoadedSuite) -> Snapshot:
-    """Return what the store knows of the cells of a suite; cells that have not finished are there without figures.
+    """Return the results of a suite's cells in the store; cells that have not finished are included without figures.
 
     Raises:
         DamagedFile: what the store holds contradicts itself, such as runs judged on different images.
@@ -189,31 +189,31 @@ def snapshot(store: Store, loaded: LoadedSuite) -> Snapshot:
             rows=tuple(rows),
         )
     except ValidationError as error:
-        raise DamagedFile(f"the runs of {loaded.suite.name} do not fit together: {_complaint(error)}") from error
+        raise DamagedFile(f"the runs of {loaded.suite.name} contradict each other: {_complaint(error)}") from error
 
 
-def _seed(seed: int, run: RunRow | None, curve: Sequence[Epoch]) -> Seed:
+def _seed(seed: int, run: RunRow | None, curve: Sequence[Epoch]) -> SeedResult:
     if run is None:
-        return Seed(seed=seed, status="not run")
-    finals = run.protocol.content["evaluation"]["final"]
-    found = complete_run(run, finals, "validation")
-    if found is None:
-        return Seed.model_validate({"seed": seed, "status": "failed" if run.status == "finished" else run.status})
-    return Seed(
+        return SeedResult(seed=seed, status="not run")
+    attacks = run.protocol.content["evaluation"]["final"]
+    complete = complete_run(run, attacks, "validation")
+    if complete is None:
+        return SeedResult.model_validate({"seed": seed, "status": "failed" if run.status == "finished" else run.status})
+    return SeedResult(
         seed=seed,
         status="finished",
         training=Training(loss=round(curve[-1].train_loss, 6), robust=round(curve[-1].train_robust, 6)),
-        best=_checkpoint("best", found.best, run),
-        last=_checkpoint("last", found.last, run),
+        best=_checkpoint("best", complete.best, run),
+        last=_checkpoint("last", complete.last, run),
     )
 
 
-def _checkpoint(name: str, outcomes: Sequence[OutcomeRow], run: RunRow) -> Checkpoint:
-    return Checkpoint(
+def _checkpoint(name: str, outcomes: Sequence[OutcomeRow], run: RunRow) -> CheckpointResult:
+    return CheckpointResult(
         weights=run.checkpoints[name].sha256,
         collapsed=collapsed(outcomes[ranking(run.protocol.content["evaluation"]["final"])], run),
         judged=tuple(
-            Judged(
+            AttackResult(
                 attack=outcome.title,
                 count=outcome.count,
                 right=outcome.right,
@@ -225,7 +225,7 @@ def _checkpoint(name: str, outcomes: Sequence[OutcomeRow], run: RunRow) -> Check
 
 
 def _environment(environment: dict[str, Any]) -> dict[str, Any]:
-    """Return what figures may depend on; not the machine's name, which would make equal baselines differ."""
+    """Return what figures may depend on, without the host's name, so that equal baselines have equal files."""
     return {
         key: environment[key] for key in ("device", "cpu", "gpu", "threads", "versions", "git") if key in environment
     }
@@ -251,19 +251,19 @@ def read_baseline(path: Path) -> Snapshot:
     """Read a baseline.
 
     Raises:
-        BenchError: there is none, or it is of another version.
-        DamagedFile: it is not what was written there.
+        BenchError: the file does not exist or cannot be read, or has another format.
+        DamagedFile: its content is not valid.
     """
     try:
         content = read_record(path)
     except FileNotFoundError:
-        raise BenchError(f"there is no baseline {path}; `bench check SUITE --update` writes one") from None
+        raise BenchError(f"there is no baseline {path}; create it with `bench check SUITE --update`") from None
     except OSError as error:
         raise BenchError(f"the baseline {path} cannot be read: {error.strerror}") from error
     if content.get("format") != FORMAT:
         raise BenchError(
             f"the baseline {path} has format {content.get('format')!r:.20}, this version reads {FORMAT}; "
-            "make it anew with --update"
+            "recreate it with --update"
         )
     try:
         return Snapshot.model_validate(content)
@@ -271,17 +271,17 @@ def read_baseline(path: Path) -> Snapshot:
         raise DamagedFile(f"the baseline {path} is damaged: {_complaint(error)}") from error
 
 
-def write_baseline(path: Path, found: Snapshot) -> None:
-    """Write a baseline, whole or not at all. Raises BenchError if the file cannot be written."""
+def write_baseline(path: Path, results: Snapshot) -> None:
+    """Write a baseline atomically. Raises BenchError if the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_record(path, found.model_dump(mode="json", exclude_none=True))
+        write_record(path, results.model_dump(mode="json", exclude_none=True))
     except OSError as error:
         raise BenchError(f"the baseline {path} cannot be written: {error.strerror}") from error
 
 
 def _complaint(error: ValidationError) -> str:
-    """Return pydantic's first complaint in one line: where, and what."""
+    """Return pydantic's first complaint in one line: the place and the problem."""
     problem = error.errors(include_input=False, include_url=False)[0]
     where = ".".join(map(str, problem["loc"]))
     return f"{where}: {problem['msg']}" if where else str(problem["msg"])

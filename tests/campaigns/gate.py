@@ -73,7 +73,7 @@ def baseline(tmp_path_factory):
         ("eps", "PGD-20 at best"),
         ("eps_everywhere", "PGD-20 at best"),
         ("labels", "training likelihood"),
-        ("train_mode", "verdicts, PGD-20 at last"),
+        ("train_mode", "flipped results, PGD-20 at last"),
     ],
 )
 def test_a_planted_regression_is_seen(tmp_path, baseline, plant, seen_by):

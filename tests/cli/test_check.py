@@ -65,7 +65,7 @@ def test_update_then_check(ran, check, tmp_path):
     first = check("--update")
     assert (first.code, first.out) == (0, "")
     assert "is new" in first.err
-    assert "is written" in first.err
+    assert "wrote the baseline" in first.err
     before = (tmp_path / "base.json").read_bytes()
     same = check()
     assert (same.code, same.err) == (0, "")
@@ -119,14 +119,14 @@ def test_nothing_measured_is_exit_code_4(bench, ran, check, tmp_path):
     ran(methods=("pgd_at",))
     done = check()
     assert done.code == 4
-    assert "FOMO seed 2 has no figures: not run" in done.out
+    assert "FOMO seed 2 has no results: not run" in done.out
     assert "a baseline needs every cell" in check("--update").err
     assert (tmp_path / "base.json").read_bytes() == before
 
 
 def test_a_wrong_baseline_is_exit_code_2(ran, check, tmp_path):
     ran()
-    assert "--update` writes one" in check().err
+    assert "create it with `bench check" in check().err
     for text in ("", "{}", "[]", '{"sha256": 1, "content": {}}', "\x00"):
         (tmp_path / "base.json").write_text(text)
         done = check()

@@ -231,8 +231,8 @@ def test_verdicts_that_flip_both_ways_show_where_training_repeats():
     run = of(*(cell(seed, late) for seed in range(3)))
     found = check(run, base)
     assert figure(found, "PGD-20 at best").change == 0
-    assert figure(found, "verdicts, PGD-20 at best").change == 0.8
-    assert "flipped" in figure(found, "verdicts, PGD-20 at best").why
+    assert figure(found, "flipped results, PGD-20 at best").change == 0.8
+    assert "flipped" in figure(found, "flipped results, PGD-20 at best").why
     assert found.exit_code() == 1
     other = of(*(cell(seed, late, loss=0.51) for seed in range(3)))
     assert check(other, base).exit_code() == 0, "another training: the flips may be its own"
@@ -264,7 +264,7 @@ def test_rows_and_cells_that_are_missing_or_new_are_named():
     base = of(A=[cell(0), cell(1)], B=[cell(0), cell(1)])
     run = of(A=[cell(0), {"seed": 1, "status": "failed"}], C=[cell(0), cell(1)])
     found = check(run, base)
-    assert found.missing == ("B is in the baseline, and not in the suite", "A seed 1 has no figures: failed")
+    assert found.missing == ("B is in the baseline but not in the suite", "A seed 1 has no results: failed")
     assert found.new == ("C",)
     assert found.exit_code() == 4
     raised = base.model_copy(update={"rows": (base.rows[0].model_copy(update={"version": 2}), base.rows[1])})
@@ -332,7 +332,7 @@ def test_a_wrong_baseline_is_one_sentence(tmp_path, change, said):
 
 def test_a_file_that_is_no_baseline(tmp_path):
     path = tmp_path / "ci.json"
-    with pytest.raises(BenchError, match="`bench check SUITE --update` writes one"):
+    with pytest.raises(BenchError, match="create it with `bench check SUITE --update`"):
         read_baseline(path)
     with pytest.raises(BenchError, match="cannot be read"):
         read_baseline(tmp_path)
@@ -427,7 +427,7 @@ def test_a_planted_regression_is_seen_and_other_seeds_raise_no_alarm(tmp_path):
         with Store.of(tmp_path / name) as store:
             return snapshot(store, load_suite(str(path)))
 
-    plant = Path(__file__).parent / "campaigns" / "plants" / "steps.py"
+    plant = Path(__file__).parents[1] / "campaigns" / "plants" / "steps.py"
     base = run("base", REAL)
     (tmp_path / "planted.yaml").write_text(REAL + f"plugins: [{plant}]\n")
     command = [sys.executable, "-m", "bench", "run", str(tmp_path / "planted.yaml"), "--results", str(tmp_path / "p")]
