@@ -19,12 +19,10 @@ def compare(
     a: Annotated[str, typer.Argument(help="A method's name or label, or the beginning of a run's name.")],
     b: Annotated[str, typer.Argument(help="The method or run to compare with.")],
     suite: Annotated[
-        str | None,
-        typer.Option("--suite", help="Only this suite's protocol.", autocompletion=complete_suite),
+        str | None, typer.Option("--suite", help="Only this suite's protocol.", autocompletion=complete_suite)
     ] = None,
     protocol: Annotated[
-        str | None,
-        typer.Option("--protocol", help="Only this protocol: the beginning of its fingerprint."),
+        str | None, typer.Option("--protocol", help="Only this protocol: the beginning of its fingerprint.")
     ] = None,
     selection: SelectedBy = Selection.VALIDATION,
     images: Annotated[bool, typer.Option("--images", help="List the images on which they differ.")] = False,

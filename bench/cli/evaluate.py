@@ -52,9 +52,7 @@ def evaluate(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model",
-            help="Architecture of a weights file; default: the suite's.",
-            autocompletion=complete_model,
+            "--model", help="Architecture of a weights file; default: the suite's.", autocompletion=complete_model
         ),
     ] = None,
     normalisation: Annotated[

@@ -40,12 +40,10 @@ def _export() -> None:
 @app.command("robustbench")
 def robustbench(
     run: Annotated[
-        str,
-        typer.Argument(help="The beginning of a run's folder name or fingerprint.", autocompletion=complete_run),
+        str, typer.Argument(help="The beginning of a run's folder name or fingerprint.", autocompletion=complete_run)
     ],
     checkpoint: Annotated[
-        str | None,
-        typer.Option("--checkpoint", help="best, best_on_test or last.", autocompletion=complete_checkpoint),
+        str | None, typer.Option("--checkpoint", help="best, best_on_test or last.", autocompletion=complete_checkpoint)
     ] = None,
     title: Annotated[str | None, typer.Option("--title", help="Title of the paper.")] = None,
     authors: Annotated[str | None, typer.Option("--authors", help="Authors, comma-separated.")] = None,
@@ -65,8 +63,7 @@ def robustbench(
         str | None, typer.Option("--architecture", help="Architecture; default: the run's.")
     ] = None,
     passes: Annotated[
-        int | None,
-        typer.Option("--forward-passes", min=1, help="Number of forward passes per prediction."),
+        int | None, typer.Option("--forward-passes", min=1, help="Number of forward passes per prediction.")
     ] = None,
     output: Output = None,
     results: Results = Path("results"),

@@ -43,8 +43,7 @@ SelectedBy = Annotated[
 ]
 Results = Annotated[Path, typer.Option("--results", help="Folder of the run folders and the default database.")]
 StoreURL = Annotated[
-    str | None,
-    typer.Option("--store", help="SQLAlchemy URL of the database; default: SQLite in the results folder."),
+    str | None, typer.Option("--store", help="SQLAlchemy URL of the database; default: SQLite in the results folder.")
 ]
 Data = Annotated[Path | None, typer.Option("--data", envvar="BENCH_DATA", help="Root folder of the datasets.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]

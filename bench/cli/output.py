@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,25 +119,16 @@ def print_boards(boards: Sequence[Leaderboard], format: Format) -> None:
 
 def render_boards(boards: Sequence[Leaderboard], format: Format) -> str:
     """Return leaderboards as the text of a file, in any format but HTML."""
-    if format is Format.TERMINAL:
-        from bench.reporting.formats.terminal import render_text
+    from bench.reporting.formats import csv, json, latex, markdown, terminal
 
-        return render_text(boards)
-    if format is Format.MARKDOWN:
-        from bench.reporting.formats.markdown import render_markdown
-
-        return "\n\n".join(map(render_markdown, boards)) + "\n"
-    if format is Format.LATEX:
-        from bench.reporting.formats.latex import render_latex
-
-        return render_latex(boards) + "\n"
-    if format is Format.CSV:
-        from bench.reporting.formats.csv import render_csv
-
-        return render_csv(boards)
-    from bench.reporting.formats.json import render_json
-
-    return render_json(boards) + "\n"
+    renderers: dict[Format, Callable[[Sequence[Leaderboard]], str]] = {
+        Format.TERMINAL: terminal.render_text,
+        Format.MARKDOWN: lambda boards: "\n\n".join(map(markdown.render_markdown, boards)) + "\n",
+        Format.LATEX: lambda boards: latex.render_latex(boards) + "\n",
+        Format.CSV: csv.render_csv,
+        Format.JSON: lambda boards: json.render_json(boards) + "\n",
+    }
+    return renderers[format](boards)
 
 
 def write_output(output: Path | None, text: str) -> None:

@@ -7,16 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.options import (
-    Json,
-    Methods,
-    OnlySuite,
-    Results,
-    SelectedBy,
-    Selection,
-    StoreURL,
-    words,
-)
+from bench.cli.options import Json, Methods, OnlySuite, Results, SelectedBy, Selection, StoreURL, words
 from bench.cli.output import print_json, write_file
 from bench.errors import BenchError, NothingMeasured, did_you_mean
 
@@ -26,8 +17,7 @@ def plot(
     output: Annotated[Path, typer.Option("--output", help="Output folder; created if necessary.")] = Path("figures"),
     format: Annotated[str, typer.Option("--format", help="png, svg, pdf; comma-separated.")] = "png",
     figure: Annotated[
-        str | None,
-        typer.Option("--figure", help="curves, gap, cost, agreement; comma-separated; default: all."),
+        str | None, typer.Option("--figure", help="curves, gap, cost, agreement; comma-separated; default: all.")
     ] = None,
     selection: SelectedBy = Selection.VALIDATION,
     methods: Methods = None,

@@ -53,8 +53,7 @@ def run(
     ] = None,
     threads: Threads = None,
     gpus: Annotated[
-        str | None,
-        typer.Option("--gpus", help="Only these GPUs of this machine: comma-separated numbers."),
+        str | None, typer.Option("--gpus", help="Only these GPUs of this machine: comma-separated numbers.")
     ] = None,
     jobs_per_gpu: Annotated[int, typer.Option("--jobs-per-gpu", min=1, help="Number of cells that share a GPU.")] = 1,
     address: Annotated[

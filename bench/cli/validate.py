@@ -12,8 +12,7 @@ from bench.cli.output import print_json
 
 def validate(
     suites: Annotated[
-        list[str] | None,
-        typer.Argument(help="Suite files or names of shipped suites.", autocompletion=complete_suite),
+        list[str] | None, typer.Argument(help="Suite files or names of shipped suites.", autocompletion=complete_suite)
     ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of suite files.")] = False,
     json: Json = False,

@@ -73,12 +73,7 @@ class CellState:
 
 
 def plan(
-    cells: Sequence[Cell],
-    results: Path,
-    rerun: Rerun = Rerun.MISSING,
-    *,
-    data: Path | None = None,
-    devices: int = 1,
+    cells: Sequence[Cell], results: Path, rerun: Rerun = Rerun.MISSING, *, data: Path | None = None, devices: int = 1
 ) -> list[CellState]:
     """Return the state of each cell, given what the results folder holds.
 

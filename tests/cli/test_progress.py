@@ -88,3 +88,31 @@ def test_the_live_table_says_it_too(shown):
 )
 def test_where_it_is(shown, place, words):
     assert lines(shown(place)) == [words]
+
+
+@pytest.mark.parametrize(("width", "columns"), [(150, {"train", "s/epoch"}), (80, set())])
+def test_table_fits_the_terminal_and_has_a_limit_of_rows(monkeypatch, width, columns):
+    file = io.StringIO()
+    monkeypatch.setattr(progress, "Console", lambda **_options: Console(file=file, width=width, force_terminal=True))
+    position = {"phase": "training", "epoch": 3, "epochs": 30, "done": 1, "of": 2, "left": 1234.5}
+    states = [
+        SimpleNamespace(
+            cell=f"seed {seed}",
+            folder=Folder(),
+            action="run",
+            work=None,
+            status="running",
+            reason="",
+            progress=position,
+        )
+        for seed in range(20)
+    ]
+    with View() as view:
+        view.show(states)
+        text = file.getvalue()
+    assert "20 cells: 20 running" in text
+    assert "seed 11" in text
+    assert "seed 12" not in text
+    assert "... and 8 more" in text
+    assert {name for name in ("train", "s/epoch") if name in text} == columns
+    assert "21 min" in text

@@ -7,7 +7,7 @@ import pytest
 
 from bench.errors import DamagedFile
 from bench.storage import run_folder
-from bench.storage.run_folder import RunFolder, RunFolderLocked
+from bench.storage.run_folder import CellStatus, RunFolder, RunFolderLocked
 
 
 @pytest.fixture
@@ -262,3 +262,7 @@ def test_a_full_disk_does_not_silence_a_run(folder, monkeypatch):
     monkeypatch.setattr(run_folder, "write_atomically", full)
     folder.progress(force=True, phase="evaluation")
     assert folder.last_heartbeat() > 0
+
+
+def test_final_statuses_are_those_of_done_json():
+    assert {status for status in CellStatus if status.is_final} == {"finished", "diverged", "failed"}
