@@ -153,7 +153,7 @@ def snapshot(store: Store, loaded: LoadedSuite) -> Snapshot:
     """Return the results of a suite's cells in the store; cells that have not finished are included without figures.
 
     Raises:
-        DamagedFile: what the store holds contradicts itself, such as runs judged on different images.
+        DamagedFile: what the store holds contradicts itself, such as runs on different images.
         NothingMeasured: the runs were made by other code than this, and say nothing of it.
     """
     protocol = loaded.suite.protocol

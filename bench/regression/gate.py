@@ -221,14 +221,14 @@ def _row(row: Row, baseline: Row, tolerance: float) -> list[Change]:
     for checkpoint in CHECKPOINTS:
         findings += _broken(row, baseline, checkpoint)
         attacks = next((_at(seed, checkpoint).judged for seed in baseline.seeds if seed.status == "finished"), ())
-        for index, judged in enumerate(attacks):
-            name = f"{judged.attack} at {checkpoint}"
+        for index, result in enumerate(attacks):
+            name = f"{result.attack} at {checkpoint}"
             tested = _seeds_test(
                 row, baseline, name, _spread(row, baseline, checkpoint, index),
                 lambda seed, c=checkpoint, i=index: _accuracy(seed, c, i),  # type: ignore[misc]
             )  # fmt: skip
             tested = _images_test(tested, row, baseline, checkpoint, index)
-            findings.append(replace(tested, suspicious=judged.attack != "Clean"))
+            findings.append(replace(tested, suspicious=result.attack != "Clean"))
             findings += _flips(row, baseline, name, checkpoint, index, tolerance)
     findings.append(_seeds_test(row, baseline, "training likelihood", FLOOR, _likelihood))
     findings.append(_seeds_test(row, baseline, "training accuracy", FLOOR, _training_accuracy))
@@ -248,8 +248,8 @@ def _accuracy(seed: SeedResult, checkpoint: str, attack: int) -> float | None:
     """Return an accuracy, or None for a cell that is not averaged."""
     if not _averaged(seed, checkpoint):
         return None
-    judged = _at(seed, checkpoint).judged[attack]
-    return judged.right / judged.count
+    result = _at(seed, checkpoint).judged[attack]
+    return result.right / result.count
 
 
 def _spread(row: Row, baseline: Row, checkpoint: str, attack: int) -> float:

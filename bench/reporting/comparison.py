@@ -1,4 +1,4 @@
-"""Two methods, or two runs, of one protocol: how far apart they are, how sure that is, and on which images."""
+"""Compare two methods, or two runs, of one protocol: differences, their intervals and p-values, and on which images."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from bench.utils.files import canonical_json
 
 @dataclass(frozen=True)
 class Side:
-    """What is compared: a method's runs, or one run.
+    """One side of a comparison: a method's runs, or one run.
 
-    `seeds` are those that are averaged; `left_out` says of the others why they are not. A network that was only
-    evaluated has one checkpoint, which stands as best and as last, and no gap.
+    `seeds` are averaged; `left_out` names the others with the reason. An external model has one checkpoint, which
+    counts as best and as last, and no gap.
     """
 
     label: str
@@ -55,8 +55,8 @@ class Figure:
     """Both sides under one attack, in shares; `difference` is a minus b.
 
     `checkpoint`: best, last, or gap, which is best minus last. `only_a`, `only_b`: the images, as positions among the
-    `images` that the attack saw, that one side has right in more than half of its seeds and the other does not; empty
-    for the gap.
+    `images` of the attack, on which one side is correct in more than half of its seeds and the other is not; empty for
+    the gap.
     """
 
     attack: str
@@ -84,10 +84,10 @@ class Comparison:
 def compared(
     store: Store, a: str, b: str, *, protocol: str | None = None, selection: Selection = "validation"
 ) -> Comparison:
-    """Compare two methods, or two runs, or one of each, on the test images that both were judged on.
+    """Compare two methods, or two runs, or one of each, on their common test images.
 
-    A method is its finished runs, without those that collapsed; a run is itself. The tests are those of the leaderboard
-    (`statistics.compare`): seeds of the two sides are taken to be independent, also where their numbers are equal.
+    A method is its complete runs without the collapsed ones; a run is itself. The tests are those of the leaderboard
+    (`statistics.compare`): seeds of the two sides count as independent, even if their numbers are equal.
 
     Args:
         store: where the runs are.
@@ -97,22 +97,22 @@ def compared(
         selection: which images chose the best checkpoint.
 
     Raises:
-        BenchError: a name is unknown, or says too little.
-        NotComparable: the two were run under different protocols, or judged on different images.
-        NothingMeasured: there is no finished run of one of them.
+        BenchError: a name is unknown or ambiguous.
+        NotComparable: the two have different protocols or test images.
+        NothingMeasured: one of them has no complete run.
     """
     runs = store.runs(protocol=protocol, bits=True)
     if not runs:
         which = f" of protocol {protocol:.12}" if protocol else ""
         raise NothingMeasured(f"the store holds no run{which}; create runs with `bench run SUITE`")
-    found_a, found_b = _runs_named(a, runs), _runs_named(b, runs)
-    chosen = _common_protocol(found_a, found_b)
-    row_a, row_b = _one_row(a, found_a[chosen], runs), _one_row(b, found_b[chosen], runs)
+    named_a, named_b = _runs_named(a, runs), _runs_named(b, runs)
+    chosen = _common_protocol(named_a, named_b)
+    row_a, row_b = _one_row(a, named_a[chosen], runs), _one_row(b, named_b[chosen], runs)
     if {run.fingerprint for run in row_a} == {run.fingerprint for run in row_b}:
         raise BenchError(f"'{a:.80}' and '{b:.80}' are the same; name two methods or two runs")
-    finals = row_a[0].protocol.content["evaluation"]["final"]
-    (side_a, done_a), (side_b, done_b) = (_side(row, finals, selection) for row in (row_a, row_b))
-    titles = disambiguate([outcome.title for outcome in done_a[0].best], finals)
+    attacks = row_a[0].protocol.content["evaluation"]["final"]
+    (side_a, done_a), (side_b, done_b) = (_side(row, attacks, selection) for row in (row_a, row_b))
+    titles = disambiguate([outcome.title for outcome in done_a[0].best], attacks)
     figures = [figure for index, title in enumerate(titles) for figure in _figures(title, index, done_a, done_b)]
     return Comparison(chosen, selection, side_a, side_b, tuple(figures), _variants(titles, [*done_a, *done_b]))
 
@@ -122,14 +122,14 @@ def differing_settings(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str =
 
     A setting that only one of them has shows as "none" for the other; lists are compared as a whole.
     """
-    found = []
+    settings = []
     for key in sorted(a.keys() | b.keys()):
-        one, other = a.get(key), b.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += differing_settings(one, other, f"{prefix}{key}.")
-        elif canonical_json(one) != canonical_json(other):
-            found.append(f"{prefix}{key} ({_shown(one)}, {_shown(other)})")
-    return found
+        first, second = a.get(key), b.get(key)
+        if isinstance(first, Mapping) and isinstance(second, Mapping):
+            settings += differing_settings(first, second, f"{prefix}{key}.")
+        elif canonical_json(first) != canonical_json(second):
+            settings.append(f"{prefix}{key} ({_shown(first)}, {_shown(second)})")
+    return settings
 
 
 def _shown(value: Any) -> str:
@@ -140,11 +140,10 @@ def _shown(value: Any) -> str:
 
 # --- which runs are meant --------------------------------------------------------------------------------------------
 
-Found: TypeAlias = dict[str, list[RunRow]]
-"""By protocol."""
+RunsByProtocol: TypeAlias = dict[str, list[RunRow]]
 
 
-def _runs_named(word: str, runs: Sequence[RunRow]) -> Found:
+def _runs_named(word: str, runs: Sequence[RunRow]) -> RunsByProtocol:
     """Return the runs of a method, or the one run whose folder or fingerprint begins with `word`."""
     by_label = [run for run in runs if run.label == word]
     by_method = by_label or [run for run in runs if run.method == word]
@@ -156,14 +155,14 @@ def _runs_named(word: str, runs: Sequence[RunRow]) -> Found:
         raise BenchError(f"there is no method and no run '{word:.80}'{did_you_mean(word, known)}")
     if not by_method and len(matches) > 1:
         names = " and ".join(Path(run.folder).name for run in matches[:2])
-        raise BenchError(f"'{word:.80}' is the beginning of several runs, such as {names}; write more of it")
+        raise BenchError(f"'{word:.80}' is the beginning of several runs, such as {names}; add characters")
     found: defaultdict[str, list[RunRow]] = defaultdict(list)
     for run in matches:
         found[run.protocol_fingerprint].append(run)
     return found
 
 
-def _common_protocol(a: Found, b: Found) -> str:
+def _common_protocol(a: RunsByProtocol, b: RunsByProtocol) -> str:
     """Return the only protocol that both sides have."""
     common = sorted(a.keys() & b.keys())
     if len(common) > 1:
@@ -193,27 +192,28 @@ def _one_row(word: str, runs: Sequence[RunRow], all_runs: Sequence[RunRow]) -> l
 
 
 def _side(
-    runs: Sequence[RunRow], finals: Sequence[dict[str, Any]], selection: Selection
+    runs: Sequence[RunRow], attacks: Sequence[dict[str, Any]], selection: Selection
 ) -> tuple[Side, list[CompleteRun]]:
     """Return a side and what was measured of it, by seed; a single run counts even if it collapsed."""
     first = runs[0]
-    ranked_by = ranking(finals)
+    ranked_by = ranking(attacks)
     done = sorted(
-        (found for run in runs if (found := complete_run(run, finals, selection))), key=lambda found: found.run.seed
+        (complete for run in runs if (complete := complete_run(run, attacks, selection))),
+        key=lambda complete: complete.run.seed,
     )
-    kept = [found for found in done if len(runs) == 1 or not collapsed(found.best[ranked_by], found.run)]
-    if not kept:
+    averaged = [run for run in done if len(runs) == 1 or not collapsed(run.best[ranked_by], run.run)]
+    if not averaged:
         states = Counter("collapsed" if run.status == "finished" and done else run.status for run in runs)
         counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
         raise NothingMeasured(f"{first.label} has no run with an outcome for every final attack ({counts})")
-    finished, averaged = ({found.run.fingerprint for found in some} for some in (done, kept))
+    finished, included = ({run.run.fingerprint for run in some} for some in (done, averaged))
     left_out = [
-        f"seed {run.seed} {'collapsed' if run.fingerprint in finished else 'has no figures: ' + run.status}"
+        f"seed {run.seed} {'collapsed' if run.fingerprint in finished else 'has no results: ' + run.status}"
         for run in sorted(runs, key=lambda run: run.seed)
-        if run.fingerprint not in averaged
+        if run.fingerprint not in included
     ]
-    seeds = tuple(found.run.seed for found in kept)
-    return Side(first.label, first.method, first.version, first.params, seeds, tuple(left_out)), kept
+    seeds = tuple(run.run.seed for run in averaged)
+    return Side(first.label, first.method, first.version, first.params, seeds, tuple(left_out)), averaged
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -221,13 +221,13 @@ def _side(
 
 def _figures(title: str, attack: int, a: Sequence[CompleteRun], b: Sequence[CompleteRun]) -> list[Figure]:
     """Return the figures at best, at last and, if both sides have one, of the gap under one attack."""
-    counts = {outcome.count for found in (*a, *b) for outcome in (found.best[attack], found.last[attack])}
+    counts = {outcome.count for run in (*a, *b) for outcome in (run.best[attack], run.last[attack])}
     if len(counts) > 1:
         numbers = ", ".join(f"{count:,}" for count in sorted(counts))
-        raise NotComparable(f"not comparable: under {title} they were judged on different numbers of images: {numbers}")
+        raise NotComparable(f"not comparable: under {title} they have different numbers of test images: {numbers}")
     (images,) = counts
-    best_a, best_b = (correct([found.best[attack] for found in side]) for side in (a, b))
-    last_a, last_b = (correct([found.last[attack] for found in side]) for side in (a, b))
+    best_a, best_b = (correct([run.best[attack] for run in side]) for side in (a, b))
+    last_a, last_b = (correct([run.last[attack] for run in side]) for side in (a, b))
     figures = []
     for checkpoint, one, other in (("best", best_a, best_b), ("last", last_a, last_b)):
         majority_a, majority_b = (side.mean(0) > 0.5 for side in (one, other))
@@ -243,15 +243,15 @@ def _figures(title: str, attack: int, a: Sequence[CompleteRun], b: Sequence[Comp
                 tuple(np.flatnonzero(majority_b & ~majority_a).tolist()),
             )
         )
-    if any(found.run.method == EVALUATED for found in (*a, *b)):
+    if any(run.run.method == EVALUATED for run in (*a, *b)):
         return figures
-    falls = best_a.astype(np.int8) - last_a.astype(np.int8), best_b.astype(np.int8) - last_b.astype(np.int8)
-    gap_a, gap_b = (float(fall.mean()) for fall in falls)
-    return [*figures, Figure(title, "gap", images, gap_a, gap_b, compare_gaps(*falls))]
+    gaps = best_a.astype(np.int8) - last_a.astype(np.int8), best_b.astype(np.int8) - last_b.astype(np.int8)
+    gap_a, gap_b = (float(gap.mean()) for gap in gaps)
+    return [*figures, Figure(title, "gap", images, gap_a, gap_b, compare_gaps(*gaps))]
 
 
 def _variants(titles: Sequence[str], done: Sequence[CompleteRun]) -> tuple[str, ...]:
-    """Return, for each attack that was not the same in all runs, in what."""
+    """Return for each attack that differs between runs the settings that differ."""
     return tuple(
-        f"{title}: {'; '.join(found)}" for index, title in enumerate(titles) if (found := variants(done, index))
+        f"{title}: {'; '.join(texts)}" for index, title in enumerate(titles) if (texts := variants(done, index))
     )

@@ -130,9 +130,9 @@ def outcomes_frame(
     """
     parts = []
     for run in _runs(store, suite, bits=True):
-        for judged, outcome in _outcomes(run):
-            if checkpoint in (None, judged.name) and attack in (None, outcome.title, outcome.key):
-                values = _run(run) | _attacked(judged, outcome)
+        for row, outcome in _outcomes(run):
+            if checkpoint in (None, row.name) and attack in (None, outcome.title, outcome.key):
+                values = _run(run) | _attacked(row, outcome)
                 images = {"image": np.arange(outcome.count), "correct": outcome.bits.unpack()}
                 parts.append(pd.DataFrame(values | images).astype(OUTCOMES)[list(OUTCOMES)])
     return pd.concat(parts, ignore_index=True) if parts else _frame(OUTCOMES, ())

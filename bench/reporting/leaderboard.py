@@ -171,16 +171,16 @@ def _check_same_images(done: Sequence[CompleteRun]) -> None:
         )
 
 
-def _attacks(finals: Sequence[dict[str, Any]], done: Sequence[CompleteRun]) -> tuple[Attack, ...]:
-    titles = [done[0].best[index].title if done else final["name"] for index, final in enumerate(finals)]
-    images = [done[0].best[index].count if done else 0 for index in range(len(finals))]
+def _attacks(settings: Sequence[dict[str, Any]], done: Sequence[CompleteRun]) -> tuple[Attack, ...]:
+    titles = [done[0].best[index].title if done else setting["name"] for index, setting in enumerate(settings)]
+    images = [done[0].best[index].count if done else 0 for index in range(len(settings))]
     attacks = []
-    for index, (title, final) in enumerate(zip(disambiguate(titles, finals), finals, strict=True)):
+    for index, (title, setting) in enumerate(zip(disambiguate(titles, settings), settings, strict=True)):
         attacks.append(
             Attack(
                 title=title,
                 images=images[index],
-                balanced_subset=final.get("images") is not None and images[index] < max(images),
+                balanced_subset=setting.get("images") is not None and images[index] < max(images),
                 variants=tuple(variants(done, index)),
             )
         )

@@ -58,7 +58,7 @@ class PublishedComparison:
     """What a source reports of a row's method under one attack, and the row's figures.
 
     `title`: the attack as the source ran it. `ours` at best is the checkpoint that the source's rule selects.
-    `reasons`: why a difference that could stand here does not.
+    `reasons`: why there is no difference.
     """
 
     label: str
@@ -81,7 +81,7 @@ def read_published(path: Path | None = None) -> list[Published]:
     """Read the papers' figures, by default the shipped ones.
 
     Raises:
-        BenchError: the file cannot be read, or a line of it is not as it should be; the line is named.
+        BenchError: the file cannot be read, or a line of it is invalid; the message names the line.
     """
     path = path or find_published()
     try:

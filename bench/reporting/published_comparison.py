@@ -1,4 +1,4 @@
-"""The papers' figures beside ours, with the difference where the protocols agree, and the reason where they do not."""
+"""Compare the papers' figures with ours: the difference if the protocols agree, otherwise the reason."""
 
 from __future__ import annotations
 
@@ -115,19 +115,19 @@ def _why_not(board: Leaderboard, row: Row, line: Published) -> list[str]:
 
 def _column(board: Leaderboard, attack: str, line: Published) -> tuple[int | None, list[str]]:
     """Return which of the board's attacks is the one of `line`, or the nearest, and why it is not the same."""
-    finals = board.protocol["evaluation"]["final"]
-    found = [index for index, final in enumerate(finals) if final["name"] == attack]
+    attacks = board.protocol["evaluation"]["final"]
+    found = [index for index, final in enumerate(attacks) if final["name"] == attack]
     if not found:
         return None, [f"ours has no {_title(attack, line)}"]
     whole = [index for index in found if not board.attacks[index].balanced_subset]
-    same = [index for index in whole if attack != "pgd" or finals[index]["steps"] == line.pgd_steps]
+    same = [index for index in whole if attack != "pgd" or attacks[index]["steps"] == line.pgd_steps]
     if same:
         return same[0], []
     index = (whole or found)[0]
     reasons = [] if whole else [f"ours saw {board.attacks[index].images:,} of the test images"]
     if attack == "pgd" and line.pgd_steps is None:
         reasons.append("its number of PGD steps is not known")
-    elif attack == "pgd" and finals[index]["steps"] != line.pgd_steps:
+    elif attack == "pgd" and attacks[index]["steps"] != line.pgd_steps:
         reasons.append(f"{_title(attack, line)}, ours {board.attacks[index].title}")
     return index, reasons
 

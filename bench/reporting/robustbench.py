@@ -47,7 +47,9 @@ def model_information(
     dataset = DatasetSettings.model_validate(protocol["dataset"])
     if dataset.name not in DATASETS or dataset.resize:
         what = f"{dataset.name} at {dataset.resize}x{dataset.resize} pixels" if dataset.resize else dataset.name
-        raise BenchError(f"RobustBench compares networks on {' and '.join(DATASETS)}, and {name} was judged on {what}")
+        raise BenchError(
+            f"RobustBench compares networks on {' and '.join(DATASETS)}, and {name} was evaluated on {what}"
+        )
     chosen = checkpoint or ("last" if run["method"] == EVALUATED else "best")
     outcomes = [outcome for outcome in run["outcomes"] if outcome["checkpoint"] == chosen]
     if not outcomes:

@@ -77,7 +77,7 @@ def tables(board: Leaderboard) -> list[Table]:
 
 
 def published_table(board: Leaderboard) -> Table:
-    """Return the papers' figures beside ours: a line for each source and attack; accuracies in percent."""
+    """Return the comparison with papers' figures: a line for each source and attack; accuracies in percent."""
     columns = [Column("", "Method", numeric=False), Column("", "Attack", numeric=False)]
     columns += [
         Column(checkpoint, title) for checkpoint in ("best", "last") for title in ("paper", "ours", "difference")

@@ -101,7 +101,7 @@ def test_seeds_without_figures_are_named(take, store):
     take({}, method="a", seed=2, status="diverged", done={"epoch": 1})
     take(method="b")
     assert compared(store, "a", "b").a.seeds == (0,)
-    assert compared(store, "a", "b").a.left_out == ("seed 1 collapsed", "seed 2 has no figures: diverged")
+    assert compared(store, "a", "b").a.left_out == ("seed 1 collapsed", "seed 2 has no results: diverged")
     assert compared(store, "a-seed1", "b").a.seeds == (1,), "asked for by name, it is shown"
     with pytest.raises(NothingMeasured, match="1 diverged"):
         compared(store, "a-seed2", "b")

@@ -106,7 +106,7 @@ def test_a_network_that_was_only_evaluated(information):
             "no outcome under standard AutoAttack",
         ),
         ({"protocol": cifar10(dataset={"name": "digits"})}, "compares networks on cifar10 and cifar100, and"),
-        ({"protocol": cifar10(dataset={"name": "cifar10", "resize": 16})}, "was judged on cifar10 at 16x16 pixels"),
+        ({"protocol": cifar10(dataset={"name": "cifar10", "resize": 16})}, "was evaluated on cifar10 at 16x16 pixels"),
         ({"checkpoint": "best_on_test"}, "no outcome of a checkpoint 'best_on_test'; it has best, last"),
     ],
 )  # fmt: skip

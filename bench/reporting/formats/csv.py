@@ -66,14 +66,14 @@ def _cell(value: Any) -> str:
 
 
 def _lines(board: Leaderboard) -> Iterator[dict[str, Any]]:
-    finals = board.protocol["evaluation"]["final"]
+    settings = board.protocol["evaluation"]["final"]
     about = {"protocol": board.fingerprint, "title": board.title, "selection": board.selection}
     for row in board.rows:
         of_row = {"record": "row", **about, **_of_row(row)}
-        for index, (final, attack) in enumerate(zip(finals, board.attacks, strict=True)):
+        for index, (setting, attack) in enumerate(zip(settings, board.attacks, strict=True)):
             yield {
                 **of_row,
-                "attack": final["name"],
+                "attack": setting["name"],
                 "attack_title": attack.title,
                 "ranks": index == board.ranked_by,
                 "images": attack.images,

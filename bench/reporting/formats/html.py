@@ -35,10 +35,10 @@ from bench.utils.files import canonical_json
 ASSETS = Path(__file__).parent / "assets"
 
 DRAWN_ROWS = 12
-"""Rows that figures show, from the best: of more, nobody can read them."""
+"""Rows that figures show, from the best: with more they are unreadable."""
 
 DRAWN_SIZE = 1_500_000
-"""Characters of SVG in one report; the protocols that come after these have their figures in a report of their own."""
+"""Characters of SVG in one report; later protocols have their figures in a report of their own."""
 
 _ORIGINS = {
     "paper": "in the paper",
@@ -253,7 +253,7 @@ def _setting(value: Any, key: str = "") -> str:
 
 
 def _runs_of(store: Store, board: Leaderboard) -> list[RunRow]:
-    """Return the runs of the rows of a leaderboard, with their verdicts."""
+    """Return the runs of the rows of a leaderboard, with their per-image results."""
     rows = {row_key(row) for row in board.rows}
     return [run for run in store.runs(protocol=board.fingerprint, bits=True) if row_key(run) in rows]
 
@@ -268,7 +268,7 @@ def _hardware(runs: Sequence[RunRow]) -> list[tuple[str, list[tuple[str, int]]]]
 
 
 def _recorded(run: RunRow) -> Iterable[tuple[str, str]]:
-    """Yield topics and values; not the host's name, which is nobody's business."""
+    """Yield topics and values; not the host's name, which is private."""
     environment = run.environment
     kind, name = device_of(run)
     yield "Suite", run.suite

@@ -31,13 +31,13 @@ def render_json(boards: Sequence[Leaderboard]) -> str:
 
 
 def _board(board: Leaderboard) -> dict[str, Any]:
-    finals = board.protocol["evaluation"]["final"]
+    settings = board.protocol["evaluation"]["final"]
     return {
         "protocol": {"fingerprint": board.fingerprint, "identity": board.protocol},
         "title": board.title,
         "selection": board.selection,
         "attacks": [
-            {"name": final["name"], **asdict(attack)} for final, attack in zip(finals, board.attacks, strict=True)
+            {"name": setting["name"], **asdict(attack)} for setting, attack in zip(settings, board.attacks, strict=True)
         ],
         "ranked_by": board.ranked_by,
         "rows": list(map(_row, board.rows)),

@@ -21,7 +21,7 @@ PREAMBLE = r"""\documentclass{article}
 
 _HEAD = (
     "Needs booktabs and graphicx. Where all names are in Latin letters any engine does, pdfLaTeX with fontenc's T1.",
-    "Names in Arabic, Chinese and other scripts stand as they are: for them use LuaLaTeX and fonts that have them.",
+    "Names in Arabic, Chinese and other scripts are not converted: use LuaLaTeX and fonts that have them.",
     "On Debian: apt-get install texlive-luatex texlive-latex-recommended fonts-dejavu-core fonts-droid-fallback",
     "A document for this file, board.tex, compiled with lualatex:",
     "",

@@ -31,7 +31,7 @@ def inline(
         title: for screen readers.
         description: for screen readers.
         prefix: put before every id.
-        tags: what the groups with these ids stand for.
+        tags: what the groups with these ids show.
         theme: the CSS custom property of each colour ("#rrggbb").
     """
     root = ET.fromstring(drawn)  # noqa: S314 - matplotlib has just written it

@@ -29,7 +29,7 @@ THEME = {
     GRID: "--figure-grid",
     PAPER: "--figure-background",
 }
-"""The CSS custom property that stands for each colour in inline SVG, with the colour itself as its fallback."""
+"""The CSS custom property of each colour in inline SVG, with the colour itself as its fallback."""
 
 FAMILIES = (
     # matplotlib's own first, so that figures are the same everywhere; the others for letters that it lacks
