@@ -24,7 +24,7 @@ from bench.data.dataset import Dataset, dataset_of
 from bench.errors import BenchError, DamagedFile
 from bench.execution.distributed import ProcessDied, train_together
 from bench.execution.final_evaluation import attack_key, evaluate_checkpoints
-from bench.models.external import load_foreign
+from bench.models.external import load_external
 from bench.storage.checkpoints import INDEX, Checkpoints, load_latest_valid
 from bench.storage.run_folder import ARCHIVED, CellStatus, RunFolder, RunFolderLocked
 from bench.training.trainer import Diverged, Trainer
@@ -243,9 +243,9 @@ def import_external(cell: Cell, where: ExternalModel, dataset: Dataset, folder: 
     """Return the network of a cell that is only evaluated, and keep its weights as the checkpoint `last`.
 
     Raises:
-        BenchError: as `load_foreign`, or the network has changed since the cell was planned.
+        BenchError: as `load_external`, or the network has changed since the cell was planned.
     """
-    external = load_foreign(where, dataset, cell.protocol)
+    external = load_external(where, dataset, cell.protocol)
     if external.params != cell.method.params:
         raise BenchError(f"{where.source} has changed since the cell was planned")
     checkpoints = Checkpoints(folder.checkpoints)

@@ -1,4 +1,4 @@
-"""Smooth activations, and how they take the place of ReLU in any network.
+"""Smooth activations, and the replacement of ReLU in any network.
 
 Xie et al., Smooth Adversarial Training, 2020.
 """
@@ -40,16 +40,16 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def replace_relu(network: nn.Module, activation: Callable[[], nn.Module]) -> int:
-    """Put a fresh `activation` in the place of every `nn.ReLU` module of `network`, and return how many there were.
+    """Replace every `nn.ReLU` module of `network` by a new `activation`, and return their number.
 
-    A module that stands in several places, as in `Sequential(a, relu, b, relu)`, is replaced by one in all of them.
+    A module that is used several times, as in `Sequential(a, relu, b, relu)`, is replaced by one new module.
 
     Raises:
         BenchError: the network has no ReLU module, so a smooth activation would change nothing.
     """
     fresh: dict[nn.Module, nn.Module] = {}
     for parent in list(network.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() shows a module only once
+        for name, child in list(parent._modules.items()):  # named_children() lists a module only once
             if isinstance(child, nn.ReLU):
                 setattr(parent, name, fresh.setdefault(child, activation()))
     if not fresh:

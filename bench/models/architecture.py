@@ -1,4 +1,4 @@
-"""The contract of an architecture and of a family of them, and the network that a run trains: normalisation first."""
+"""The contracts of an architecture and of a family, and the network that a run trains, which normalises images."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Architecture:
-    """What an entry of the group `bench.models` is.
+    """An entry of the group `bench.models`.
 
     `build(classes, shape)`, with `shape` = (channels, height, width), returns a network from normalised images
-    [n, channels, height, width] to logits [n, classes], its parameters freshly drawn from torch's global generator. It
-    raises BenchError for images that the architecture cannot take, and it works on torch's device `meta`, so that a
-    network can be measured without being computed. `typical` is the (classes, channels, height, width) for which
-    listings state its size.
+    [n, channels, height, width] to logits [n, classes], with parameters drawn from torch's global generator. It raises
+    BenchError for an image shape that the architecture does not support, and works on torch's device `meta`, so that
+    its size can be computed without storage. `typical` is the (classes, channels, height, width) for which listings
+    state its size.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Family:
-    """Architectures that differ by what stands in their name, `<family>/<variant>`; also an entry of `bench.models`.
+    """Architectures named `<family>/<variant>`; also an entry of `bench.models`.
 
-    `member(variant)` returns the architecture whose `name` is the whole `<family>/<variant>`; for a variant that there
-    is not, it raises BenchError with the nearest. Two spellings must not mean the same network, since the name is what
-    stands in a cell's identity. `written` says how a variant is written, such as `<depth>-<width>`. `listed` are the
-    variants that listings show; where it is empty, the family is one line.
+    `member(variant)` returns the architecture with the `name` `<family>/<variant>`, or raises BenchError, which names
+    the nearest variant. A network must have one spelling only, because its name is part of a cell's identity. `written`
+    is the form of a variant, such as `<depth>-<width>`. `listed` are the variants that listings show; if it is empty,
+    listings show the family as one line.
     """
 
     name: str
@@ -55,8 +55,8 @@ class Family:
 class Network(nn.Module):
     """An architecture with its input normalisation inside, so that attacks work on pixels in [0, 1].
 
-    Forward: float [n, channels, height, width] in [0, 1] -> logits [n, classes]. The mean and the standard deviation
-    are buffers and travel with the weights.
+    Forward: float [n, channels, height, width] in [0, 1] -> logits [n, classes]. Mean and standard deviation are
+    buffers, so they are saved with the weights.
     """
 
     mean: Tensor
@@ -74,7 +74,7 @@ class Network(nn.Module):
 
 
 def build_network(architecture: Architecture, dataset: Dataset, seed: int) -> Network:
-    """Return the network of a run, its parameters drawn from `seed` alone; the global generator is left as it was."""
+    """Return the network of a run, with parameters drawn from `seed`; the global generator does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         body = architecture.build(dataset.classes, dataset.shape)
@@ -82,18 +82,18 @@ def build_network(architecture: Architecture, dataset: Dataset, seed: int) -> Ne
 
 
 def size_of(architecture: Architecture, shape: tuple[int, int, int, int] | None = None) -> tuple[int, int]:
-    """Return (parameters, forward FLOPs an image); a multiply-add counts as two.
+    """Return (parameters, forward FLOPs per image); a multiply-add counts as two.
 
-    Counted by torch on tensors without storage, so nothing is computed: convolutions and products of matrices, those of
-    attention among them. `shape` is (classes, channels, height, width), the architecture's typical one if None.
+    torch counts convolutions and matrix products, attention included, on tensors without storage. `shape` is (classes,
+    channels, height, width), the architecture's typical one if None.
 
     Raises:
-        BenchError: the architecture cannot take such images.
-        NotImplementedError: it can be trained, but needs the values of tensors to be built or run, so is not counted.
+        BenchError: the architecture does not support such images.
+        NotImplementedError: building or running it needs the values of tensors, so it cannot be counted.
     """
     classes, channels, height, width = shape or architecture.typical
-    with torch.device("meta"), _SpacedNumbersKept():
-        # frozen, since the counter of some versions of torch fails where a module is handed a view of a parameter
+    with torch.device("meta"), _RealLinspace():
+        # Frozen, because the counter of some versions of torch fails on views of parameters.
         body = architecture.build(classes, (channels, height, width)).eval().requires_grad_(False)
         images = torch.empty(1, channels, height, width)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -101,10 +101,10 @@ def size_of(architecture: Architecture, shape: tuple[int, int, int, int] | None 
     return sum(parameter.numel() for parameter in body.parameters()), counter.get_total_flops()
 
 
-class _SpacedNumbersKept(TorchFunctionMode):
-    """Within, `torch.linspace` gives numbers that can be read, although other tensors have no storage.
+class _RealLinspace(TorchFunctionMode):
+    """Gives `torch.linspace` storage, although other tensors have none.
 
-    Rates of stochastic depth are mostly written as `torch.linspace(0, rate, depth).tolist()`.
+    Rates of stochastic depth are usually written as `torch.linspace(0, rate, depth).tolist()`.
     """
 
     def __torch_function__(

@@ -1,4 +1,4 @@
-"""Networks that were trained elsewhere: from weights, from RobustBench's zoo, or from a factory in a Python file."""
+"""External models: from a weights file, from RobustBench's zoo, or from a factory in a Python file."""
 
 from __future__ import annotations
 
@@ -35,36 +35,36 @@ _FACTORY = re.compile(r"(.+\.py)(?::(\w*))?")
 
 
 @dataclass(frozen=True)
-class Foreign:
-    """A network from elsewhere, on the CPU, in eval mode: float [n, channels, height, width] in [0, 1] -> logits.
+class LoadedModel:
+    """An external model on the CPU, in eval mode: float [n, channels, height, width] in [0, 1] -> logits.
 
-    `params` is what it is recognised by: `model`, `weights_sha256`, for weights that are normalised before `mean` and
-    `std`, and for a factory `code_sha256`.
+    `params` identifies it: `model` and `weights_sha256`; `mean` and `std` if images are normalised first;
+    `code_sha256` of a factory's file.
     """
 
     network: nn.Module
     params: dict[str, Any]
 
 
-def located(where: ExternalModel) -> ExternalModel:
-    """Return the same with absolute paths, for processes that work in other folders."""
+def with_absolute_paths(where: ExternalModel) -> ExternalModel:
+    """Return `where` with absolute paths, for processes with other working directories."""
     source = where.source
     if not _ZOO.fullmatch(source):
         source = str(Path(source).absolute())
     return where.model_copy(update={"source": source, "model_dir": str(Path(where.model_dir).absolute())})
 
 
-def load_foreign(where: ExternalModel, dataset: Dataset, protocol: Protocol) -> Foreign:
-    """Load a network trained elsewhere and try it on images of the dataset's shape.
+def load_external(where: ExternalModel, dataset: Dataset, protocol: Protocol) -> LoadedModel:
+    """Load an external model and test it on images of the dataset's shape.
 
     Args:
-        where: where it is.
-        dataset: whose images it is to classify, as the protocol configures it.
-        protocol: its threat must be that of a network of the zoo; its architecture is that of weights that name none.
+        where: the path or name of the model.
+        dataset: the dataset to classify, as the protocol configures it.
+        protocol: its threat model must be that of a zoo network; its architecture is the default for weights files.
 
     Raises:
-        BenchError: there is no such network, something needed is not stated, its weights do not fit or are not plain
-            tensors, or it does not return one finite logit for each class.
+        BenchError: there is no such model, its architecture or normalisation is not stated, its weights do not fit or
+            are not plain tensors, or it does not return one finite logit per class.
     """
     zoo, factory = _ZOO.fullmatch(where.source), _FACTORY.fullmatch(where.source)
     if (zoo or factory) and (where.model or where.normalisation):
@@ -72,49 +72,49 @@ def load_foreign(where: ExternalModel, dataset: Dataset, protocol: Protocol) -> 
             f"{where.source}: --model and --normalisation are for weights files; this network takes images in [0, 1]"
         )
     if zoo:
-        found = _from_zoo(zoo[1] or "", zoo[2], Path(where.model_dir), dataset, protocol.threat)
+        loaded = _from_zoo(zoo[1] or "", zoo[2], Path(where.model_dir), dataset, protocol.threat)
     elif factory:
-        found = _from_factory(Path(factory[1]), factory[2] or "")
+        loaded = _from_factory(Path(factory[1]), factory[2] or "")
     else:
-        found = _from_weights(where, where.model or protocol.model, dataset)
-    found.network.eval().requires_grad_(False)
-    _check(found.network, where.source, dataset)
-    return found
+        loaded = _from_weights(where, where.model or protocol.model, dataset)
+    loaded.network.eval().requires_grad_(False)
+    _check(loaded.network, where.source, dataset)
+    return loaded
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-def _from_weights(where: ExternalModel, model: str, dataset: Dataset) -> Foreign:
+def _from_weights(where: ExternalModel, model: str, dataset: Dataset) -> LoadedModel:
     path = Path(where.source)
     if not path.is_file():
         raise BenchError(f"weights {path}: no such file{_hint(where.source)}")
     if path.suffix not in FORMATS:
-        raise BenchError(f"weights {path}: not a format that is read; known: {', '.join(FORMATS)}")
+        raise BenchError(f"weights {path}: unknown format; known: {', '.join(FORMATS)}")
     stated = None if where.normalisation is None else parse_normalisation(where.normalisation, dataset)
     network = build_network(registry.MODELS.get(model), dataset, 0)
     digest = _digest([path])
     if load_weights(network, path):
-        own = _floats(network.mean), _floats(network.std)
-        if stated is not None and tuple(map(tuple, stated)) != own:
-            raise BenchError(f"weights {path}: they state another normalisation themselves; leave --normalisation out")
-        stated = own
+        recorded = _floats(network.mean), _floats(network.std)
+        if stated is not None and tuple(map(tuple, stated)) != recorded:
+            raise BenchError(f"weights {path}: the file states another normalisation; remove --normalisation")
+        stated = recorded
     elif stated is None:
         raise BenchError(
-            f"weights {path}: state what images were normalised by in training: --normalisation none, dataset, or "
+            f"weights {path}: state the normalisation of training: --normalisation none, dataset, or "
             '"m,m,m/s,s,s" (means / standard deviations of the channels)'
         )
     mean, std = stated
     plain = all(value == 0 for value in mean) and all(value == 1 for value in std)
     named = {} if plain else {"mean": list(mean), "std": list(std)}
-    return Foreign(Network(network.body, mean, std), {"model": model, **named, "weights_sha256": digest})
+    return LoadedModel(Network(network.body, mean, std), {"model": model, **named, "weights_sha256": digest})
 
 
 def parse_normalisation(text: str, dataset: Dataset) -> Normalisation:
     """Return the mean and the standard deviation that `none`, `dataset` or `m,m,m/s,s,s` states.
 
     Raises:
-        BenchError: it states none, or not those of as many channels as the dataset has.
+        BenchError: the text is invalid, or has another number of channels than the dataset.
     """
     channels = dataset.shape[0]
     if text == "none":
@@ -125,7 +125,7 @@ def parse_normalisation(text: str, dataset: Dataset) -> Normalisation:
         mean, std = (tuple(map(float, part.split(","))) for part in text.split("/"))
     except ValueError:
         raise BenchError(
-            f"--normalisation '{text:.60}' is not one; write none, dataset, or means and standard deviations as "
+            f"--normalisation '{text:.60}' is invalid; write none, dataset, or means and standard deviations as "
             '"0.49,0.48,0.45/0.25,0.24,0.26"'
         ) from None
     if not len(mean) == len(std) == channels or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
@@ -137,19 +137,19 @@ def parse_normalisation(text: str, dataset: Dataset) -> Normalisation:
 
 
 def _floats(values: Tensor) -> tuple[float, ...]:
-    """Return fp32 values as the shortest decimals that give them again: 0.4914, not 0.4914000034332275."""
+    """Return fp32 values as their shortest decimals: 0.4914, not 0.4914000034332275."""
     return tuple(float(str(np.float32(value))) for value in values.flatten().tolist())
 
 
 def _hint(source: str) -> str:
-    """Say what somebody may have meant who names no file."""
+    """Return a hint for a source that is no file."""
     if source.startswith("timm/"):
         return f"; for one of timm's architectures give its weights: bench evaluate WEIGHTS --model {source}"
     return did_you_mean(source.partition(":")[0], ["robustbench"]) if ":" in source else ""
 
 
 def _digest(paths: Sequence[Path]) -> str:
-    """Return the SHA-256 (hex) of the bytes of a file, or of several, one after the other."""
+    """Return the SHA-256 (hex) of the concatenated bytes of the files."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -161,21 +161,21 @@ def _digest(paths: Sequence[Path]) -> str:
 # --- the zoo, a factory ----------------------------------------------------------------------------------------------
 
 
-def _from_zoo(threat_name: str, name: str, folder: Path, dataset: Dataset, threat: Threat) -> Foreign:
+def _from_zoo(threat_name: str, name: str, folder: Path, dataset: Dataset, threat: Threat) -> LoadedModel:
     if not threat_name or not re.fullmatch(r"[\w.-]+", name):
         raise BenchError(
             "a network of the zoo is named robustbench:<threat>/<name>, as in robustbench:Linf/Wong2020Fast"
         )
     files = zoo_files(name, threat_name, folder, dataset.name, threat)
     params = {"model": f"robustbench:{threat_name}/{name}", "weights_sha256": _digest(files)}
-    return Foreign(load_from_zoo(name, folder, dataset.name, threat), params)
+    return LoadedModel(load_from_zoo(name, folder, dataset.name, threat), params)
 
 
-def _from_factory(path: Path, name: str) -> Foreign:
+def _from_factory(path: Path, name: str) -> LoadedModel:
     if not name:
-        raise BenchError(f"{path}: say which function of the file returns the network: {path}:FACTORY")
+        raise BenchError(f"{path}: name the function that returns the network: {path}:FACTORY")
     if (folder := str(path.parent.absolute())) not in sys.path:
-        sys.path.append(folder)  # for what the file imports from beside it
+        sys.path.append(folder)  # the file may import its neighbours
     module = registry.import_file(path, "network")
     factory = getattr(module, name, None)
     if not callable(factory):
@@ -183,26 +183,26 @@ def _from_factory(path: Path, name: str) -> Foreign:
         raise BenchError(f"{path} has no function '{name}'{did_you_mean(name, known)}")
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # the same network each time, whatever it draws
+            torch.manual_seed(0)  # the same random weights in every call
             network = factory()
     except Exception as error:
         raise BenchError(f"{path}:{name} failed: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
         raise BenchError(f"{path}:{name} returned {type(network).__name__}, not a torch module with parameters")
     params = {"model": f"{path.name}:{name}", "code_sha256": _digest([path])}
-    return Foreign(network, {**params, "weights_sha256": state_sha256(network)})
+    return LoadedModel(network, {**params, "weights_sha256": state_sha256(network)})
 
 
 def state_sha256(network: nn.Module) -> str:
     """Return the SHA-256 (hex) of a state dict: of every tensor's name, type, shape and bytes, by rising name.
 
     Raises:
-        BenchError: something in it is no tensor.
+        BenchError: an entry is not a tensor.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         if not isinstance(tensor, Tensor):
-            raise BenchError(f"the network's state holds '{name}', which is no tensor")
+            raise BenchError(f"the network's state holds '{name}', which is not a tensor")
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -217,12 +217,12 @@ def _check(network: nn.Module, source: str, dataset: Dataset) -> None:
     try:
         with torch.no_grad():
             logits = network(torch.zeros(2, *dataset.shape))
-    except Exception as error:  # whatever a network may complain of
+    except Exception as error:  # a network can raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BenchError(f"{source} does not take {size} images: {reason[:200]}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2 or not logits.is_floating_point():
-        raise BenchError(f"{source} is no classifier: it does not return one row of logits for each image")
+        raise BenchError(f"{source} is not a classifier: it does not return one row of logits per image")
     if logits.shape[1] != dataset.classes:
-        raise BenchError(f"{source} tells {logits.shape[1]} classes apart, and {dataset.name} has {dataset.classes}")
+        raise BenchError(f"{source} has {logits.shape[1]} classes, but {dataset.name} has {dataset.classes}")
     if not logits.isfinite().all():
         raise BenchError(f"{source} returns values that are not finite numbers for a black image")

@@ -1,4 +1,4 @@
-"""Networks of RobustBench's model zoo, from its local folder; nothing is ever downloaded.
+"""Networks of RobustBench's model zoo, from its local folder; nothing is downloaded.
 
 Croce et al., RobustBench: a standardized adversarial robustness benchmark, 2021. This is the only module that imports
 `robustbench`.
@@ -24,32 +24,32 @@ from bench.errors import BenchError, did_you_mean
 from bench.models.state_dict import read_plain
 
 THREATS = {"linf": "Linf", "l2": "L2"}
-"""What RobustBench calls a norm."""
+"""RobustBench's names of the norms."""
 
 
 def import_robustbench(module: str = "robustbench") -> ModuleType:
     """Import robustbench or a module of it, which takes a few seconds, and return it.
 
-    It imports `autoattack`, a name under which no registry has the package that it requires, `pyautoattack`: unless
-    there is one of that name, it stands for pyautoattack.
+    It imports `autoattack`, but requires the package `pyautoattack`. Unless a package `autoattack` is installed, that
+    name is made an alias of pyautoattack.
 
     Raises:
-        BenchError: it does not import.
+        BenchError: the import fails.
     """
     try:
         if "autoattack" not in sys.modules and importlib.util.find_spec("autoattack") is None:
             for name in ("", ".state"):
                 sys.modules[f"autoattack{name}"] = importlib.import_module(f"pyautoattack{name}")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # addressed to its developers
+            warnings.simplefilter("ignore")  # meant for its developers
             return importlib.import_module(module)
-    except Exception as error:  # it imports much, which fails in many ways
+    except Exception as error:  # its many imports fail in many ways
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BenchError(f"robustbench cannot be imported: {reason[:200]}") from error
 
 
 def zoo_files(name: str, threat_name: str, folder: Path, dataset: str, threat: Threat) -> list[Path]:
-    """Return the weight files of a network of the zoo, all of which are there and hold nothing but plain tensors.
+    """Return the weight files of a network of the zoo, after checking that they hold plain tensors only.
 
     Args:
         name: of the network, such as "Carmon2019Unlabeled".
@@ -59,36 +59,38 @@ def zoo_files(name: str, threat_name: str, folder: Path, dataset: str, threat: T
         threat: that of the suite, which must be the network's.
 
     Raises:
-        BenchError: another threat than the suite's, an unknown dataset or name, no such file, or one that would have to
-            be executed.
+        BenchError: the threat is not the suite's, the dataset or name is unknown, or a file is missing or holds more
+            than plain tensors.
     """
-    what, ours = f"robustbench:{threat_name}/{name}", THREATS[threat.norm]
-    if threat_name != ours:
-        raise BenchError(f"{what:.120} is of the threat '{threat_name:.40}', and the suite's is {ours}")
+    what, suite_threat = f"robustbench:{threat_name}/{name}", THREATS[threat.norm]
+    if threat_name != suite_threat:
+        raise BenchError(f"{what:.120} has the threat '{threat_name:.40}', but the suite has {suite_threat}")
     known: dict[str, Any] = {kind.value: kind for kind in _enums().BenchmarkDataset}
     if dataset not in known:
         raise BenchError(f"{what:.120}: RobustBench has no networks for {dataset}{did_you_mean(dataset, known)}")
-    networks = import_robustbench("robustbench.model_zoo").model_dicts[known[dataset]][_enums().ThreatModel(ours)]
+    networks = import_robustbench("robustbench.model_zoo").model_dicts[known[dataset]][
+        _enums().ThreatModel(suite_threat)
+    ]
     if name not in networks:
-        raise BenchError(f"RobustBench has no network '{name:.80}' for {dataset}, {ours}{_nearest(name, networks)}")
+        raise BenchError(
+            f"RobustBench has no network '{name:.80}' for {dataset}, {suite_threat}{_nearest(name, networks)}"
+        )
     files = networks[name]["gdrive_id"]
     if files is None:
-        raise BenchError(f"{what}: RobustBench has no file of it, it downloads it while it builds it; not supported")
-    stem = folder / dataset / ours / name
+        raise BenchError(f"{what}: not supported: RobustBench downloads its weights while building it")
+    stem = folder / dataset / suite_threat / name
     paths = [Path(f"{stem}_m{number}.pt") for number in range(len(files))] if isinstance(files, list) else [
         Path(f"{stem}.pt")
     ]  # fmt: skip
     for path in paths:
         if not path.is_file():
-            raise BenchError(
-                f"{what}: there is no file {path}, and nothing is downloaded; --model-dir names the folder"
-            )
+            raise BenchError(f"{what}: no file {path}; download it into the folder that --model-dir names")
         read_plain(path)
     return paths
 
 
 def _nearest(name: str, known: Any) -> str:
-    """Suggest the nearest of many names, without listing them all."""
+    """Suggest the nearest name, without listing all of them."""
     hint = did_you_mean(name, known)
     return hint if hint.startswith("; did you mean") else f"; it has {len(known)}, such as '{sorted(known)[0]}'"
 
@@ -98,10 +100,10 @@ def _enums() -> Any:
 
 
 def load_from_zoo(name: str, folder: Path, dataset: str, threat: Threat) -> nn.Module:
-    """Return a network of the zoo, whose files `zoo_files` has found; it takes images in [0, 1].
+    """Return a network of the zoo, whose files `zoo_files` has checked; it takes images in [0, 1].
 
     Raises:
-        BenchError: the weights do not fit, or loading it would need the network.
+        BenchError: the weights do not fit, or loading needs a download.
     """
     load = import_robustbench("robustbench.utils").load_model
     try:
@@ -110,7 +112,7 @@ def load_from_zoo(name: str, folder: Path, dataset: str, threat: Threat) -> nn.M
             network: nn.Module = load(name, model_dir=folder, dataset=dataset, threat_model=THREATS[threat.norm])
     except BenchError:
         raise
-    except Exception as error:  # of its many architectures
+    except Exception as error:  # its architectures raise anything
         lines = [line.strip() for line in str(error).splitlines()[:4] if line.strip()] or [type(error).__name__]
         raise BenchError(
             f"robustbench:{THREATS[threat.norm]}/{name} cannot be loaded: {' '.join(lines)[:400]}"
@@ -120,7 +122,7 @@ def load_from_zoo(name: str, folder: Path, dataset: str, threat: Threat) -> nn.M
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Within, whatever would connect to another machine fails."""
+    """Make every connection to another machine fail."""
 
     def refuse(*_: object, **__: object) -> NoReturn:
         raise BenchError("RobustBench would download a part of this network; nothing is downloaded")

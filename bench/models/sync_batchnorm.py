@@ -1,7 +1,7 @@
-"""Batch normalisation over a batch of which several processes have a part each.
+"""Batch normalisation over a batch that several processes share.
 
-torch's `SyncBatchNorm` computes on GPUs alone, and takes the place of the network's layers. Here the layers stay, so
-that weights, copies and checkpoints are those of one process; what changes is the function that they call.
+torch's `SyncBatchNorm` works on GPUs only, and replaces the network's layers. Here the layers stay, so weights, copies
+and checkpoints equal those of one process; only the function that they call changes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from bench.utils.distributed import ProcessGroup
 
 
 def shared_statistics(group: ProcessGroup) -> AbstractContextManager[object]:
-    """Return a context within which batch statistics are those of the whole batch, in forward and backward passes.
+    """Return a context in which batch statistics are those of the whole batch, in forward and backward passes.
 
-    It holds for every layer that calls `torch.nn.functional.batch_norm`, as torch's and timm's do, in train mode.
+    It affects every layer that calls `torch.nn.functional.batch_norm`, as torch's and timm's do, in train mode.
     """
     return nullcontext() if group.size == 1 else _Shared(group)
 
@@ -49,7 +49,7 @@ class _Shared(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        """Take the place of `F.batch_norm`, whose arguments these are."""
+        """Replace `F.batch_norm`, with its arguments."""
         if not training:
             return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
         normalised, mean, variance, count = _Normalise.apply(input, weight, bias, eps, self._group)
@@ -61,11 +61,11 @@ class _Shared(TorchFunctionMode):
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalise a part of a batch, [n, channels, ...], by the mean and the variance of the whole batch.
+    """Normalise a shard of a batch, [n, channels, ...], by the mean and the variance of the whole batch.
 
-    Returns the result, both statistics, [channels], and how many numbers they are taken over. The loss of every process
-    depends on them: the gradient with respect to the images is that of the sum of all losses. The gradients with
-    respect to weight and bias are those of the process's own part, as for every other parameter.
+    Returns the result, both statistics, [channels], and the number of values per statistic. The losses of all processes
+    depend on the statistics: the gradient with respect to the images is that of the sum of all losses. The gradients
+    with respect to weight and bias are those of the process's own shard, as for every other parameter.
     """
 
     @staticmethod
@@ -76,7 +76,7 @@ class _Normalise(torch.autograd.Function):
         own = torch.stack(torch.var_mean(_precise(images), over, correction=0))
         variances, means = group.all_gather(own[None]).unbind(1)  # [processes, channels]
         mean = means.mean(0)
-        variance = (variances + (means - mean).square()).mean(0)  # all parts are equally large
+        variance = (variances + (means - mean).square()).mean(0)  # all shards have equal sizes
         ctx.save_for_backward(images, weight, mean, (variance + eps).rsqrt())
         ctx.group, ctx.over, ctx.count = group, over, group.size * images.numel() // len(mean)
         ctx.mark_non_differentiable(mean, variance)
@@ -102,5 +102,5 @@ class _Normalise(torch.autograd.Function):
 
 
 def _precise(values: Tensor) -> Tensor:
-    """Return `values` in fp32, or in fp64 if they are in that."""
+    """Return `values` in fp32; fp64 stays fp64."""
     return values if values.dtype == torch.float64 else values.float()

@@ -1,4 +1,4 @@
-"""Averages of a network's weights over training, and batch statistics that fit them."""
+"""Weight averages over training, and the batch statistics of averaged weights."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 def move_towards(average: nn.Module, model: nn.Module, share: float, buffers: Literal["average", "copy"]) -> None:
     """Move every parameter of `average` by `share` of its distance to `model`'s: a <- (1 - share) a + share w.
 
-    Buffers (batch statistics) move likewise, or are copied; whole numbers are always copied.
+    Buffers (batch statistics) move likewise, or are copied; integers are always copied.
     """
     for mean, value in zip(average.parameters(), model.parameters(), strict=True):
         mean.lerp_(value, share)
-    for kept, current in zip(average.buffers(), model.buffers(), strict=True):
-        if buffers == "average" and kept.is_floating_point():
-            kept.lerp_(current, share)
+    for buffer, current in zip(average.buffers(), model.buffers(), strict=True):
+        if buffers == "average" and buffer.is_floating_point():
+            buffer.lerp_(current, share)
         else:
-            kept.copy_(current)
+            buffer.copy_(current)
 
 
 @contextmanager
 def running_statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Within, forward passes in train mode use batch statistics and leave the running ones as they are."""
+    """Make forward passes in train mode use batch statistics without updating the running ones."""
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False
@@ -58,7 +58,7 @@ def recompute_statistics(model: nn.Module, images: Iterable[Tensor]) -> None:
     training = [layer.training for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # torch's word for a cumulative average
+        layer.momentum = None  # in torch, a cumulative average
         layer.training = True
     for batch in images:
         model(batch)

@@ -22,7 +22,7 @@ from bench.config.suite import load_suite
 from bench.data.dataset import dataset_of
 from bench.data.datasets.cifar import CIFAR10_CLASSES
 from bench.execution.external_evaluation import evaluate_network
-from bench.models.external import load_foreign
+from bench.models.external import load_external
 from bench.models.robustbench_zoo import import_robustbench
 from bench.models.small_cnn import SmallCNN
 from bench.storage.checkpoints import Checkpoints
@@ -83,7 +83,7 @@ def test_the_verdicts_are_those_of_the_network(evaluate, suite, weights, tmp_pat
     dataset = dataset_of(protocol.dataset)
     test = dataset.splits(None).test
     where = ExternalModel(source=str(weights), normalisation="0.3/0.4")
-    network = load_foreign(where, dataset, protocol).network.to(memory_format=torch.channels_last)
+    network = load_external(where, dataset, protocol).network.to(memory_format=torch.channels_last)
     found = folder_of(tmp_path / "results").read_outcomes()
     for attack, shown in zip(protocol.evaluation.final, told["outcomes"], strict=True):
         expected = correct_under(network, test, attack, protocol.threat, generator(0, "evaluation"))
@@ -288,8 +288,8 @@ def test_weights_that_are_refused(evaluate, suite, weights, tmp_path):
         ("seven.pt", ("--normalisation", "none"), "needs [10"),
         ("extra.pt", ("--normalisation", "none"), "1 tensor that the network does not have: 'extra'"),
         ("code.pt", ("--normalisation", "none"), "not a file of plain tensors"),
-        ("weights.pt", (), "state what images were normalised by in training"),
-        ("weights.pt", ("--normalisation", "nine"), "--normalisation 'nine' is not one"),
+        ("weights.pt", (), "state the normalisation of training"),
+        ("weights.pt", ("--normalisation", "nine"), "--normalisation 'nine' is invalid"),
         ("weights.pt", ("--normalisation", "none", "--model", "small_cn"), "did you mean 'small_cnn'?"),
         ("weights.pt", ("--normalisation", "none", "--model", "small cnn"), "'small cnn' is not a name"),
         ("weights.pt", ("--normalisation", "none", "--device", "cuda"), "sees no NVIDIA GPU"),
@@ -317,7 +317,7 @@ def test_names_that_are_refused(evaluate, suite, weights, tmp_path, name):
 def test_a_suite_that_is_refused(evaluate, suite, weights, tmp_path):
     check_refused(evaluate(weights, "quickstrat"), "did you mean 'quickstart'?")
     check_refused(evaluate(weights, suite({"methods: [pgd_at]": "methods: [evaluated]"})), "`bench evaluate` judges")
-    check_refused(evaluate("robustbench:L2/Wong2020Fast", suite()), "of the threat 'L2', and the suite's is Linf")
+    check_refused(evaluate("robustbench:L2/Wong2020Fast", suite()), "has the threat 'L2', but the suite has Linf")
     assert not (tmp_path / "results").exists()
 
 

@@ -12,7 +12,7 @@ from bench.config.protocol import DatasetSettings, Protocol
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError
 from bench.models.architecture import build_network
-from bench.models.external import load_foreign, located, parse_normalisation, state_sha256
+from bench.models.external import load_external, parse_normalisation, state_sha256, with_absolute_paths
 from bench.models.small_cnn import SmallCNN, small_cnn
 from bench.utils.files import file_sha256
 
@@ -24,7 +24,7 @@ COLOURS = dataset_of(DatasetSettings(name="cifar10"))
 
 
 def load(source, **options):
-    return load_foreign(ExternalModel(source=str(source), **options), DIGITS, PROTOCOL)
+    return load_external(ExternalModel(source=str(source), **options), DIGITS, PROTOCOL)
 
 
 def refused(source, **options):
@@ -84,7 +84,7 @@ def test_weights_that_state_their_normalisation(tmp_path, images):
     assert torch.equal(found.network(images), network(images))
     assert (found.params["mean"], found.params["std"]) == (list(DIGITS.mean), list(DIGITS.std))
     assert load(path, normalisation="dataset").params == found.params
-    assert "they state another normalisation themselves" in refused(path, normalisation="none")
+    assert "the file states another normalisation" in refused(path, normalisation="none")
 
 
 def test_another_architecture_than_the_suites(tmp_path):
@@ -97,12 +97,12 @@ def test_another_architecture_than_the_suites(tmp_path):
 
 
 def test_a_normalisation_must_be_stated(weights):
-    assert "state what images were normalised by in training: --normalisation none, dataset" in refused(weights)
+    assert "state the normalisation of training: --normalisation none, dataset" in refused(weights)
 
 
 @pytest.mark.parametrize("text", ["some", "0.5", "0.5,0.5/0.2,0.2/0.1", "a/b", "", "0.5;0.5"])
 def test_what_is_no_normalisation(text):
-    with pytest.raises(BenchError, match="is not one; write none, dataset, or means and standard deviations"):
+    with pytest.raises(BenchError, match="is invalid; write none, dataset, or means and standard deviations"):
         parse_normalisation(text, DIGITS)
 
 
@@ -124,10 +124,10 @@ def test_a_normalisation_of_other_channels_or_no_numbers(text):
         ("w.pt", {"model": "smal_cnn", "normalisation": "none"}, "unknown model 'smal_cnn'; did you mean 'small_cnn'?"),
         ("w.pt", {"model": "resnet18", "normalisation": "none"}, "they do not fit the network"),
         ("net.py:build", {"model": "small_cnn"}, "--model and --normalisation are for weights files"),
-        ("net.py", {}, "say which function of the file returns the network"),
+        ("net.py", {}, "name the function that returns the network"),
         ("none.py:build", {}, "no such file"),
         ("robustbench:Wong2020Fast", {}, "named robustbench:<threat>/<name>"),
-        ("w.txt", {}, "not a format that is read; known: .pt, .pth"),
+        ("w.txt", {}, "unknown format; known: .pt, .pth"),
     ],
 )
 def test_what_cannot_be_loaded_is_one_sentence(tmp_path, monkeypatch, weights, source, options, said):
@@ -210,9 +210,9 @@ def test_a_factory(file, images):
     ("name", "said"),
     [
         ("biuld", "has no function 'biuld'; did you mean 'build'?"),
-        ("other_classes", "tells 7 classes apart, and digits has 10"),
+        ("other_classes", "has 7 classes, but digits has 10"),
         ("colours", "does not take 1x8x8 images"),
-        ("Pair", "does not return one row of logits for each image"),
+        ("Pair", "does not return one row of logits per image"),
         ("weightless", "returned Flatten, not a torch module with parameters"),
         ("text", "returned str, not a torch module"),
         ("broken", "failed: RuntimeError: no weights here"),
@@ -248,7 +248,7 @@ def test_the_digest_of_a_state_tells_names_types_shapes_and_values():
 
 def test_paths_are_made_absolute_but_not_the_name_of_a_zoo(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert located(ExternalModel(source="w.pt")).source == str(tmp_path / "w.pt")
-    assert located(ExternalModel(source="net.py:build")).source == f"{tmp_path / 'net.py'}:build"
-    zoo = located(ExternalModel(source="robustbench:Linf/Wong2020Fast"))
+    assert with_absolute_paths(ExternalModel(source="w.pt")).source == str(tmp_path / "w.pt")
+    assert with_absolute_paths(ExternalModel(source="net.py:build")).source == f"{tmp_path / 'net.py'}:build"
+    zoo = with_absolute_paths(ExternalModel(source="robustbench:Linf/Wong2020Fast"))
     assert (zoo.source, zoo.model_dir) == ("robustbench:Linf/Wong2020Fast", str(tmp_path / "models"))

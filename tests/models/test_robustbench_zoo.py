@@ -12,7 +12,7 @@ from bench.config.cell import ExternalModel
 from bench.config.protocol import Protocol
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError
-from bench.models.external import load_foreign
+from bench.models.external import load_external
 from bench.models.robustbench_zoo import import_robustbench
 from bench.utils.files import file_sha256
 
@@ -32,7 +32,7 @@ def protocol(**changes):
 def load(folder, source=f"robustbench:Linf/{NAME}", **changes):
     chosen = protocol(**changes)
     where = ExternalModel(source=source, model_dir=str(folder))
-    return load_foreign(where, dataset_of(chosen.dataset), chosen)
+    return load_external(where, dataset_of(chosen.dataset), chosen)
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +76,16 @@ def test_the_alias_serves_a_fresh_process():
 @pytest.mark.parametrize(
     ("source", "changes", "said"),
     [
-        (f"robustbench:Linf/{NAME}", {}, "models/cifar10/Linf/Wong2020Fast.pt, and nothing is downloaded; --model-dir"),
+        (f"robustbench:Linf/{NAME}", {}, "models/cifar10/Linf/Wong2020Fast.pt; download it into the folder"),
         ("robustbench:Linf/Wong2021Fast", {}, "no network 'Wong2021Fast' for cifar10, Linf; did you mean 'Wong2"),
-        ("robustbench:Linf/Chen2020Adversarial", {}, "models/cifar10/Linf/Chen2020Adversarial_m0.pt, and nothing is"),
+        ("robustbench:Linf/Chen2020Adversarial", {}, "models/cifar10/Linf/Chen2020Adversarial_m0.pt; download it"),
         ("robustbench:Linf/q", {}, "no network 'q' for cifar10, Linf; it has "),
-        (f"robustbench:L2/{NAME}", {}, "is of the threat 'L2', and the suite's is Linf"),
-        (f"robustbench:L1/{NAME}", {}, "is of the threat 'L1', and the suite's is Linf"),
-        (f"robustbench:Linf/{NAME}", {"threat": {"norm": "l2", "eps": 0.5}}, "the suite's is L2"),
+        (f"robustbench:L2/{NAME}", {}, "has the threat 'L2', but the suite has Linf"),
+        (f"robustbench:L1/{NAME}", {}, "has the threat 'L1', but the suite has Linf"),
+        (f"robustbench:Linf/{NAME}", {"threat": {"norm": "l2", "eps": 0.5}}, "the suite has L2"),
         (f"robustbench:Linf/{NAME}", {"dataset": "digits"}, "RobustBench has no networks for digits; known: cifar10, "),
         ("robustbench:Linf/../../secret", {}, "is named robustbench:<threat>/<name>"),
-        ("robustbench:Linf/Debenedetti2022Light_XCiT-S12", {}, "RobustBench has no file of it, it downloads it"),
+        ("robustbench:Linf/Debenedetti2022Light_XCiT-S12", {}, "RobustBench downloads its weights"),
     ],
 )  # fmt: skip
 def test_what_is_not_there_is_one_sentence(folder, source, changes, said):
