@@ -5,6 +5,7 @@ import shutil
 import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in the processes that tests start; torch reads it when imported
+os.environ["OMP_WAIT_POLICY"] = "passive"  # workers with several threads do not spin on cores that other tests need
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -41,6 +41,7 @@ def test_nothing_to_watch(tmp_path):
     assert run.stderr.startswith("bench: there is no run folder in")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["failed", "diverged"])
 def test_a_cell_that_failed_gives_exit_code_3(load, tmp_path, ending):
     from bench.storage.run_folder import RunFolder

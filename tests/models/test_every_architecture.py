@@ -24,6 +24,11 @@ SHAPES = {
     "timm/vit_tiny_patch16_224": (3, 32, 32),
 }
 
+LARGE = {"wide_resnet/28-10", "wide_resnet/34-10", "resnet50", "preact_resnet18"}  # with tests of their own too
+every_architecture = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in SHAPES]
+)
+
 
 def test_all_that_are_listed_are_here():
     listed = set()
@@ -35,7 +40,7 @@ def test_all_that_are_listed_are_here():
     assert listed == {name for name in SHAPES if not name.startswith("timm/")}
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@every_architecture
 def test_a_step_as_the_trainer_takes_it(name):
     """Images first, through gradients of their own, then weights; channels_last and bf16, as on a processor."""
     shape = SHAPES[name]
@@ -68,7 +73,7 @@ def test_a_step_as_the_trainer_takes_it(name):
     assert not torch.equal(before[-1], parameters[-1])
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@every_architecture
 def test_its_size_is_what_is_built(name):
     architecture, shape = MODELS.get(name), SHAPES[name]
     with torch.device("meta"):
@@ -76,7 +81,7 @@ def test_its_size_is_what_is_built(name):
     assert built == sum(parameter.numel() for parameter in architecture.build(5, shape).parameters())
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@every_architecture
 def test_the_layers_are_ones_that_methods_know(name):
     """Smooth activations take the place of modules; averages and attacks know batch normalisation by its class."""
     network = MODELS.get(name).build(5, SHAPES[name])

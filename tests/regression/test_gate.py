@@ -415,6 +415,7 @@ execution: {threads: 1}
 """
 
 
+@pytest.mark.slow
 def test_a_planted_regression_is_seen_and_other_seeds_raise_no_alarm(tmp_path):
     """As in tests/campaigns/gate.py, with less training: one defect, one run with other seeds."""
 

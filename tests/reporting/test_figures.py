@@ -242,6 +242,7 @@ def test_a_store_that_changed_meanwhile(take, store):
 # --- size ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_thousand_runs_take_about_a_second(store):
     """200,000 epochs and 6,000 outcomes of 10,000 images; the limit leaves room for slow and busy machines."""
     protocol = protocol_of()

@@ -5,6 +5,7 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
@@ -151,6 +152,7 @@ def test_the_wheel_holds_the_assets(tmp_path):
 # --- size ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_thousand_runs_are_a_small_file(store):
     """Eight protocols, 25 rows of five seeds each, sixty epochs: every figure of a few protocols, of others none."""
     random = np.random.default_rng(0)

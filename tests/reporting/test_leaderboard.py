@@ -434,6 +434,7 @@ def test_nothing_measured(take, store):
 # --- large -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_three_hundred_runs_of_ten_thousand_images_take_less_than_two_seconds(store):
     random, images = np.random.default_rng(0), 10_000
     protocol = protocol_of(evaluation={"final": ["clean", "pgd", "autoattack"]})

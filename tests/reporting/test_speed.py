@@ -56,6 +56,7 @@ def large(store, results):
     return results
 
 
+@pytest.mark.slow
 def test_a_report_of_a_thousand_runs_takes_less_than_three_seconds(large):
     """Processor time of the whole command, imports and all: 1.8 s where it was measured, whatever else runs there."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

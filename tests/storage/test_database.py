@@ -182,6 +182,7 @@ def test_a_database_of_something_else_is_refused(store_url, names):
     engine.dispose()
 
 
+@pytest.mark.slow
 def test_opening_is_fast_where_nothing_is_migrated(url):
     started = time.process_time()
     with Store(url):
