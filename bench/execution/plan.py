@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +23,7 @@ from bench.storage.checkpoints import load_latest_valid
 from bench.storage.run_folder import CellStatus, RunFolder
 from bench.storage.verify import folder_damage
 from bench.training.build import build_without_data
+from bench.utils.environment import code_digest
 from bench.utils.files import fingerprint
 
 
@@ -82,8 +84,8 @@ def plan(
         devices: of each cell.
 
     Raises:
-        BenchError: a final attack is not defined for the data, a method refuses the network or its parameters, or it
-            cannot train on so many devices.
+        BenchError: an incomplete run was started with other code, a final attack is not defined for the data, a method
+            refuses the network or its parameters, or it cannot train on so many devices.
     """
     for protocol in {cell.protocol for cell in cells}:
         check_attacks(protocol)
@@ -135,7 +137,21 @@ def _state(cell: Cell, results: Path, rerun: Rerun) -> CellState:
         status = CellStatus.FAILED
     if rerun is Rerun.FAILED and status is CellStatus.FINISHED and folder_damage(folder):
         status = CellStatus.FAILED
-    return CellState(cell, folder, status, _action(folder, status, rerun))
+    action = _action(folder, status, rerun)
+    if action in {Action.RUN, Action.RESUME}:
+        _check_code(folder)
+    return CellState(cell, folder, status, action)
+
+
+def _check_code(folder: RunFolder) -> None:
+    """Raise BenchError if the run was started with other code than this; older versions did not record theirs."""
+    with suppress(FileNotFoundError, DamagedFile):
+        code = folder.cell()["environment"].get("code")
+        if code not in (None, code_digest()):
+            raise BenchError(
+                f"{folder.path} was started with other code (digest {code[:12]}, here {code_digest()[:12]}); restore "
+                "that code to resume, or run it from the start with --rerun all"
+            )
 
 
 def _action(folder: RunFolder, status: CellStatus, rerun: Rerun) -> Action:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from bench.storage.checkpoints import INDEX, Checkpoints, load_latest_valid
 from bench.storage.run_folder import ARCHIVED, CellStatus, RunFolder, RunFolderLocked
 from bench.training.trainer import Diverged, Trainer
 from bench.utils.device import check_precision, out_of_memory, peak_memory, use_device
-from bench.utils.environment import describe
+from bench.utils.environment import code_digest, describe
 from bench.utils.files import write_atomically, write_record
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,8 @@ class WorkerLost(Exception):
 class Job:
     """The input of a worker: the cell, and where and how to run it.
 
-    `devices`: one, or several whose processes share the cell's batches; `threads`: CPU threads of each process.
+    `devices`: one, or several whose processes share the cell's batches; `threads`: CPU threads of each process;
+    `code`: the digest of the driver's sources, which the worker must import too.
     """
 
     cell: Cell
@@ -70,6 +71,7 @@ class Job:
     devices: tuple[str, ...]
     data: Path | None
     threads: int
+    code: str = field(default_factory=code_digest)
 
     @property
     def device(self) -> torch.device:
@@ -92,6 +94,9 @@ def work(job: Job) -> WorkerResult:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver ends workers with SIGTERM
     _end_with_parent()
     folder = job.folder
+    if job.code != code_digest():
+        where = Path(__file__).parents[1]
+        return WorkerResult(CellStatus.FAILED, f"the worker imports other code than the driver: {where}")
     try:
         with folder.lock(LOCK_SECONDS):
             folder.progress(force=True, phase="starting")  # states the process that has locked the folder
@@ -223,7 +228,11 @@ def reuse_training(cell: Cell, folder: RunFolder) -> None:
             continue
         try:
             trained = Checkpoints(donor.checkpoints)
-            if donor.cell()["training_fingerprint"] != cell.training_fingerprint or not trained.finished:
+            record = donor.cell()
+            if record["training_fingerprint"] != cell.training_fingerprint or not trained.finished:
+                continue
+            if record["environment"].get("code") != code_digest():
+                log.warning("not reusing %s: it was trained by other code", donor.path.name)
                 continue
             donor.refuse_links()
             curve = donor.committed_epochs(trained.finished_epochs, trained.curve_sha256)

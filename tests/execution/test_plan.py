@@ -15,6 +15,7 @@ from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
 from bench.registry import DATASETS
 from bench.storage.run_folder import RunFolder
+from bench.utils.environment import code_digest
 
 
 def test_actions_follow_from_what_is_on_disk(load, tmp_path):
@@ -35,6 +36,22 @@ def test_actions_follow_from_what_is_on_disk(load, tmp_path):
     common[2] = (diverged, "resume")
     assert actions(Rerun.FAILED) == [*common, ("failed", "resume")]  # the last one says that it finished, and is empty
     assert actions(Rerun.ALL) == [(new, "run"), *((status, "restart") for status in (done, diverged, begun, done))]
+
+
+def test_a_run_of_other_code_is_not_resumed(load, tmp_path):
+    (cell,) = load().cells
+    folder = RunFolder.of(cell, tmp_path)
+    folder.begin(cell, {"code": "a" * 64})
+    for status, rerun in ((None, Rerun.MISSING), ("failed", Rerun.FAILED)):
+        if status:
+            folder.finish(status)
+        with pytest.raises(BenchError, match=rf"{folder.path} was started with other code .digest aaaaaaaaaaaa, here"):
+            plan([cell], tmp_path, rerun)
+    assert plan([cell], tmp_path, Rerun.ALL)[0].action == "restart"
+    assert plan([cell], tmp_path)[0].action == "skip"  # a complete run is kept; the gate and the board name its code
+    other = tmp_path / "other"
+    RunFolder.of(cell, other).begin(cell, {"code": code_digest()})
+    assert plan([cell], other)[0].action == "run"
 
 
 def test_planning_writes_nothing(load, tmp_path):

@@ -2,6 +2,10 @@
 
 import errno
 import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +27,7 @@ from bench.storage.run_folder import RunFolder
 from bench.storage.verify import folder_damage
 from bench.testing.conformance import curve
 from bench.training.trainer import Trainer
+from bench.utils.files import read_record, write_record
 
 
 def job_of(cell, results):
@@ -234,6 +239,26 @@ def test_damaged_weights_are_not_taken_over(load, finished, tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     assert execute(job_of(more, tmp_path)) == "finished"
     assert len(RunFolder.of(more, tmp_path).epochs()) == 2
+
+
+def test_training_of_other_code_is_not_reused(load, finished, tmp_path):
+    more = load({"steps: 3, step_size: 0.05}]": "steps: 3, step_size: 0.05}, {name: pgd, steps: 5}]"}).cells[0]
+    record = read_record(finished.path / "cell.json")
+    for code in ("a" * 64, None):  # trained by other code, or by code that is not recorded
+        record["environment"]["code"] = code
+        write_record(finished.path / "cell.json", record)
+        folder = RunFolder.of(more, tmp_path)
+        reuse_training(more, folder)
+        assert not folder.checkpoints.exists()
+
+
+def test_a_worker_with_other_code_than_its_driver_does_nothing(load, tmp_path):
+    job = replace(job_of(load().cells[0], tmp_path), code="a" * 64)
+    code = f"import pickle; from bench.execution.worker import work; print(work(pickle.loads({pickle.dumps(job)!r})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "FAILED" in done.stdout
+    assert "the worker imports other code than the driver" in done.stdout
+    assert not (tmp_path / "runs").exists()
 
 
 # --- damage, and what is not the cell's fault ------------------------------------------------------------------------
