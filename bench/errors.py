@@ -1,8 +1,13 @@
-"""Errors that a user can act on.
+"""Errors that a user can fix.
 
-Everything that is the user's to mend (a wrong suite, a missing dataset, a folder that cannot be written) raises
-`BenchError` with one sentence; the command line prints that sentence and exits with `exit_code`. Any other
-exception is a bug of ours and keeps its traceback.
+A wrong suite, a missing dataset or a folder without write permission raises a `BenchError` with one sentence. The
+command line prints the sentence and exits with `exit_code`. Any other exception is a bug and keeps its traceback.
+
+    BenchError               exit code 2: wrong command, suite, environment or file
+    ├── DamagedFile          a file does not match its SHA-256, or cannot be parsed
+    ├── NotFound             the files of a dataset are missing
+    ├── NothingMeasured      exit code 4: there is nothing to show or to compare
+    └── NotComparable        exit code 4: measured under different settings
 """
 
 from __future__ import annotations
@@ -12,16 +17,15 @@ from difflib import get_close_matches
 
 
 def printable(text: str) -> str:
-    """Return `text` on one line and without control characters, which names and labels from elsewhere may hold."""
+    """Return `text` on one line and without control characters, which names and labels in files may contain."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 class BenchError(Exception):
-    """One clear sentence for the user, who can mend the cause.
+    """One sentence for the user: what is wrong, where, and what to write instead.
 
-    It stays on one line and moves no cursor, whatever the file names, keys and values in it hold. `exit_code` is what
-    the command line returns: 2 for a wrong command, suite or environment, 4 where nothing was measured or nothing is
-    comparable.
+    It is one line without control characters, whatever file names, keys and values it contains. `exit_code` is the exit
+    code of the command line.
     """
 
     exit_code = 2
@@ -37,13 +41,13 @@ class NothingMeasured(BenchError):
 
 
 class NotComparable(BenchError):
-    """Two things were measured under different settings, so that no difference between them means anything."""
+    """Two results were measured under different settings, so their difference has no meaning."""
 
     exit_code = 4
 
 
 class NotFound(BenchError):
-    """The files of a dataset are not there."""
+    """The files of a dataset are missing."""
 
 
 class DamagedFile(BenchError):
@@ -51,9 +55,9 @@ class DamagedFile(BenchError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the nearest of `known`, or the list of what exists if nothing is near."""
+    """Return `; did you mean 'x'?` for the nearest of `known`, or the list of `known` if none is near."""
     known = sorted(known)
-    near = get_close_matches(word, known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean '{near[0]}'?"
+    nearest = get_close_matches(word, known, n=1, cutoff=0.6)
+    if nearest:
+        return f"; did you mean '{nearest[0]}'?"
     return f"; known: {', '.join(known)}" if known else ""

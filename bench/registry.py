@@ -1,8 +1,7 @@
 """Names -> methods, datasets and architectures.
 
-Built-in parts and third-party ones arrive the same way: through the entry-point groups `bench.methods`,
-`bench.datasets` and `bench.models`, or through a plug-in file that a suite names. Nothing is imported before its
-name is asked for.
+Built-in and third-party entries are registered in the same ways: through the entry-point groups `bench.methods`,
+`bench.datasets` and `bench.models`, or through a plug-in file that a suite names. Modules are imported on first use.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from bench.errors import BenchError, did_you_mean
 
 
 class Registry:
-    """One kind of named part.
+    """The named entries of one kind.
 
-    An entry is whatever its kind's contract says: a `Method` subclass, a `Dataset`, an `Architecture`. The registry
-    only maps names, so it imports none of them. An entry with a callable `member` is a family: a user of parts asks for
-    `<family>/<variant>` and gets `member(variant)`.
+    An entry follows the contract of its kind: a `Method` subclass, a `Dataset`, an `Architecture`. The registry maps
+    names only, so it imports none of these classes. An entry with a callable `member` is a family: the name
+    `<family>/<variant>` returns `member(variant)`.
     """
 
     def __init__(self, kind: str, group: str) -> None:
@@ -49,13 +48,11 @@ class Registry:
         return sorted({*self._entry_points, *self._added})
 
     def get(self, name: str) -> Any:
-        """Return the part called `name`, or the member of a family for `<family>/<variant>`.
-
-        Members are made anew each time, by the family's entry as it is then.
+        """Return the entry `name`, or the member of a family for `<family>/<variant>`, created in every call.
 
         Raises:
-            BenchError: no part has that name (the message suggests the nearest), it is the name of a whole family, the
-                family has no such variant, or a module does not import.
+            BenchError: the name is unknown (the message suggests the nearest) or that of a whole family, the family has
+                no such variant, or a module cannot be imported.
         """
         family, slash, variant = name.partition("/")
         if slash and name not in self.names() and family in self.names():
@@ -70,10 +67,10 @@ class Registry:
         return entry
 
     def entry(self, name: str) -> Any:
-        """Return what is registered as `name`, a part or a whole family, importing its module if need be.
+        """Return the entry or the whole family registered as `name`, importing its module if necessary.
 
         Raises:
-            BenchError: no entry has that name (the message suggests the nearest), or its module does not import.
+            BenchError: the name is unknown (the message suggests the nearest), or its module cannot be imported.
         """
         if name in self._added:
             return self._added[name]
@@ -87,14 +84,14 @@ class Registry:
         return self._added[name]
 
     def add(self, name: str, entry: Any) -> None:
-        """Register `entry`; the same object twice is fine, another one under a taken name is an error."""
+        """Register `entry`; the same object again is allowed, another object under the name is an error."""
         if name in self.names() and self.entry(name) is not entry:
             raise BenchError(f"the {self.kind} name '{name}' is registered already")
         self._added[name] = entry
 
 
 def _is_family(entry: Any) -> bool:
-    """Tell whether a registered entry is a family of parts: whether it has a callable `member`."""
+    """Return whether an entry is a family: whether it has a callable `member`."""
     return callable(getattr(entry, "member", None))
 
 
@@ -104,21 +101,21 @@ MODELS = Registry("model", "bench.models")
 
 
 def import_file(path: Path, what: str) -> ModuleType:
-    """Import a Python file, which is code that you trust; the same file again gives the same module.
+    """Import a trusted Python file; the same file again returns the same module.
 
     Args:
         path: the file.
-        what: what an error calls it, such as "plug-in".
+        what: its description in errors, such as "plug-in".
 
     Raises:
-        BenchError: the file is missing, or does not import.
+        BenchError: the file is missing, or cannot be imported.
     """
     try:
         path = path.resolve()
-        there = path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        there = False
-    if not there:
+        exists = path.is_file()
+    except (OSError, ValueError):  # not a valid file name
+        exists = False
+    if not exists:
         raise BenchError(f"{what} {path}: no such file")
     name = f"bench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
@@ -137,13 +134,13 @@ def import_file(path: Path, what: str) -> ModuleType:
 
 
 def load_plugin(path: Path) -> None:
-    """Import a plug-in file, which is code that you trust, and register what it lists.
+    """Import a trusted plug-in file and register its entries.
 
-    The file lists its parts as `METHODS`, `DATASETS` or `MODELS`, each a mapping from name to entry. Loading the same
-    file again changes nothing.
+    The file lists them in `METHODS`, `DATASETS` or `MODELS`, each a mapping from name to entry. Loading the same file
+    again does nothing.
 
     Raises:
-        BenchError: the file is missing, does not import, lists nothing, or takes a name that exists.
+        BenchError: the file is missing, cannot be imported, lists nothing, or uses a name that exists.
     """
     module = import_file(path, "plug-in")
     path = Path(str(module.__file__))

@@ -74,7 +74,7 @@ def speed(
     from bench.execution.executor import ExecutorSettings
     from bench.execution.local import allocate
     from bench.speed.measure import measure_autoattack, measure_changes, measure_peak, measure_training
-    from bench.speed.process import Arena
+    from bench.speed.process import Setup
     from bench.utils.device import check_precision, resolve_device
     from bench.utils.environment import describe
 
@@ -89,7 +89,7 @@ def speed(
     where = resolve_device(device)
     resources = allocate(ExecutorSettings(device=device, threads=threads, jobs=1), 1)
     check_precision(recipe.precision, where)
-    arena = Arena(
+    setup = Setup(
         cell=cell.model_copy(update={"protocol": protocol}),
         device=str(where),
         threads=resources.threads,
@@ -106,12 +106,12 @@ def speed(
     with interruptible(lambda: "nothing was measured"), _status(quiet=json) as report:
         if what is not What.AUTOATTACK:
             report("products of matrices")
-            peaks = measure_peak(arena, repetitions)
+            peaks = measure_peak(setup, repetitions)
             measured["peak_tflops"] = {name: value / 1e12 for name, value in peaks.items()}
             measure = measure_changes if what is What.CHANGES else measure_training
-            measured["training"] = measure(arena, repetitions, peaks, report)
+            measured["training"] = measure(setup, repetitions, peaks, report)
         if what in {What.AUTOATTACK, What.ALL}:
-            measured["autoattack"] = measure_autoattack(arena, repetitions, report)
+            measured["autoattack"] = measure_autoattack(setup, repetitions, report)
     print_json(measured) if json else _print(measured)
     wrong = not measured.get("training", {}).get("same", {}).get("same", True)
     differing = measured.get("autoattack", {}).get("differing", {})
@@ -152,9 +152,9 @@ def _print(measured: dict[str, Any]) -> None:
             continue
         result = measured[part]
         table = Table(title=part, title_justify="left", box=None, pad_edge=False)
-        headings = ("contender", "precision", "ratio", "from", "to", "images/s", "TFLOP/s", "of peak", "memory, GiB")
+        headings = ("candidate", "precision", "ratio", "from", "to", "images/s", "TFLOP/s", "of peak", "memory, GiB")
         for heading in headings:
-            table.add_column(heading, justify="left" if heading in {"contender", "precision"} else "right")
+            table.add_column(heading, justify="left" if heading in {"candidate", "precision"} else "right")
         for row in result["contenders"]:
             table.add_row(
                 row["name"],

@@ -151,7 +151,7 @@ class AutoAttack(BaseConfig):
     @classmethod
     def _no_part_twice(cls, attacks: tuple[AutoAttackPart, ...] | None) -> tuple[AutoAttackPart, ...] | None:
         if attacks and len(set(attacks)) < len(attacks):
-            raise PydanticCustomError("attacks", "the same attack stands twice")
+            raise PydanticCustomError("attacks", "duplicate attack")
         return attacks
 
     @property

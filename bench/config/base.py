@@ -1,4 +1,4 @@
-"""What every validated setting shares: frozen, no unknown keys, numbers as people write them."""
+"""The base of all configuration classes: frozen, no unknown keys, numbers in common spellings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DECIMAL = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?
 def parse_number(value: Any) -> float:
     """Return a finite float from a number, a fraction such as "8/255", or a decimal such as "5e-4".
 
-    YAML 1.1 reads `5e-4` and `8/255` as strings; both are how the field writes its figures.
+    YAML 1.1 reads `5e-4` and `8/255` as strings.
     """
     number = math.nan
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -39,19 +39,19 @@ _RANGES = re.compile(r"[0-9]{1,9}(?:-[0-9]{1,9})?(?:,[0-9]{1,9}(?:-[0-9]{1,9})?)
 
 
 def parse_indices(value: Any) -> str:
-    """Return the one text of a set of indices given as ranges, ends included: "0-3999", "7,10-12,13" -> "7,10-13".
+    """Return the canonical text of a set of indices, ranges with ends included: "7,10-12,13" -> "7,10-13".
 
-    Both spellings of the same set are the same setting, so they must give the same identity.
+    All spellings of a set must have the same identity.
     """
     text = re.sub(r"\s", "", str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else ""
     if not _RANGES.fullmatch(text):
-        raise PydanticCustomError("indices", f"{shown(value)} is no set of indices; write 0-3999 or 0-99,500-599")
+        raise PydanticCustomError("indices", f"invalid index range {shown(value)}; expected 0-3999 or 0-99,500-599")
     merged: list[tuple[int, int]] = []
     for first, last in sorted(_range(part) for part in text.split(",")):
         if first > last:
             raise PydanticCustomError("indices", f"the range {first}-{last} ends before it begins")
         if merged and first <= merged[-1][1]:
-            raise PydanticCustomError("indices", f"index {first} stands twice")
+            raise PydanticCustomError("indices", f"duplicate index {first}")
         if merged and first == merged[-1][1] + 1:
             merged[-1] = (merged[-1][0], last)
         else:
@@ -70,7 +70,7 @@ def _range(part: str) -> tuple[int, int]:
 
 
 def shown(value: Any) -> str:
-    """Return `value` as an error message shows it: on one line, text in quotes, not more than about 60 characters."""
+    """Return `value` for an error message: on one line, text in quotes, at most about 60 characters."""
     if value is None:
         return "nothing"
     try:
@@ -81,7 +81,7 @@ def shown(value: Any) -> str:
 
 
 def named(value: Any) -> Any:
-    """Let `flip` stand for `{name: flip}`."""
+    """Expand the short form `flip` to `{name: flip}`."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -93,7 +93,7 @@ Indices = Annotated[str, BeforeValidator(parse_indices, json_schema_input_type=s
 
 
 class BaseConfig(BaseModel):
-    """A frozen group of settings. An unknown key is an error that names the nearest known one."""
+    """A frozen configuration. An unknown key is an error that names the nearest known key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 

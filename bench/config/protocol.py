@@ -1,4 +1,4 @@
-"""The protocol: everything that is equal for all methods of a suite, as validated settings."""
+"""The protocol: the settings that all methods of a suite share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Side = Annotated[int, Field(ge=1, le=4096)]
 
 
 def _count_or_indices(value: Any) -> int | str:
-    """Tell "this many" (a whole number) from "these" (ranges of indices)."""
+    """Return a number of images as an integer, or ranges of indices as their canonical text."""
     if isinstance(value, str) and not value.strip().isdecimal():
         return parse_indices(value)
     try:
@@ -36,14 +36,14 @@ def _count_or_indices(value: Any) -> int | str:
 
 
 class Subset(BaseConfig):
-    """Which of a dataset's images to use, by their official indices; a part that is left out is used whole."""
+    """The images of a dataset to use, by official index; a missing key selects all."""
 
     train: Indices | None = None
     test: Indices | None = None
 
 
 class Files(BaseConfig):
-    """Images of your own, for the datasets `image_folder` and `npz`, which state nothing themselves."""
+    """Your own images, for the datasets `image_folder` and `npz`."""
 
     path: Name
     """Folder or file below the data root."""
@@ -55,7 +55,7 @@ class Files(BaseConfig):
     std: tuple[Annotated[Number, Field(gt=0)], ...] | None = None
     """Per channel, in units of [0, 1], divided by inside the network; default one half."""
     test: int | None = Field(None, ge=1)
-    """Training images that become the test set, where the files have none of their own."""
+    """Number of training images to use as test set, if the files have no test images."""
 
     @model_validator(mode="after")
     def _fits(self) -> Files:
@@ -68,7 +68,7 @@ class Files(BaseConfig):
 
 
 class DatasetSettings(BaseConfig):
-    """Which images, and how the training images are split."""
+    """The images, and the split of the training images."""
 
     name: Name
     """A registered dataset."""
@@ -195,7 +195,7 @@ class Track(BaseConfig):
 
 
 class Evaluation(BaseConfig):
-    """How checkpoints are judged."""
+    """The evaluation of checkpoints."""
 
     track: Track = Track()
     final: tuple[FinalAttack, ...] = Field((Clean(), PGD(), AutoAttack()), min_length=1)
@@ -204,12 +204,12 @@ class Evaluation(BaseConfig):
     @classmethod
     def _no_attack_twice(cls, final: tuple[FinalAttack, ...]) -> tuple[FinalAttack, ...]:
         if len(set(final)) < len(final):
-            raise PydanticCustomError("final", "the same attack stands twice")
+            raise PydanticCustomError("final", "duplicate attack")
         return final
 
 
 class Protocol(BaseConfig):
-    """Everything that is equal for all methods of a suite. Equal fingerprints mean comparable figures."""
+    """The settings that all methods of a suite share. Equal fingerprints mean comparable results."""
 
     dataset: Annotated[DatasetSettings, BeforeValidator(named, json_schema_input_type=DatasetSettings | str)]
     model: Name
@@ -218,9 +218,9 @@ class Protocol(BaseConfig):
     evaluation: Evaluation = Evaluation()
 
     def identity(self) -> dict[str, Any]:
-        """Return the plain data that the fingerprint is taken of.
+        """Return the plain data of the fingerprint.
 
-        Settings that are None are left out, so that a setting added later with the default None changes no identity.
+        Settings that are None are omitted, so a new setting with the default None changes no identity.
         """
         return self.model_dump(mode="json", exclude_none=True)
 

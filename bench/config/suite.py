@@ -57,7 +57,7 @@ class Suite(Protocol):
     @classmethod
     def _no_seed_twice(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
-            raise PydanticCustomError("seeds", "the same seed stands twice")
+            raise PydanticCustomError("seeds", "duplicate seed")
         return seeds
 
     @cached_property

@@ -1,8 +1,7 @@
 """YAML with positions: a suite file as plain data, and the line of each of its keys.
 
-`yaml.safe_load` alone forgets where a value stood, accepts the same key twice, and lets a few lines of aliases grow
-into gigabytes; an error that names the line, and a file that can be trusted to be as small as it looks, need the node
-tree.
+`yaml.safe_load` drops line numbers, accepts duplicate keys, and expands a few lines of aliases to gigabytes. Reading
+the node tree avoids all three.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import yaml
 
 from bench.errors import BenchError
 
-MAX_BYTES = 256 * 1024  # a suite is a page of text; anything larger is a mistake or an attack
+MAX_BYTES = 256 * 1024  # a suite is a page of text
 MAX_DEPTH = 20
 
 _DECIMAL = re.compile(
@@ -39,9 +38,9 @@ class SuiteFile:
     lines: dict[Location, int] = field(repr=False)
 
     def held(self, location: Location) -> Location:
-        """Return the parts of `location` that the file holds.
+        """Return the parts of `location` that the file contains.
 
-        Those that it does not hold (the tag of a union, a key that is missing) are passed over.
+        Others, such as the tag of a union or a missing key, are skipped.
         """
         known: Location = ()
         for part in location:
@@ -50,7 +49,7 @@ class SuiteFile:
         return known
 
     def line(self, location: Location) -> int:
-        """Return the 1-based line of the deepest part of `location` that the file holds."""
+        """Return the 1-based line of the deepest part of `location` that the file contains."""
         return self.lines[self.held(location)]
 
 
@@ -63,7 +62,7 @@ def read_suite_file(path: Path) -> SuiteFile:
     """
     try:
         state = path.stat()
-        if not stat.S_ISREG(state.st_mode):  # a device has no end, a pipe may have no writer
+        if not stat.S_ISREG(state.st_mode):  # reading a device or a pipe may never end
             raise BenchError(f"{path}: not a file")
         if state.st_size > MAX_BYTES:
             raise BenchError(f"{path}: {state.st_size} bytes; a suite file has at most {MAX_BYTES}")
@@ -104,7 +103,7 @@ def read_suite_file(path: Path) -> SuiteFile:
 def _index(
     node: yaml.Node, location: Location, lines: dict[Location, int], path: Path, loader: yaml.SafeLoader
 ) -> None:
-    """Fill `lines` from the node tree; refuse a key that is no word or stands twice, and a scalar that is no value."""
+    """Fill `lines` from the node tree; reject keys that are not words or duplicates, and invalid scalars."""
     lines.setdefault(location, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         seen: set[Hashable] = set()
@@ -115,7 +114,7 @@ def _index(
             if key.tag != "tag:yaml.org,2002:str":
                 raise BenchError(f"{path}:{line}: a key must be a word, not '{key.value:.60}'")
             if key.value in seen:
-                raise BenchError(f"{path}:{line}: key '{key.value}' stands twice")
+                raise BenchError(f"{path}:{line}: duplicate key '{key.value}'")
             seen.add(key.value)
             lines[(*location, key.value)] = line
             _index(value, (*location, key.value), lines, path, loader)

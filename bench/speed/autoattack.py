@@ -1,4 +1,4 @@
-"""The contenders in evaluation: AutoAttack by this harness's cascade, and by plain `pyautoattack`."""
+"""The candidates of evaluation: this harness's AutoAttack cascade, and plain `pyautoattack`."""
 
 from __future__ import annotations
 
@@ -18,49 +18,49 @@ from bench.config.attacks import AutoAttack, Threat
 from bench.data.batches import to_float
 from bench.errors import NotFound
 from bench.models.architecture import Architecture, build_network
-from bench.speed.process import Arena, Work
+from bench.speed.process import Setup, Work
 from bench.utils.device import keep_memory
 from bench.utils.rng import generator
 
-Order = tuple[float, Tensor, Tensor]
+Request = tuple[float, Tensor, Tensor]
 """Radius, images and labels of one batch, on the CPU."""
 
 
-def official(arena: Arena) -> Work:
-    """Return plain `pyautoattack`: the order is (radius, images, labels), the answer which images stand."""
+def official(setup: Setup) -> Work:
+    """Return plain `pyautoattack`: the request is (radius, images, labels), the result which images are robust."""
     from pyautoattack import AutoAttack as Official
 
-    network = _network(arena).to(torch.device(arena.device)).eval()
+    network = _network(setup).to(torch.device(setup.device)).eval()
 
-    def work(order: Order) -> list[bool]:
-        eps, images, labels = _on(arena, order)
-        norm = {"linf": "Linf", "l2": "L2"}[arena.cell.protocol.threat.norm]
-        attack = Official(network, norm=norm, eps=eps, seed=EVALUATION_SEED, device=arena.device)
-        found, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
+    def work(request: Request) -> list[bool]:
+        eps, images, labels = _on(setup, request)
+        norm = {"linf": "Linf", "l2": "L2"}[setup.cell.protocol.threat.norm]
+        attack = Official(network, norm=norm, eps=eps, seed=EVALUATION_SEED, device=setup.device)
+        adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
         with torch.no_grad():
-            stands: list[bool] = (network(found).argmax(1) == labels).tolist()
-        return stands
+            robust: list[bool] = (network(adversarial).argmax(1) == labels).tolist()
+        return robust
 
     return work
 
 
-def cascade(arena: Arena, version: Literal["standard", "standard-bf16-confirmed"] = "standard") -> Work:
-    """Return the harness's cascade: order and answer as of `official`."""
-    if arena.device == "cpu":
+def cascade(setup: Setup, version: Literal["standard", "standard-bf16-confirmed"] = "standard") -> Work:
+    """Return the harness's cascade; request and result as in `official`."""
+    if setup.device == "cpu":
         keep_memory()
-    network = _network(arena).to(torch.device(arena.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = _network(setup).to(torch.device(setup.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.eval().requires_grad_(False)
 
-    def work(order: Order) -> list[bool]:
-        eps, images, labels = _on(arena, order)
-        threat = Threat(norm=arena.cell.protocol.threat.norm, eps=eps)
+    def work(request: Request) -> list[bool]:
+        eps, images, labels = _on(setup, request)
+        threat = Threat(norm=setup.cell.protocol.threat.norm, eps=eps)
         settings = AutoAttack(version=version, batch_size=len(images))
         with exact_arithmetic():
             state = Cascade(network, threat, settings, EVALUATION_SEED).run(
                 images, labels, None, lambda _state: None, lambda *_place: None
             )
-        stands: list[bool] = state.robust.tolist()
-        return stands
+        robust: list[bool] = state.robust.tolist()
+        return robust
 
     return work
 
@@ -69,29 +69,29 @@ confirmed = partial(cascade, version="standard-bf16-confirmed")
 """The cascade that searches in bfloat16."""
 
 
-def prepare(arena: Arena) -> Work:
-    """Return what chooses images, the labels that the network gives them, and the radius; the order is ignored.
+def prepare(setup: Setup) -> Work:
+    """Return the choice of images, of the network's labels for them, and of the radius; the request is ignored.
 
-    Test images of the dataset where they are there, else random ones. Without a radius of the user's, the one at which
-    PGD-20 fools half of them: as with a robust network, one half is soon done and the other stands to the end.
+    Test images if the dataset is available, else random ones. The default radius is the one at which PGD-20 breaks half
+    of them: as for a robust network, one half is broken early and the other remains robust.
     """
-    device, threat = torch.device(arena.device), arena.cell.protocol.threat
-    network = _network(arena).to(device).eval().requires_grad_(False)
+    device, threat = torch.device(setup.device), setup.cell.protocol.threat
+    network = _network(setup).to(device).eval().requires_grad_(False)
 
     def fooled(images: Tensor, labels: Tensor, eps: float) -> int:
-        found = pgd(
+        adversarial = pgd(
             network, images, cross_entropy(labels),
             threat=Threat(norm=threat.norm, eps=eps), steps=20, step_size=eps / 4,
         )  # fmt: skip
         with torch.no_grad():
-            return int((network(found).argmax(1) != labels).sum())
+            return int((network(adversarial).argmax(1) != labels).sum())
 
     def work(_order: Any) -> tuple[str, float, Tensor, Tensor]:
-        what, images = _test_images(arena)
+        what, images = _test_images(setup)
         images = images.to(device)
         with torch.no_grad():
             labels = network(images).argmax(1)
-        eps = arena.eps
+        eps = setup.eps
         if eps is None:
             low, high = 0.0, threat.eps
             while high < 0.5 and 2 * fooled(images, labels, high) < len(images):
@@ -105,16 +105,16 @@ def prepare(arena: Arena) -> Work:
     return work
 
 
-def _on(arena: Arena, order: Order) -> Order:
-    eps, images, labels = order
-    return eps, images.to(arena.device), labels.to(arena.device)
+def _on(setup: Setup, request: Request) -> Request:
+    eps, images, labels = request
+    return eps, images.to(setup.device), labels.to(setup.device)
 
 
-def _network(arena: Arena) -> nn.Module:
+def _network(setup: Setup) -> nn.Module:
     """Return a network to attack: ResNet-18 as `pyautoattack` ships it, trained on CIFAR-10; others are untrained."""
-    dataset = arena.dataset
-    architecture: Architecture = registry.MODELS.get(arena.cell.protocol.model)
-    if arena.cell.protocol.model == "resnet18" and (dataset.classes, *dataset.shape) == (10, 3, 32, 32):
+    dataset = setup.dataset
+    architecture: Architecture = registry.MODELS.get(setup.cell.protocol.model)
+    if setup.cell.protocol.model == "resnet18" and (dataset.classes, *dataset.shape) == (10, 3, 32, 32):
         package = importlib.util.find_spec("pyautoattack")
         assert package is not None
         assert package.origin is not None
@@ -125,14 +125,14 @@ def _network(arena: Arena) -> nn.Module:
     return build_network(architecture, dataset, seed=0)
 
 
-def _test_images(arena: Arena) -> tuple[str, Tensor]:
+def _test_images(setup: Setup) -> tuple[str, Tensor]:
     """Return (what they are, images): float32, [n, channels, height, width], in [0, 1]."""
-    dataset = arena.dataset
+    dataset = setup.dataset
     try:
-        test = dataset.splits(arena.data).test
-        few = test.take(balanced_subset(test.labels, arena.images))
-        (pixels,) = few.read([torch.arange(len(few))])
+        test = dataset.splits(setup.data).test
+        subset = test.take(balanced_subset(test.labels, setup.images))
+        (pixels,) = subset.read([torch.arange(len(subset))])
         return f"test images of {dataset.name}", to_float(pixels).contiguous()
     except NotFound:
         random = generator(0, "speed/images")
-        return "random images", torch.rand(arena.images, *dataset.shape, generator=random)
+        return "random images", torch.rand(setup.images, *dataset.shape, generator=random)

@@ -1,4 +1,4 @@
-"""Side by side: contenders take turns, and each is compared with the reference of the same run."""
+"""Interleaved measurements of candidates, each compared with the reference of the same run."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from bench import registry
 from bench.errors import BenchError
 from bench.models.architecture import size_of
 from bench.speed import autoattack, training
-from bench.speed.process import Arena, Contender, Work, peak
+from bench.speed.process import Candidate, Setup, Work, peak
 
-TURN_SECONDS = 0.5  # that the fastest contender's turn takes at least, so that starting and stopping do not count
+MIN_SECONDS = 0.5  # of one measurement of the fastest candidate, so that starting and stopping are negligible
 MOST_STEPS = 1000
 
 SAME = 1e-5
-"""Distance between what the fast and the plain loop have, as a share of it, that rounding explains."""
+"""Relative distance between the fast and the plain loop that rounding explains."""
 
 CHECKED_STEPS = 2
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One contender: its seconds an image, one for each repetition; `ratio` is the reference's median over its own.
+    """One candidate: seconds per image of each repetition; `ratio` is the reference's median divided by its own.
 
-    `lowest` and `highest`: the least and the greatest ratio of one repetition. `tflops` counts the work that has to be
-    done, whatever else the contender does. `share_of_peak`: of the fastest product of matrices in this precision.
+    `lowest` and `highest`: the extreme ratios of single repetitions. `tflops` counts the necessary work only.
+    `share_of_peak`: relative to the fastest matrix product in this precision.
     """
 
     name: str
@@ -50,47 +50,47 @@ class Measured:
     share_of_peak: float | None = None
 
 
-def measure_peak(arena: Arena, repetitions: int) -> dict[str, float]:
-    """Return the most FLOP/s of matrix products seen in fp32 and bf16."""
-    with Contender(peak, arena) as machine:
-        found = {}
+def measure_peak(setup: Setup, repetitions: int) -> dict[str, float]:
+    """Return the peak FLOP/s of matrix products in fp32 and bf16."""
+    with Candidate(peak, setup) as machine:
+        peaks = {}
         for precision in ("fp32", "bf16"):
-            turns = [machine.work(precision) for _ in range(repetitions + 1)]
-            found[precision] = max(work / seconds for seconds, work in turns[1:])
-    return found
+            timings = [machine.work(precision) for _ in range(repetitions + 1)]
+            peaks[precision] = max(work / seconds for seconds, work in timings[1:])
+    return peaks
 
 
-def measure_training(arena: Arena, repetitions: int, peaks: Mapping[str, float], tell: Tell) -> dict[str, Any]:
-    """Return the speed of training as JSON data: `ratio`, the contenders, and how far fast and plain weights differ.
+def measure_training(setup: Setup, repetitions: int, peaks: Mapping[str, float], report: Report) -> dict[str, Any]:
+    """Return the speed of training as JSON data: `ratio`, the candidates, and how far fast and plain weights differ.
 
     Raises:
-        BenchError: the reference has no such attack, or a contender failed.
+        BenchError: the reference does not support the attack, or a candidate failed.
     """
-    precision = arena.cell.protocol.training.precision
-    builds: Builds = {"reference": ("fp32", training.public), "bench": (precision, training.ours)}
+    precision = setup.cell.protocol.training.precision
+    builds: Builds = {"reference": ("fp32", training.public), "bench": (precision, training.harness)}
     if importlib.util.find_spec("torchattacks"):
         builds["torchattacks"] = ("fp32", training.public_with_torchattacks)
-    found = _in_turns(arena, builds, repetitions, peaks, tell)
-    tell("comparing the weights")
-    with Contender(training.difference, arena) as pair:
+    result = _interleaved(setup, builds, repetitions, peaks, report)
+    report("comparing the weights")
+    with Candidate(training.difference, setup) as pair:
         _, (weights, gradients) = pair.work(CHECKED_STEPS)
-    found["same"] = {
+    result["same"] = {
         "weights_in_double_precision": weights,
         "steps": CHECKED_STEPS,
         "gradients_in_fp32": gradients,
         "limit": SAME,
         "same": max(weights, gradients) <= SAME,
     }
-    return found
+    return result
 
 
-def measure_changes(arena: Arena, repetitions: int, peaks: Mapping[str, float], tell: Tell) -> dict[str, Any]:
+def measure_changes(setup: Setup, repetitions: int, peaks: Mapping[str, float], report: Report) -> dict[str, Any]:
     """Return, as JSON data, the speed of the reference loop with one change after the other, and of the harness.
 
     Raises:
         BenchError: as `measure_training`.
     """
-    precision = arena.cell.protocol.training.precision
+    precision = setup.cell.protocol.training.precision
     wanted = [change for change in training.CHANGES if (change, precision) != ("bf16", "fp32")]
     builds: Builds = {"reference": ("fp32", training.public)}
     for count, change in enumerate(wanted, start=1):
@@ -98,54 +98,56 @@ def measure_changes(arena: Arena, repetitions: int, peaks: Mapping[str, float], 
             "bf16" if change == "bf16" else "fp32",
             partial(training.changed, changes=wanted[:count]),
         )
-    builds["bench"] = (precision, training.ours)
-    return _in_turns(arena, builds, repetitions, peaks, tell)
+    builds["bench"] = (precision, training.harness)
+    return _interleaved(setup, builds, repetitions, peaks, report)
 
 
-Builds = dict[str, tuple[str, Callable[[Arena], Work]]]
-"""Precision, and what builds it, for each contender by name; the first is the reference."""
+Builds = dict[str, tuple[str, Callable[[Setup], Work]]]
+"""Precision, and what builds it, for each candidate by name; the first is the reference."""
 
 
-def _in_turns(arena: Arena, builds: Builds, repetitions: int, peaks: Mapping[str, float], tell: Tell) -> dict[str, Any]:
-    """Let contenders in training take turns."""
-    protocol = arena.cell.protocol
+def _interleaved(
+    setup: Setup, builds: Builds, repetitions: int, peaks: Mapping[str, float], report: Report
+) -> dict[str, Any]:
+    """Measure the training of all candidates, interleaved."""
+    protocol = setup.cell.protocol
     if protocol.threat.norm != "linf" or protocol.training.attack.name != "pgd":
-        raise BenchError("the reference loop has PGD under Linf alone; name a suite that trains with it")
+        raise BenchError("the reference loop supports PGD under Linf only; name a suite that trains with it")
     batch = protocol.training.batch_size
     with ExitStack() as stack:
-        tell("warming up")
-        entered = {name: stack.enter_context(Contender(build, arena)) for name, (_, build) in builds.items()}
-        for contender in entered.values():
-            contender.work(1)
-        fastest = min(contender.work(1)[0] for contender in entered.values())
-        steps = min(max(1, round(TURN_SECONDS / fastest)), MOST_STEPS)
+        report("warming up")
+        entered = {name: stack.enter_context(Candidate(build, setup)) for name, (_, build) in builds.items()}
+        for candidate in entered.values():
+            candidate.work(1)
+        fastest = min(candidate.work(1)[0] for candidate in entered.values())
+        steps = min(max(1, round(MIN_SECONDS / fastest)), MOST_STEPS)
         times: dict[str, list[float]] = {name: [] for name in entered}
         for number in range(repetitions):
-            tell(f"training, {number + 1} of {repetitions}")
-            for name, contender in entered.items():
-                times[name].append(contender.work(steps)[0] / (steps * batch))
-        memory = {name: contender.peak_memory() for name, contender in entered.items()}
-    forward = size_of(registry.MODELS.get(protocol.model), (arena.dataset.classes, *arena.dataset.shape))[1]
+            report(f"training, {number + 1} of {repetitions}")
+            for name, candidate in entered.items():
+                times[name].append(candidate.work(steps)[0] / (steps * batch))
+        memory = {name: candidate.peak_memory() for name, candidate in entered.items()}
+    forward = size_of(registry.MODELS.get(protocol.model), (setup.dataset.classes, *setup.dataset.shape))[1]
     work = forward * (2 * protocol.training.attack.steps + 3)
-    found = [_measured(name, of, times, memory[name], work, peaks) for name, (of, _) in builds.items()]
+    results = [_measured(name, of, times, memory[name], work, peaks) for name, (of, _) in builds.items()]
     return {
-        "ratio": next(one.ratio for one in found if one.name == "bench"),
+        "ratio": next(candidate.ratio for candidate in results if candidate.name == "bench"),
         "repetitions": repetitions,
         "batch_size": batch,
         "steps": steps,
-        "contenders": [one.__dict__ for one in found],
+        "contenders": [candidate.__dict__ for candidate in results],
     }
 
 
-def measure_autoattack(arena: Arena, repetitions: int, tell: Tell) -> dict[str, Any]:
-    """Return the speed of AutoAttack as JSON data: `ratio`, the contenders, and how many verdicts differ.
+def measure_autoattack(setup: Setup, repetitions: int, report: Report) -> dict[str, Any]:
+    """Return the speed of AutoAttack as JSON data: `ratio`, the candidates, and the numbers of images that differ.
 
-    The images are dealt into as many batches as there are repetitions; contenders take turns, batch by batch.
+    The images are divided into as many batches as there are repetitions; the candidates alternate after every batch.
 
     Raises:
-        BenchError: a contender failed, or the package's attacks are not defined for the number of classes.
+        BenchError: a candidate failed, or the package's attacks are not defined for the number of classes.
     """
-    bf16 = arena.cell.protocol.training.precision == "bf16"
+    bf16 = setup.cell.protocol.training.precision == "bf16"
     builds: Builds = {"reference": ("fp32", autoattack.official), "bench": ("fp32", autoattack.cascade)}
     if bf16:
         builds = {
@@ -154,38 +156,37 @@ def measure_autoattack(arena: Arena, repetitions: int, tell: Tell) -> dict[str, 
             "bench": ("bf16, confirmed in fp32", autoattack.confirmed),
         }
     with ExitStack() as stack:
-        tell("choosing images and radius")
-        with Contender(autoattack.prepare, arena) as chooser:
+        report("choosing images and radius")
+        with Candidate(autoattack.prepare, setup) as chooser:
             _, (what, eps, images, labels) = chooser.work(None)
-        entered = {name: stack.enter_context(Contender(build, arena)) for name, (_, build) in builds.items()}
-        parts = list(zip(_dealt(images, repetitions), _dealt(labels, repetitions), strict=True))
+        entered = {name: stack.enter_context(Candidate(build, setup)) for name, (_, build) in builds.items()}
+        batches = list(zip(_chunks(images, repetitions), _chunks(labels, repetitions), strict=True))
         times: dict[str, list[float]] = {name: [] for name in entered}
-        stands: dict[str, list[bool]] = {name: [] for name in entered}
-        for number, (some, theirs) in enumerate(parts):
-            for name, contender in entered.items():
-                tell(f"AutoAttack, {name}, {number + 1} of {len(parts)}")
-                seconds, verdicts = contender.work((eps, some, theirs))
-                times[name].append(seconds / len(some))
-                stands[name] += verdicts
-        memory = {name: contender.peak_memory() for name, contender in entered.items()}
-    found = [_measured(name, of, times, memory[name], None, {}) for name, (of, _) in builds.items()]
+        robust: dict[str, list[bool]] = {name: [] for name in entered}
+        for number, (batch, batch_labels) in enumerate(batches):
+            for name, candidate in entered.items():
+                report(f"AutoAttack, {name}, {number + 1} of {len(batches)}")
+                seconds, correct = candidate.work((eps, batch, batch_labels))
+                times[name].append(seconds / len(batch))
+                robust[name] += correct
+        memory = {name: candidate.peak_memory() for name, candidate in entered.items()}
+    results = [_measured(name, of, times, memory[name], None, {}) for name, (of, _) in builds.items()]
     differing = {
-        name: sum(a != b for a, b in zip(stands["reference"], verdicts, strict=True))
-        for name, verdicts in stands.items()
+        name: sum(a != b for a, b in zip(robust["reference"], correct, strict=True)) for name, correct in robust.items()
     }
     return {
-        "ratio": found[-1].ratio,
+        "ratio": results[-1].ratio,
         "images": len(labels),
         "what": what,
         "eps": eps,
-        "batches": len(parts),
-        "standing": sum(stands["reference"]),
+        "batches": len(batches),
+        "standing": sum(robust["reference"]),
         "differing": differing,
-        "contenders": [one.__dict__ for one in found],
+        "contenders": [candidate.__dict__ for candidate in results],
     }
 
 
-def _dealt(values: Tensor, parts: int) -> tuple[Tensor, ...]:
+def _chunks(values: Tensor, parts: int) -> tuple[Tensor, ...]:
     return torch.chunk(values, min(parts, len(values)))
 
 
@@ -197,13 +198,13 @@ def _measured(
     work: int | None,
     peaks: Mapping[str, float],
 ) -> Measured:
-    """Return what was measured of a contender; `work` is what has to be done for an image, in FLOP."""
-    own, median = times[name], statistics.median(times[name])
-    ratios = [theirs / ours for theirs, ours in zip(times["reference"], own, strict=True)]
+    """Return the figures of a candidate; `work` is the necessary work per image, in FLOP."""
+    seconds, median = times[name], statistics.median(times[name])
+    ratios = [reference / own for reference, own in zip(times["reference"], seconds, strict=True)]
     return Measured(
         name=name,
         precision=precision,
-        seconds_per_image=tuple(own),
+        seconds_per_image=tuple(seconds),
         images_per_second=1 / median,
         ratio=statistics.median(times["reference"]) / median,
         lowest=min(ratios),

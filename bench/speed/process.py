@@ -1,13 +1,11 @@
-"""Contenders: each is built in a process of its own, and works when it is told to.
+"""Candidates of a comparison, each built in a process of its own and run on request.
 
-One process for each, so that none warms another's caches, holds its memory or changes how its memory is managed; since
-only one of them ever works at a time, they do not compete for the machine either.
+With separate processes, no candidate warms another's caches, holds its memory or changes its memory allocator. Only one
+of them runs at a time, so they do not compete for the machine.
 """
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,15 +21,16 @@ from bench.attacks.evaluate import exact_arithmetic
 from bench.config.cell import Cell
 from bench.data.dataset import Dataset, dataset_of
 from bench.errors import BenchError
+from bench.utils.device import peak_memory
 from bench.utils.processes import import_no_working_directory
 
 Work = Callable[[Any], Any]
-"""What a contender does when it is told to: from the order to the answer, both plain data."""
+"""The work of a candidate: from a request to a result, both plain data."""
 
 
 @dataclass(frozen=True)
-class Arena:
-    """What all contenders have in common. `images`: how many AutoAttack sees; `eps`: its radius, None to choose one."""
+class Setup:
+    """What all candidates share. `images`: number of images for AutoAttack; `eps`: its radius, None to choose one."""
 
     cell: Cell
     device: str
@@ -45,19 +44,19 @@ class Arena:
         return dataset_of(self.cell.protocol.dataset)
 
 
-class Contender:
-    """One contender in its process; use it as a context manager."""
+class Candidate:
+    """One candidate in its process; use it as a context manager."""
 
-    def __init__(self, build: Callable[[Arena], Work], arena: Arena) -> None:
+    def __init__(self, build: Callable[[Setup], Work], setup: Setup) -> None:
         import_no_working_directory()
         context = get_context("spawn")
-        self._line, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, build, arena), daemon=False)
+        self._line, remote = context.Pipe()
+        self._process = context.Process(target=_serve, args=(remote, build, setup), daemon=False)
         self._process.start()
-        other.close()
+        remote.close()
         self._receive()
 
-    def __enter__(self) -> Contender:
+    def __enter__(self) -> Candidate:
         return self
 
     def __exit__(
@@ -68,14 +67,14 @@ class Contender:
         if self._process.is_alive():
             self._process.kill()
 
-    def work(self, order: Any) -> tuple[float, Any]:
-        """Return (seconds, answer). Raises BenchError if the contender fails."""
-        self._line.send(order)
+    def work(self, request: Any) -> tuple[float, Any]:
+        """Return (seconds, result). Raises BenchError if the candidate fails."""
+        self._line.send(request)
         seconds, answer = self._receive()
         return float(seconds), answer
 
     def peak_memory(self) -> int:
-        """Return the most bytes held at once: of the GPU's memory, or on a CPU of the process's."""
+        """Return the peak memory of the process in bytes, on a GPU that of the GPU."""
         self._line.send(_PEAK)
         return int(self._receive())
 
@@ -83,7 +82,7 @@ class Contender:
         try:
             kind, answer = self._line.recv()
         except EOFError:
-            raise BenchError("a process that measures has ended; perhaps there was no memory left") from None
+            raise BenchError("a measuring process has died, perhaps because memory was exhausted") from None
         if kind == "failed":
             raise BenchError(answer)
         return answer
@@ -92,23 +91,23 @@ class Contender:
 _PEAK = "peak memory"
 
 
-def _serve(line: Connection, build: Callable[[Arena], Work], arena: Arena) -> None:
-    """Build a contender and do what comes down the line, until it closes."""
-    device = torch.device(arena.device)
+def _serve(line: Connection, build: Callable[[Setup], Work], setup: Setup) -> None:
+    """Build a candidate and serve requests until the connection closes."""
+    device = torch.device(setup.device)
     try:
-        torch.set_num_threads(arena.threads)
-        work = build(arena)
+        torch.set_num_threads(setup.threads)
+        work = build(setup)
         line.send(("ready", None))
         while True:
             try:
-                order = line.recv()
+                request = line.recv()
             except EOFError:
                 break
-            if order == _PEAK:
-                line.send(("peak", _peak(device)))
+            if request == _PEAK:
+                line.send(("peak", peak_memory(device)))
                 continue
             started = time.perf_counter()
-            answer = work(order)
+            answer = work(request)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             line.send(("done", (time.perf_counter() - started, answer)))
@@ -116,16 +115,10 @@ def _serve(line: Connection, build: Callable[[Arena], Work], arena: Arena) -> No
         line.send(("failed", f"{type(error).__name__}: {error}" if not isinstance(error, BenchError) else str(error)))
 
 
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def peak(arena: Arena) -> Work:
-    """Return what measures products of large matrices: the order is fp32 or bf16, the answer FLOPs done."""
-    side = 4096 if arena.device != "cpu" else 2048
-    device = torch.device(arena.device)
+def peak(setup: Setup) -> Work:
+    """Return a benchmark of large matrix products: the request is fp32 or bf16, the result the FLOPs."""
+    side = 4096 if setup.device != "cpu" else 2048
+    device = torch.device(setup.device)
     types = {"fp32": torch.float32, "bf16": torch.bfloat16}
     factors = {name: torch.rand(2, side, side, device=device).to(dtype) for name, dtype in types.items()}
 

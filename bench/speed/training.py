@@ -1,4 +1,4 @@
-"""The contenders in training: this harness's step, the loop of public code, and that loop with `torchattacks`."""
+"""The candidates in training: this harness's step, the loop of public code, and that loop with `torchattacks`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.attacks.pgd import cross_entropy, frozen_parameters, pgd, random_star
 from bench.data.batches import Batch, TrainingBatches, to_float
 from bench.data.dataset import ImageSet
 from bench.speed import reference
-from bench.speed.process import Arena, Work
+from bench.speed.process import Setup, Work
 from bench.training.build import build_method
 from bench.training.method import Method
 from bench.training.step import EpochMetrics, Steps, sgd, train_step
@@ -29,34 +29,34 @@ EPOCH = 64
 """Batches that the images to train on fill: enough that none is in a cache when it comes again."""
 
 
-def _images(arena: Arena) -> ImageSet:
-    """Return random images to train on; how fast a step is does not depend on what they show."""
-    count = EPOCH * arena.cell.protocol.training.batch_size
-    random, dataset = generator(0, "speed"), arena.dataset
+def _images(setup: Setup) -> ImageSet:
+    """Return random training images; the speed of a step does not depend on their content."""
+    count = EPOCH * setup.cell.protocol.training.batch_size
+    random, dataset = generator(0, "speed"), setup.dataset
     pixels = torch.randint(0, 256, (count, *dataset.shape), generator=random, dtype=torch.uint8)
     return ImageSet(pixels, torch.randint(0, dataset.classes, (count,), generator=random))
 
 
-def _method(arena: Arena, images: ImageSet) -> tuple[Method[Any], TrainingBatches]:
-    device, training = torch.device(arena.device), arena.cell.protocol.training
+def _method(setup: Setup, images: ImageSet) -> tuple[Method[Any], TrainingBatches]:
+    device, training = torch.device(setup.device), setup.cell.protocol.training
     random = RngStreams(0, device)
     batches = TrainingBatches(images.to(device), training.batch_size, training.augmentation, random)
-    method = build_method(arena.cell, arena.dataset, batches, random, device)
+    method = build_method(setup.cell, setup.dataset, batches, random, device)
     method.model.train()
     return method, batches
 
 
-def ours(arena: Arena) -> Work:
-    """Return this harness's training: the order is a number of steps."""
-    if arena.device == "cpu":
+def harness(setup: Setup) -> Work:
+    """Return the training of this harness: the request is a number of steps."""
+    if setup.device == "cpu":
         keep_memory()
-    method, batches = _method(arena, _images(arena))
+    method, batches = _method(setup, _images(setup))
 
     def endless() -> Iterator[Batch]:
         while True:
             yield from batches
 
-    device = torch.device(arena.device)
+    device = torch.device(setup.device)
     stream, train = endless(), Steps(method, EpochMetrics(device), capture_on(device))
 
     def work(steps: int) -> None:
@@ -66,24 +66,24 @@ def ours(arena: Arena) -> Work:
     return work
 
 
-def public(arena: Arena) -> Work:
-    """Return the loop as public code has it: the order is a number of steps."""
-    return changed(arena, ())
+def public(setup: Setup) -> Work:
+    """Return the loop of public code: the request is a number of steps."""
+    return changed(setup, ())
 
 
-def public_with_torchattacks(arena: Arena) -> Work:
-    """Return the same loop with the attack of the package `torchattacks`: the order is a number of steps."""
+def public_with_torchattacks(setup: Setup) -> Work:
+    """Return the same loop with the attack of the package `torchattacks`: the request is a number of steps."""
     import torchattacks
 
-    threat, settings = arena.cell.protocol.threat, arena.cell.protocol.training.attack
+    threat, settings = setup.cell.protocol.threat, setup.cell.protocol.training.attack
 
     def attack(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         pgd = torchattacks.PGD(model, eps=threat.eps, alpha=settings.step_size, steps=settings.steps, random_start=True)
         pgd.set_model_training_mode(model_training=True, batchnorm_training=True)
-        found: Tensor = pgd(images, labels) - images
-        return found
+        perturbation: Tensor = pgd(images, labels) - images
+        return perturbation
 
-    return changed(arena, (), attack)
+    return changed(setup, (), attack)
 
 
 CHANGES = ("no needless forwards", "resident images", "input gradients", "channels_last", "memory kept", "bf16")
@@ -91,13 +91,13 @@ CHANGES = ("no needless forwards", "resident images", "input gradients", "channe
 
 
 def changed(
-    arena: Arena, changes: Sequence[str], attack: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None
+    setup: Setup, changes: Sequence[str], attack: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None
 ) -> Work:
-    """Return the public loop with some of `CHANGES`, or with another attack: the order is a number of steps."""
-    protocol, device, images = arena.cell.protocol, torch.device(arena.device), _images(arena)
+    """Return the public loop with some of `CHANGES`, or with another attack: the request is a number of steps."""
+    protocol, device, images = setup.cell.protocol, torch.device(setup.device), _images(setup)
     if "memory kept" in changes:
         keep_memory()
-    method, batches = _method(arena, images)
+    method, batches = _method(setup, images)
     layout = torch.channels_last if "channels_last" in changes else torch.contiguous_format
     model: nn.Module = method.model.to(memory_format=layout)
     settings, needless = protocol.training.optimizer, "no needless forwards" not in changes
@@ -109,11 +109,11 @@ def changed(
     def with_input_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         recipe, start = protocol.training.attack, random_start(x, protocol.threat, starts)
         with frozen_parameters(model):
-            found = pgd(
+            adversarial = pgd(
                 model, x, cross_entropy(y),
                 threat=protocol.threat, steps=recipe.steps, step_size=recipe.step_size, start=start,
             )  # fmt: skip
-        return found - x
+        return adversarial - x
 
     if attack is None:
         plain = partial(reference.attack, threat=protocol.threat, settings=protocol.training.attack, needless=needless)
@@ -139,24 +139,23 @@ def changed(
 CHECKED_IMAGES = 4
 
 
-def difference(arena: Arena) -> Work:
-    """Return what tells how far apart the weights of both loops are after the same steps; the order is how many.
+def difference(setup: Setup) -> Work:
+    """Return the distance between the weights of both loops after the same steps; the request is a number of steps.
 
-    The same initial weights, few images and random starts. In double precision: in fp32 rounding decides the sign of
-    gradients near zero, every further step of the attack carries that on, and two right loops part within one step.
-    The answer: that distance, and in fp32 the distance between the gradients of both on the same images, without an
-    attack; each as a share of what the plain loop has.
+    With equal initial weights, images and random starts, in double precision: in fp32, rounding decides the sign of
+    gradients near zero, the attack amplifies it, and two correct loops diverge within one step. The result is that
+    distance, and the distance between the gradients in fp32 without an attack, both relative to the plain loop.
     """
-    training = arena.cell.protocol.training.model_copy(update={"precision": "fp32", "batch_size": CHECKED_IMAGES})
-    protocol = arena.cell.protocol.model_copy(update={"training": training})
-    few = replace(arena, cell=arena.cell.model_copy(update={"protocol": protocol}))
+    training = setup.cell.protocol.training.model_copy(update={"precision": "fp32", "batch_size": CHECKED_IMAGES})
+    protocol = setup.cell.protocol.model_copy(update={"training": training})
+    few = replace(setup, cell=setup.cell.model_copy(update={"protocol": protocol}))
     method, batches = _method(few, _images(few))
-    device = torch.device(arena.device)
+    device = torch.device(setup.device)
 
     def work(steps: int) -> tuple[float, float]:
         with exact_arithmetic():
             plain = copy.deepcopy(method.model).to(memory_format=torch.contiguous_format)
-            gradients = _apart(
+            gradients = _distance(
                 _gradients(method.model, batches, torch.channels_last),
                 _gradients(plain, batches, torch.contiguous_format),
             )
@@ -167,12 +166,12 @@ def difference(arena: Arena) -> Work:
             for batch, _ in zip(batches, range(steps), strict=False):
                 images = batch.images.double()
                 start = random_start(images, protocol.threat, starts) - images
-                found = reference.attack(
+                perturbation = reference.attack(
                     plain, images.contiguous(), batch.labels, protocol.threat, training.attack, start
                 )
-                reference.train_step(plain, optimizer, images.contiguous(), batch.labels, found)
+                reference.train_step(plain, optimizer, images.contiguous(), batch.labels, perturbation)
                 train_step(method, Batch(images, batch.labels, batch.index), method.optimizer, metrics)
-        return _apart(_flat(method.model.parameters()), _flat(plain.parameters())), gradients
+        return _distance(_flat(method.model.parameters()), _flat(plain.parameters())), gradients
 
     return work
 
@@ -183,8 +182,8 @@ def _gradients(model: nn.Module, batches: TrainingBatches, layout: torch.memory_
     return _flat(torch.autograd.grad(loss, list(model.parameters())))
 
 
-def _apart(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
+def _distance(fast: Tensor, plain: Tensor) -> float:
+    return float((fast - plain).norm() / plain.norm())
 
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:

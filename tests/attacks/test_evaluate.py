@@ -249,7 +249,7 @@ def test_titles_and_identities_tell_them_apart():
 def test_settings_that_mean_nothing_are_refused():
     with pytest.raises(ValidationError, match="all 'restarts' are the same"):
         PGD(random_start=False, restarts=3)
-    with pytest.raises(ValidationError, match="the same attack stands twice"):
+    with pytest.raises(ValidationError, match="duplicate attack"):
         AutoAttack(attacks=("square", "square"))
 
 

@@ -71,9 +71,9 @@ WRONG = {
         "{name: digits, validation: true}": "2: dataset.validation: must be a whole number (got True)",
         "{name: digits, validation: 9-3}": "2: dataset.validation: the range 9-3 ends before it begins",
         "{name: digits, validation: some}": (
-            "2: dataset.validation: 'some' is no set of indices; write 0-3999 or 0-99,500-599"
+            "2: dataset.validation: invalid index range 'some'; expected 0-3999 or 0-99,500-599"
         ),
-        "{name: digits, subset: {train: '1,1'}}": "2: dataset.subset.train: index 1 stands twice",
+        "{name: digits, subset: {train: '1,1'}}": "2: dataset.subset.train: duplicate index 1",
         "{name: digits, subset: {test: 0-500}}": "2: dataset: subset.test: index 500 is beyond the 500 images",
         "{name: digits, resize: 3}": "2: dataset: resize: 3 does not divide the side of 8x8 pixels",
         "{name: digits, digest: abc}": "2: dataset.digest: must match ^[0-9a-f]{64}$ (got 'abc')",
@@ -106,7 +106,7 @@ WRONG = {
         "{steps: 3}": "11: evaluation.final.1: this needs a key 'name'",
         "{name: pgd, stepz: 3}": "11: evaluation.final.1.stepz: unknown key 'stepz'; did you mean 'steps'?",
         "{name: pgd, steps: five}": "11: evaluation.final.1.steps: must be a whole number (got 'five')",
-        "clean": "11: evaluation.final: the same attack stands twice",
+        "clean": "11: evaluation.final: duplicate attack",
     },
     "[clean, {name: pgd, steps: 3, step_size: 0.05}]": {
         "[]": "11: evaluation.final: must not be empty",
@@ -128,7 +128,7 @@ WRONG = {
         ),
     },
     "seeds: [0]": {
-        "seeds: [0, 0]": "13: seeds: the same seed stands twice",
+        "seeds: [0, 0]": "13: seeds: duplicate seed",
         "seeds: [0, -1]": "13: seeds.1: must be at least 0 (got -1)",
         "seeds: [3000000000]": "13: seeds.0: must be less than 2147483648 (got 3000000000)",
         "seeds: 0": "13: seeds: must be a list (got 0)",

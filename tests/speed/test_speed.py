@@ -1,4 +1,4 @@
-"""`bench speed`: the contenders do what they stand for, and the figures are what was measured."""
+"""`bench speed`: the candidates do what they stand for, and the figures are what was measured."""
 
 import json
 from dataclasses import replace
@@ -14,26 +14,26 @@ from bench.config.attacks import Threat, TrainingAttack
 from bench.errors import BenchError
 from bench.models.small_cnn import SmallCNN
 from bench.speed import autoattack, measure, reference, training
-from bench.speed.process import Arena, Contender, peak
+from bench.speed.process import Candidate, Setup, peak
 
 
 @pytest.fixture
-def arena(load):
-    def arena(changes=None, **settings):
+def make_setup(load):
+    def make_setup(changes=None, **settings):
         cell = load(changes or {}).cells[0]
-        return Arena(
+        return Setup(
             **{"cell": cell, "device": "cpu", "threads": 1, "images": 4, "eps": None, "data": None, **settings}
         )
 
-    return arena
+    return make_setup
 
 
 # --- what it is measured against --------------------------------------------------------------------------------------
 
 
-def test_the_reference_computes_what_public_loops_do(arena, convolutions):
+def test_the_reference_computes_what_public_loops_do(make_setup, convolutions):
     """Two steps and a third forward to attack; one to train, one on clean images; weight gradients each time."""
-    step = training.public(arena())
+    step = training.public(make_setup())
     step(1)
     with convolutions() as work:
         step(1)
@@ -45,8 +45,8 @@ def test_the_reference_computes_what_public_loops_do(arena, convolutions):
 @pytest.mark.parametrize(
     ("count", "forwards", "weight_gradients"), [(1, 3, 3), (2, 3, 3), (3, 3, 1), (4, 3, 1), (5, 3, 1)]
 )
-def test_changes_take_work_away(arena, convolutions, count, forwards, weight_gradients):
-    step = training.changed(arena(), training.CHANGES[:count])
+def test_changes_take_work_away(make_setup, convolutions, count, forwards, weight_gradients):
+    step = training.changed(make_setup(), training.CHANGES[:count])
     step(1)
     with convolutions() as work:
         step(1)
@@ -85,16 +85,16 @@ def test_images_of_the_loader_are_cut_and_mirrored_ones():
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def test_fast_and_plain_weights_are_the_same(arena):
-    weights, gradients = training.difference(arena())(20)
+def test_fast_and_plain_weights_are_the_same(make_setup):
+    weights, gradients = training.difference(make_setup())(20)
     assert weights < 1e-12
     assert gradients < 1e-6
 
 
-def test_a_faster_wrong_loop_is_seen(arena, monkeypatch):
+def test_a_faster_wrong_loop_is_seen(make_setup, monkeypatch):
     attack = reference.attack
     monkeypatch.setattr(reference, "attack", lambda *args, **kwargs: 0.9 * attack(*args, **kwargs))
-    assert training.difference(arena())(3)[0] > measure.SAME
+    assert training.difference(make_setup())(3)[0] > measure.SAME
 
 
 def test_ratios_are_medians_of_turns():
@@ -104,24 +104,24 @@ def test_ratios_are_medians_of_turns():
     assert (found.images_per_second, found.tflops, found.share_of_peak, found.peak_memory_bytes) == (0.5, 0.5, 0.25, 7)
 
 
-def test_half_of_the_images_fall_at_the_chosen_radius(arena):
-    what, eps, images, labels = autoattack.prepare(arena(images=40))(None)
+def test_half_of_the_images_fall_at_the_chosen_radius(make_setup):
+    what, eps, images, labels = autoattack.prepare(make_setup(images=40))(None)
     assert what == "test images of digits"
     assert 0 < eps < 1
     assert images.shape == (40, 1, 8, 8)
-    network = autoattack._network(arena())
+    network = autoattack._network(make_setup())
     assert torch.equal(network.eval()(images).argmax(1), labels), "what the network says is right"
 
 
-def test_both_autoattacks_agree(arena):
-    few = arena(images=3)
+def test_both_autoattacks_agree(make_setup):
+    few = make_setup(images=3)
     _, eps, images, labels = autoattack.prepare(few)(None)
     order = (eps, images, labels)
     assert autoattack.cascade(few)(order) == autoattack.official(few)(order)
 
 
-def test_the_shipped_network_is_taken_for_resnet18(load, arena):
-    small = arena({"dataset: {name: digits, validation: 200}": "dataset: cifar10", "small_cnn": "resnet18"})
+def test_the_shipped_network_is_taken_for_resnet18(load, make_setup):
+    small = make_setup({"dataset: {name: digits, validation: 200}": "dataset: cifar10", "small_cnn": "resnet18"})
     network = autoattack._network(small)
     assert sum(parameter.numel() for parameter in network.parameters()) == 11_173_962
     what, images = autoattack._test_images(small)
@@ -131,22 +131,22 @@ def test_the_shipped_network_is_taken_for_resnet18(load, arena):
 # --- processes and the command ----------------------------------------------------------------------------------------
 
 
-def test_a_contender_that_fails_says_why(arena):
-    sound = arena()
+def test_a_failing_candidate_raises_its_message(make_setup):
+    sound = make_setup()
     protocol = sound.cell.protocol.model_copy(update={"model": "nonsense"})
     with pytest.raises(BenchError, match="unknown model 'nonsense'"):
-        Contender(training.ours, replace(sound, cell=sound.cell.model_copy(update={"protocol": protocol})))
+        Candidate(training.harness, replace(sound, cell=sound.cell.model_copy(update={"protocol": protocol})))
 
 
-def test_a_contender_works_and_tells_its_memory(arena):
-    with Contender(peak, arena()) as machine:
+def test_a_candidate_works_and_reports_its_memory(make_setup):
+    with Candidate(peak, make_setup()) as machine:
         seconds, work = machine.work("fp32")
         assert 1e8 < work / seconds < 1e15
         assert machine.peak_memory() > 2**26
 
 
-def test_the_command(arena, tmp_path):
-    arena()  # writes the suite
+def test_the_command(make_setup, tmp_path):
+    make_setup()  # writes the suite
     words = ["speed", str(tmp_path / "suite.yaml"), "--repetitions", "2", "--threads", "1", "--json"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
@@ -183,4 +183,4 @@ def test_bad_input(words, sentence):
 def test_a_recipe_without_a_reference_is_refused(load, tmp_path):
     load({"norm: linf, eps: 0.15": "norm: l2, eps: 0.5"})
     done = CliRunner().invoke(app, ["speed", str(tmp_path / "suite.yaml"), "--repetitions", "1"])
-    assert "PGD under Linf alone" in str(done.exception)
+    assert "PGD under Linf only" in str(done.exception)
