@@ -145,6 +145,7 @@ def test_a_candidate_works_and_reports_its_memory(make_setup):
         assert machine.peak_memory() > 2**26
 
 
+@pytest.mark.slow
 def test_the_command(make_setup, tmp_path):
     make_setup()  # writes the suite
     words = ["speed", str(tmp_path / "suite.yaml"), "--repetitions", "2", "--threads", "1", "--json"]
