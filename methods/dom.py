@@ -70,7 +70,7 @@ class DOMRemove(DOM):
 
     def transform(self, batch: Batch) -> Batch:
         if self.active:
-            self.kept = self.natural_loss(batch.images, batch.labels) >= self.params.threshold
+            self.mask = self.natural_loss(batch.images, batch.labels) >= self.params.threshold
         return batch
 
     def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,4 +78,4 @@ class DOMRemove(DOM):
         if not self.active:
             return super().loss(batch, adversarial)
         logits = self.model(adversarial)
-        return (F.cross_entropy(logits, batch.labels, reduction="none") * self.kept).mean(), logits
+        return (F.cross_entropy(logits, batch.labels, reduction="none") * self.mask).mean(), logits

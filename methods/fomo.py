@@ -123,11 +123,11 @@ def later_layers(model: nn.Module, parts: int) -> list[tuple[str, nn.Module]]:
     """
     body = getattr(model, "body", model)
     kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
-    found = [
+    layers_of = [
         [(f"{name}.{inner}".rstrip("."), layer) for inner, layer in child.named_modules() if isinstance(layer, kinds)]
         for name, child in body.named_children()
     ]
-    return [layer for part in [part for part in found if part][-parts:] for layer in part]
+    return [layer for part in [part for part in layers_of if part][-parts:] for layer in part]
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
-"""PGD-AT, the base recipe of the benchmark: cross-entropy on the images that PGD found.
+"""PGD-AT, the base recipe of the benchmark: cross-entropy on PGD images.
 
-The network is trained on adversarial images alone, crafted anew for every batch (Madry et al., 2018), under the recipe
+The network is trained on the adversarial images of every batch only (Madry et al., 2018), under the recipe
 in which robust overfitting was described (Rice, Wong, Kolter, Overfitting in adversarially robust deep learning, ICML
 2020). It has no parameters: everything it does is the protocol.
 

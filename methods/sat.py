@@ -2,7 +2,7 @@
 
 ReLU's kink gives the attack poor gradients and the weights a poor answer to it; a smooth activation, in the forward and
 the backward pass, for attack and training, gains robustness at no cost in accuracy (Xie, Tan, Gong, Yuille, Le, Smooth
-Adversarial Training, 2020). Here it runs under the common protocol, with SiLU unless told otherwise; the paper's own
+Adversarial Training, 2020). Here it runs under the common protocol, by default with SiLU; the paper's own
 ImageNet recipe (Nesterov, warm-up, label smoothing, a single-step attack) is not part of it.
 """
 

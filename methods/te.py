@@ -59,8 +59,8 @@ class TE(Method[Params]):
         if self.active:
             with torch.no_grad(), train_mode(self.model, enabled=False):
                 predicted = self.model(batch.images).float().softmax(1)
-            kept = self.params.momentum
-            mixed = kept * self.ensemble[batch.index] + (1 - kept) * predicted
+            momentum = self.params.momentum
+            mixed = momentum * self.ensemble[batch.index] + (1 - momentum) * predicted
             group = self.context.group
             self.ensemble[group.all_gather(batch.index)] = group.all_gather(mixed)
             self.target = mixed / mixed.sum(1, keepdim=True)

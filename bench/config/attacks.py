@@ -79,9 +79,9 @@ class _Ascent(BaseConfig):
     step_size: Number = Field(2 / 255, gt=0)
     random_start: bool = True
     restarts: int | None = Field(None, ge=2, le=1000)
-    """Run this often, each time from another random start; an image stands if it does every time. Default: once."""
+    """Number of runs from different random starts; a robust image must be correct in all of them. Default: one."""
     iterate: Literal["worst"] | None = None
-    """worst: an image falls if any iterate fools the network, the start among them. Default: the last one counts."""
+    """worst: an image is broken if any iterate, start included, is misclassified. Default: only the last one counts."""
     images: int | None = Field(None, ge=1)
     """Attack only this many test images: the class-balanced subset of `bench.attacks.evaluate.balanced_subset`."""
 
@@ -138,10 +138,10 @@ class AutoAttack(BaseConfig):
 
     name: Literal["autoattack"] = "autoattack"
     version: Literal["standard", "standard-bf16-confirmed"] = "standard"
-    """The second searches in bfloat16, and counts an image as broken only if the fp32 network is fooled by what it
-    found: it never calls a robust image broken, but is another attack, never ranked beside the first."""
+    """The second searches in bfloat16 and counts an image as broken only if the fp32 network misclassifies it. It never
+    counts a robust image as broken, but it is a different attack and is not ranked with the first."""
     attacks: tuple[AutoAttackPart, ...] | None = Field(None, min_length=1)
-    """Only these parts, in this order; what is left standing is then no result of AutoAttack proper."""
+    """Only these attacks, in this order; the result is then not comparable with AutoAttack."""
     images: int | None = Field(None, ge=1)
     """Attack only this many test images: the class-balanced subset of `bench.attacks.evaluate.balanced_subset`."""
     batch_size: int = Field(250, ge=1)

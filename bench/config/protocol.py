@@ -73,7 +73,7 @@ class DatasetSettings(BaseConfig):
     name: Name
     """A registered dataset."""
     validation: Annotated[int | str, BeforeValidator(_count_or_indices, json_schema_input_type=int | str)] = 1000
-    """Training images held out, on which `best` is selected: how many, or which official indices ("10000-11016")."""
+    """Training images held out to select `best`: their number, or their official indices ("10000-11016")."""
     split_seed: Seed = 0
     """Seed of the permutation that chooses the held-out images; the same for every training seed."""
     subset: Subset | None = None
@@ -86,7 +86,7 @@ class DatasetSettings(BaseConfig):
 
     @property
     def held_out(self) -> int:
-        """How many training images are held out for validation."""
+        """The number of training images held out for validation."""
         if isinstance(self.validation, int):
             return self.validation
         return sum(map(len, ranges(self.validation)))

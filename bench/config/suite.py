@@ -177,8 +177,8 @@ class LoadedSuite:
         return BenchError(f"{self._where(location, missing)}: {sentence(first)}")
 
     def _where(self, location: Location, missing: Location = ()) -> str:
-        held = self._file.held(location)
-        keys = [f"{part!s:.60}" for part in (*held, *(part for part in missing if part not in held))]
+        existing = self._file.existing(location)
+        keys = [f"{part!s:.60}" for part in (*existing, *(part for part in missing if part not in existing))]
         return f"{self._file.path}:{self._file.line(location)}" + (f": {'.'.join(keys)}" if keys else "")
 
 
@@ -212,10 +212,10 @@ def shipped_suites() -> dict[str, Path]:
 
 
 def select_cells(cells: Iterable[Cell], methods: Iterable[str] = (), seeds: Iterable[int] = ()) -> list[Cell]:
-    """Return the cells whose method (by name or label) and seed are among those asked for; empty means all.
+    """Return the cells whose method (by name or label) and seed are among the given ones; empty means all.
 
     Raises:
-        BenchError: a method or seed is asked for that no cell has.
+        BenchError: no cell has one of the methods or seeds.
     """
     cells, wanted, wanted_seeds = list(cells), set(methods), set(seeds)
     names = {name for cell in cells for name in (cell.method.name, cell.method.label)}

@@ -37,7 +37,7 @@ class SuiteFile:
     data: dict[str, Any]
     lines: dict[Location, int] = field(repr=False)
 
-    def held(self, location: Location) -> Location:
+    def existing(self, location: Location) -> Location:
         """Return the parts of `location` that the file contains.
 
         Others, such as the tag of a union or a missing key, are skipped.
@@ -50,7 +50,7 @@ class SuiteFile:
 
     def line(self, location: Location) -> int:
         """Return the 1-based line of the deepest part of `location` that the file contains."""
-        return self.lines[self.held(location)]
+        return self.lines[self.existing(location)]
 
 
 def read_suite_file(path: Path) -> SuiteFile:

@@ -38,11 +38,10 @@ def to_float(pixels: Tensor) -> Tensor:
 
 
 class TrainingBatches:
-    """The training set of one run, cut into augmented batches anew every epoch.
+    """The training set of one run, cut into augmented batches in a new order every epoch.
 
-    The last batch of an epoch is dropped where it would be smaller than the others: batch statistics of a few images
-    are no statistics, and equal shapes are what a captured step needs. The order is new each epoch, so every image is
-    trained on equally often on average. Of every batch, this process gets its part among those of `group`.
+    A smaller last batch is dropped: its batch statistics would be poor, and a captured step needs equal shapes. Because
+    the order changes, every image is used equally often on average. This process gets its shard of every batch.
     """
 
     def __init__(

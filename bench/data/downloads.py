@@ -1,7 +1,7 @@
 """Images in their authors' own files: nothing is read, and nothing keeps its name, without the official MD5 sum.
 
-File names, sums and addresses are those that torchvision lists. MD5 is what the authors published: it tells damaged and
-mistaken files, and is no protection against a forger, so the readers of these files trust nothing in them either.
+File names, sums and addresses are those that torchvision lists. The authors published MD5 sums, which detect damage and
+wrong files but no forgery, so the readers of these files do not trust their content either.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class OfficialFile:
 
 
 def unpack(archive: OfficialFile, files: Sequence[OfficialFile]) -> None:
-    """Take `files`, which lie in one folder, out of the tar archive beside that folder, once all are found right in it.
+    """Extract `files`, which belong in one folder, from the tar archive next to it, after verifying them.
 
     Raises:
         BenchError: the archive is damaged or holds other files, or there is no room for them.
@@ -127,7 +127,7 @@ def unpack(archive: OfficialFile, files: Sequence[OfficialFile]) -> None:
         with TemporaryDirectory(prefix=".unpack-", dir=archive.path.parent) as folder:
             inside = {name: replace(file, path=Path(folder) / file.path.name) for name, file in wanted.items()}
             with tarfile.open(archive.path) as tar:
-                for member in tar:  # in their order, as going back in a compressed file starts anew
+                for member in tar:  # in their order: seeking back decompresses from the start
                     if member.name in wanted and member.isfile() and (content := tar.extractfile(member)):
                         inside[member.name].path.write_bytes(content.read())
             if wrong := [name for name, file in inside.items() if not file.is_whole()]:

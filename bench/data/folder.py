@@ -50,12 +50,12 @@ def labelled(folder: Path, labels: Mapping[str, int]) -> tuple[list[Path], NDArr
     Raises:
         BenchError: a class has no folder or no image; it is named.
     """
-    found = {name: images_in(folder / name) for name in labels}
-    for name, images in found.items():
+    images_of = {name: images_in(folder / name) for name in labels}
+    for name, images in images_of.items():
         if not images:
             raise BenchError(f"the class folder {folder / name} holds no images")
-    counts = [len(images) for images in found.values()]
-    return list(chain.from_iterable(found.values())), np.repeat(np.array([*labels.values()], np.int64), counts)
+    counts = [len(images) for images in images_of.values()]
+    return list(chain.from_iterable(images_of.values())), np.repeat(np.array([*labels.values()], np.int64), counts)
 
 
 def listing_digest(folder: Path, files: Iterable[Path], texts: Iterable[Path] = ()) -> str:

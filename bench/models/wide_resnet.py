@@ -96,10 +96,10 @@ def member(variant: str) -> Architecture:
         BenchError: `variant` is not `<depth>-<width>` with a depth of 6n + 4 up to 994 and a width up to 999.
     """
     name = f"wide_resnet/{variant}"
-    found = re.fullmatch(r"([1-9][0-9]{0,2})-([1-9][0-9]{0,2})", variant, re.ASCII)
-    if found is None:
+    match = re.fullmatch(r"([1-9][0-9]{0,2})-([1-9][0-9]{0,2})", variant, re.ASCII)
+    if match is None:
         raise BenchError(f"unknown model '{name}': a variant is <depth>-<width>; did you mean '{_nearest(variant)}'?")
-    depth, width = int(found[1]), int(found[2])
+    depth, width = int(match[1]), int(match[2])
     if (depth - 4) % 6 or depth < 10:
         near = max(10, 6 * round((depth - 4) / 6) + 4)
         raise BenchError(

@@ -1,4 +1,4 @@
-"""The conformance suite: what every method must do, whoever wrote it.
+"""The conformance suite: requirements for every method.
 
 As a function, `conform("my_method")` runs every check on a registered method; under pytest,
 `pytest --pyargs bench.testing` runs them over all registered methods, one test each, and

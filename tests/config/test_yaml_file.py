@@ -30,9 +30,9 @@ def test_content_and_lines(read):
     assert file.line(("flow", "e")) == 8
 
 
-def test_parts_that_the_file_does_not_hold_are_passed_over(read):
+def test_skips_parts_that_the_file_does_not_contain(read):
     file = read("a:\n  b: {c: 1}\n")
-    assert file.held(("a", "tag", "b", "missing")) == ("a", "b")
+    assert file.existing(("a", "tag", "b", "missing")) == ("a", "b")
     assert file.line(("a", "tag", "b", "missing")) == 2
     assert file.line(("nowhere",)) == 1
 

@@ -30,12 +30,14 @@ def locate(root: Path | None, settings: DatasetSettings) -> Located:
     names = classes_in(folder / "train")
     if len(names) != files.classes:
         raise BenchError(f"{folder / 'train'} has {len(names)} class folders; the suite states {files.classes} classes")
-    held = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
-    if held and (others := classes_in(held)) != names:
-        alone = [", ".join(sorted(some)) or "none" for some in ({*names} - {*others}, {*others} - {*names})]
-        raise BenchError(f"{folder} has classes in train alone ({alone[0]}) or in {held.name} alone ({alone[1]})")
+    test_folder = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
+    if test_folder and (test_names := classes_in(test_folder)) != names:
+        alone = [", ".join(sorted(some)) or "none" for some in ({*names} - {*test_names}, {*test_names} - {*names})]
+        raise BenchError(
+            f"{folder} has classes in train alone ({alone[0]}) or in {test_folder.name} alone ({alone[1]})"
+        )
     labels = {name: label for label, name in enumerate(names)}
-    parts = [labelled(part, labels) for part in (folder / "train", held) if part]
+    parts = [labelled(part, labels) for part in (folder / "train", test_folder) if part]
     paths = [path for part, _ in parts for path in part]
     train, *test = (Split(FileReader(part, files.shape), labels) for part, labels in parts)
     return Located(folder, train, test[0] if test else None, partial(listing_digest, folder, paths))

@@ -60,8 +60,8 @@ def _part(path: Path, arrays: Any, part: str, files: Files) -> Split | None:
         stated = f"images of height {height}, width {width} and {channels} channels"
         raise BenchError(f"{path}: '{names[0]}' has the shape {_shape(images)}; the suite states {stated}")
     if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
-        found = f"{labels.dtype} of shape {_shape(labels)}"
-        raise BenchError(f"{path}: '{names[1]}' holds {found}, not one whole number for each of {len(images)} images")
+        stated = f"{labels.dtype} of shape {_shape(labels)}"
+        raise BenchError(f"{path}: '{names[1]}' holds {stated}, not one whole number for each of {len(images)} images")
     labels = labels.reshape(-1).astype(np.int64)
     wrong = labels[(labels < 0) | (labels >= files.classes)]
     if len(wrong):
