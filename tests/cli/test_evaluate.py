@@ -201,7 +201,7 @@ def test_every_command_bears_such_a_row(bench, evaluate, suite, weights, tmp_pat
 
 AUTOATTACK = {
     "final: [clean, {name: pgd, steps: 3, step_size: 0.05}]": (
-        "final: [clean, {name: autoattack, attacks: [apgd-ce, apgd-t], images: 60, batch_size: 10}]"
+        "final: [clean, {name: autoattack, attacks: [apgd-ce, apgd-t], images: 24, batch_size: 6}]"
     ),
     "seeds: [0]": "seeds: [0]\nexecution: {threads: 1}",
     "eps: 0.15": "eps: 0.05",
