@@ -145,7 +145,7 @@ def _state(cell: Cell, results: Path, rerun: Rerun) -> CellState:
 
 def _check_code(folder: RunFolder) -> None:
     """Raise BenchError if the run was started with other code than this; older versions did not record theirs."""
-    with suppress(FileNotFoundError, DamagedFile):
+    with suppress(OSError, DamagedFile):
         code = folder.cell()["environment"].get("code")
         if code not in (None, code_digest()):
             raise BenchError(

@@ -6,9 +6,17 @@ import re
 from bench.utils.formatting import byte_size
 
 
+def figures(bench, results):
+    """Return the rows of the leaderboard as data, without their costs, which a rerun changes."""
+    (board,) = json.loads(bench("report", "--results", results, "--format", "json").out)["boards"]
+    assert board["rows"]
+    return [{key: value for key, value in row.items() if key != "costs"} for row in board["rows"]]
+
+
 def test_a_store_is_lost_and_made_again(bench, suite, copy_of_results):
     path, results = suite(), copy_of_results
     table = bench("report", "--results", results).out
+    before = figures(bench, results)
     assert "all digests and accuracies match" in bench("doctor", "--results", results).out
     for left in results.glob("bench.sqlite*"):
         left.unlink()
@@ -36,8 +44,7 @@ def test_a_store_is_lost_and_made_again(bench, suite, copy_of_results):
     assert bench("report", "--results", results).out == table, "what is damaged replaces nothing"
 
     assert bench("run", path, "--results", results, "--rerun", "failed").code == 0
-    accuracies = [re.findall(r"\d+\.\d\d\b", text) for text in (bench("report", "--results", results).out, table)]
-    assert accuracies[0] == accuracies[1] != []
+    assert figures(bench, results) == before
     assert bench("doctor", "--results", results).code == 0
     assert len(list(results.glob("runs/*.aside-1"))) == 1
 

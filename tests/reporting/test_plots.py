@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import matplotlib
@@ -131,8 +132,9 @@ def test_drawing_leaves_nothing_behind():
     code = f"{code.partition(';')[0]}; from test_plots import data"
     code += "; bench.reporting.plots.render.render(data(), 'gap', 'png')"
     code += "; sys.exit('matplotlib.pyplot' in sys.modules)"
-    folder = __file__.rpartition("/")[0]
-    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=folder).returncode == 0
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
+    assert subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode == 0
 
 
 def test_wrong_names():

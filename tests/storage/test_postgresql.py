@@ -373,11 +373,11 @@ def test_every_command_on_postgresql(bench, suite, store_url, tmp_path):
     assert "PGD-AT" in table
     doctor = call("doctor")
     assert doctor.code == 0
-    assert "1 in the store, 1 folders: every file has its digest" in doctor.out
+    assert "1 in the database, 1 folders: all digests and accuracies match" in doctor.out
     assert not list(results.glob("bench.sqlite*"))
     empty(store_url)
-    assert "is not in the store; `bench ingest` takes it in again" in call("doctor").out
-    assert call("ingest").out == "1 of 1 run folders taken in\n"
+    assert "is not in the store; `bench ingest` imports it again" in call("doctor").out
+    assert call("ingest").out == "1 of 1 run folders imported\n"
     assert contents(store_url) == rows
     assert call("report").out == table
     name = call("list", "runs", "--json").out.split('"name": "')[1].split('"')[0]
