@@ -27,7 +27,7 @@ from bench.reporting.statistics import (
     wilson_interval,
 )
 from bench.storage.schema import OutcomeRow, RunRow
-from bench.utils.files import canonical_json
+from bench.utils.files import canonical_json, fingerprint
 
 Selection = Literal["validation", "test"]
 """Which images selected the best checkpoint. With `test` they are those of the evaluation: an oracle."""
@@ -42,6 +42,9 @@ NEAR_ZERO = 0.01
 
 REDUCED = "reduced_batch_size"
 """In AutoAttack's identity, if the protocol's batch did not fit in memory."""
+
+RECORDED = {"code": "code"}
+"""What should be equal for all runs of a board: keys of a run's environment, each with its name in notes."""
 
 _UNSET = {"images": None, "restarts": None, "iterate": None, "attacks": list(STANDARD)}
 """Defaults of settings that a protocol may omit; without them PGD would match PGD with five restarts."""
@@ -94,7 +97,8 @@ class Row:
     are not averaged: their best checkpoint is no better than guessing. `collapsed_at_last` ones are: only their last
     checkpoint is, which the gap measures. `diverged` maps a seed to the epoch (from 0) in which its loss was no longer
     a number. `origin` is the least reliable source of the parameters. `rank_interval`: the ranks
-    that the row may have, see `statistics.rank_intervals`. `flags`: of all complete runs, averaged or not.
+    that the row may have, see `statistics.rank_intervals`. `flags`: of all complete runs, averaged or not. `recorded`:
+    of the same runs, the digest for each key of `RECORDED` by seed, None if a run of an older version does not say.
     """
 
     rank: int | None
@@ -114,6 +118,7 @@ class Row:
     diverged: dict[int, int | None]
     unfinished: tuple[int, ...]
     flags: tuple[Flag, ...]
+    recorded: dict[str, dict[int, str | None]]
 
     @property
     def evaluated_only(self) -> bool:
@@ -246,7 +251,14 @@ def _row(
         diverged={run.seed: run.diverged_in for run in group if run.status == "diverged"},
         unfinished=tuple(run.seed for run in group if run.status != "diverged" and run.fingerprint not in finished),
         flags=tuple(flag for seed in complete for flag in flags_of(seed.run.seed, seed.best, seed.last)),
+        recorded={
+            key: {seed.run.seed: _digest(seed.run.environment.get(key)) for seed in complete} for key in RECORDED
+        },
     )
+
+
+def _digest(recorded: Any) -> str | None:
+    return recorded if recorded is None or isinstance(recorded, str) else fingerprint(recorded)
 
 
 def collapsed(outcome: OutcomeRow, run: RunRow) -> bool:

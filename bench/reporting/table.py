@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bench.errors import printable
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.published import PublishedComparison
-from bench.reporting.rows import NEAR_ZERO, Cost, Row, SeedResult
+from bench.reporting.rows import NEAR_ZERO, RECORDED, Cost, Row, SeedResult
 from bench.reporting.statistics import CONFIDENCE, Estimate, binomial_error
 
 DECLARED, BY_CONSTRUCTION, COLLAPSED_AT_LAST = "†", "‡", "§"
@@ -231,6 +231,7 @@ def _notes(board: Leaderboard) -> list[str]:
         *_on_seeds(board),
         *_on_flags(board),
         *_on_variants(board),
+        *_on_records(board),
         "Time a seed: wall-clock time of training + evaluation, which includes tracking after every epoch. PFLOP a "
         "seed: work of training; a multiply-add counts as two. Memory: peak memory of a seed, of the GPU, or on a CPU "
         "of the process." + (f" Hardware: {_counted(board.hardware)}." if board.hardware else ""),
@@ -367,6 +368,26 @@ def _on_variants(board: Leaderboard) -> list[str]:
         for attack in board.attacks
         if attack.variants
     ]
+
+
+def _on_records(board: Leaderboard) -> list[str]:
+    """Return which rows differ in what should be equal for all, such as the code, or do not say."""
+    notes = []
+    for key, name in RECORDED.items():
+        groups: dict[str | None, list[str]] = {}
+        for row in board.rows:
+            values = row.recorded[key]
+            for value in dict.fromkeys(values.values()):
+                seeds = ", ".join(str(seed) for seed, other in values.items() if other == value)
+                part = f" (seed {seeds})" if len(set(values.values())) > 1 else ""
+                groups.setdefault(value, []).append(row.label + part)
+        listed = [f"{value[:12]}: {', '.join(rows)}" for value, rows in groups.items() if value]
+        if len(listed) > 1:
+            notes.append(f"Rows were measured with different {name}, compare with care: {'; '.join(listed)}.")
+        if None in groups:
+            which = ", ".join(groups[None]) if listed else "all rows"
+            notes.append(f"Older versions did not record the {name}; it is unknown, and may differ, for: {which}.")
+    return notes
 
 
 def _listed(seeds: Sequence[SeedResult]) -> str:

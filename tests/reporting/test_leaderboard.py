@@ -16,6 +16,7 @@ from bench.reporting.rows import differences, disambiguate
 from bench.reporting.table import table
 from bench.storage.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
 
+from ..storage.conftest import CODE
 from .conftest import CLASSES, protocol_of
 
 
@@ -281,6 +282,25 @@ def test_diverged_runs_alone_are_a_result(take, board):
 
 
 # --- cost and hardware -----------------------------------------------------------------------------------------------
+
+
+def test_rows_of_different_or_unknown_code_are_named(take, board):
+    older, unknown = {"code": "0" * 64}, {"code": None}
+    take(method="a")
+    assert not any("code" in note for note in table(board()).notes)
+    take(method="b", seed=0)
+    take(method="b", seed=1, environment=older)
+    take(method="c", environment=unknown)
+    found = board()
+    assert {row.label: row.recorded for row in found.rows} == {
+        "A": {"code": {0: CODE}}, "B": {"code": {0: CODE, 1: "0" * 64}}, "C": {"code": {0: None}}
+    }  # fmt: skip
+    notes = "\n".join(table(found).notes)
+    assert (
+        f"Rows were measured with different code, compare with care: {CODE[:12]}: A, B (seed 0); "
+        f"{'0' * 12}: B (seed 1)."
+    ) in notes
+    assert "Older versions did not record the code; it is unknown, and may differ, for: C." in notes
 
 
 def test_costs_by_device(take, board):

@@ -19,7 +19,7 @@ COLUMNS = (
     "gap_by_construction", "evaluated_only", "rank", "rank_low", "rank_high",
     "attack", "attack_title", "ranks", "images",
     *(f"{side}_{part}" for side in _SIDES for part in ("mean", "sd", "low", "high", "covers", "values")),
-    "doubts", "seeds", "collapsed", "diverged", "unfinished",
+    "doubts", "seeds", "collapsed", "diverged", "unfinished", "recorded",
     "device", "hardware", "training_hours", "evaluation_hours", "train_pflop", "peak_memory_bytes",
     "status", "source", "best_difference", "last_difference", "not_compared",
 )  # fmt: skip
@@ -102,6 +102,7 @@ def _of_row(row: Row) -> dict[str, Any]:
         "collapsed": [seed.seed for seed in row.collapsed],
         "diverged": sorted(row.diverged),
         "unfinished": list(row.unfinished),
+        "recorded": row.recorded,
         "device": _each([cost.device for cost in costs]),
         "hardware": _each([cost.hardware for cost in costs]),
         "training_hours": _each([cost.training for cost in costs]),
