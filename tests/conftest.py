@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in the processes that tests start; torch reads it when imported
 os.environ["OMP_WAIT_POLICY"] = "passive"  # workers with several threads do not spin on cores that other tests need
@@ -96,6 +97,14 @@ def clean_registries() -> Iterator[None]:
         for one in (registry.METHODS, registry.DATASETS, registry.MODELS):
             patch.setattr(one, "_added", dict(one._added))
         yield
+
+
+@pytest.fixture(autouse=True)
+def tracer() -> Iterator[None]:
+    """Give the measurement of coverage its tracer back, which `pyautoattack` removes."""
+    before = sys.gettrace()
+    yield
+    sys.settrace(before)
 
 
 @pytest.fixture

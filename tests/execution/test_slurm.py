@@ -142,7 +142,7 @@ def arrays(results):
     return sorted(path.name for path in results.glob("slurm/*_cells.json"))
 
 
-MISFORTUNES = """
+FAILING_METHODS = """
 import os, signal, subprocess, time
 from dataclasses import replace
 from pathlib import Path
@@ -154,14 +154,14 @@ class Preempted(PGDAT):
         file = Path(__file__).with_name(self.info.name)
         with file.open("a") as begun:
             begun.write(f"{epoch}\\n")
-        self.befall(len(file.read_text().splitlines()))
-    def befall(self, time_begun):
+        self.fail(len(file.read_text().splitlines()))
+    def fail(self, time_begun):
         if time_begun == 2:
             os.kill(os.getpid(), signal.SIGUSR2)  # as Slurm does before it preempts a job or its time is over
 
 class Killed(Preempted):
     info = replace(PGDAT.info, name="killed", title="Killed")
-    def befall(self, time_begun):
+    def fail(self, time_begun):
         if time_begun == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         if time_begun == 3:
@@ -172,8 +172,9 @@ METHODS = {"preempted": Preempted, "killed": Killed}
 """
 
 
-def test_cells_end_as_on_this_machine_whatever_befalls_their_jobs(cluster, load, tmp_path):
-    (tmp_path / "plugin.py").write_text(MISFORTUNES)
+@pytest.mark.slow
+def test_preempted_and_killed_jobs_give_the_results_of_a_local_run(cluster, load, tmp_path):
+    (tmp_path / "plugin.py").write_text(FAILING_METHODS)
     loaded = load({"methods: [pgd_at]": "methods: [preempted, killed]\nplugins: [plugin.py]"})
     seen, results = [], tmp_path / "a folder"
     settings = ExecutorSettings("slurm", threads=1, slurm={"partition": "short", "comment": "a word, and 'another'"})
@@ -197,7 +198,7 @@ def test_cells_end_as_on_this_machine_whatever_befalls_their_jobs(cluster, load,
     assert incident.startswith("the worker died: job ")
     assert incident.endswith(" is FAILED, exit code 137:0; srun: error: node: task 0: Killed (attempt 1 of 3)")
 
-    # Nothing befalls them any more.
+    # The methods fail no more: their counters passed the failing starts.
     run_suite(loaded, results=tmp_path / "local", settings=ExecutorSettings(threads=1))
     for cell in loaded.cells:
         assert result_of(cell, results) == result_of(cell, tmp_path / "local")
@@ -214,7 +215,8 @@ def test_cells_end_as_on_this_machine_whatever_befalls_their_jobs(cluster, load,
     assert arrays(results) == [first, second]
 
 
-def test_what_is_detached_goes_on_and_is_taken_in_later(executor, load, tmp_path):
+@pytest.mark.slow
+def test_detached_jobs_run_on_and_are_found_again(executor, load, tmp_path):
     loaded, results = load(QUICK | {"seeds: [0]": "seeds: [0, 1]"}), tmp_path / "results"
     one = executor(jobs=2)
     handles = one.submit(loaded.cells)
@@ -229,8 +231,11 @@ def test_what_is_detached_goes_on_and_is_taken_in_later(executor, load, tmp_path
     assert arrays(results) == [f"{job}_cells.json"], "nothing was submitted a second time"
 
 
-def test_closing_ends_what_was_submitted_and_nothing_else(executor, load, tmp_path):
-    (tmp_path / "plugin.py").write_text(MISFORTUNES.replace("os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(600)"))
+@pytest.mark.slow
+def test_closing_cancels_own_jobs_only(executor, load, tmp_path):
+    (tmp_path / "plugin.py").write_text(
+        FAILING_METHODS.replace("os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(600)")
+    )
     cells = load({"methods: [pgd_at]": "methods: [killed]\nplugins: [plugin.py]", "seeds: [0]": "seeds: [0, 1]"}).cells
     one, other = executor(**{"cpus-per-task": "2"}), executor()
     handles = one.submit(cells)
@@ -246,7 +251,7 @@ def test_closing_ends_what_was_submitted_and_nothing_else(executor, load, tmp_pa
         assert handles[0].job.folder.status() == "interrupted"
 
 
-def test_a_job_that_somebody_cancels_is_not_tried_again(executor, load):
+def test_a_cancelled_job_is_not_retried(executor, load):
     cells = load({"seeds: [0]": "seeds: [0, 1]"}).cells
     one = executor(**LATER)
     first, second = one.submit(cells)
@@ -260,7 +265,7 @@ def test_a_job_that_somebody_cancels_is_not_tried_again(executor, load):
     assert "the worker hung" in second.result().reason
 
 
-def test_what_is_too_large_for_one_array_goes_into_several(executor, load, tmp_path, monkeypatch):
+def test_many_cells_are_split_into_arrays(executor, load, tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "largest_array", lambda: 2)
     handles = executor(**LATER).submit(load({"seeds: [0]": "seeds: [0, 1, 2, 3, 4]"}).cells)
     first, second, third = sorted(int(name.partition("_")[0]) for name in arrays(tmp_path / "results"))
@@ -273,7 +278,7 @@ def test_what_is_too_large_for_one_array_goes_into_several(executor, load, tmp_p
     ]
 
 
-def test_jobs_of_other_results_and_unknown_ones_are_not_taken_for_ours(executor, load, tmp_path):
+def test_jobs_of_another_results_folder_are_not_adopted(executor, load, tmp_path):
     cells = load().cells
     (first,) = executor(tmp_path / "a", **LATER).submit(cells)
     (second,) = executor(tmp_path / "b", **LATER).submit(cells)
@@ -304,13 +309,13 @@ def test_jobs_of_other_results_and_unknown_ones_are_not_taken_for_ours(executor,
         ({"comment": "a\nrm"}, r"--slurm comment: its value has unprintable characters"),
     ],
 )
-def test_what_slurm_refuses_is_one_sentence_before_anything_is_written(cluster, tmp_path, options, words):
+def test_invalid_options_are_refused_before_anything_is_written(cluster, tmp_path, options, words):
     with pytest.raises(BenchError, match=rf"^{words}"):
         SlurmExecutor(ExecutorSettings("slurm", slurm=options), Paths(tmp_path / "results", None))
     assert not (tmp_path / "results").exists()
 
 
-def test_what_slurm_refuses_when_it_is_submitted_is_one_sentence(executor, load, capfd):
+def test_a_refused_submission_is_one_sentence(executor, load, capfd):
     one = executor()
     one._request.options["constraint"] = "h100"  # the cluster changes in the meantime
     with pytest.raises(BenchError, match=r"^Slurm refuses the jobs: Batch job submission failed: Invalid feature"):
@@ -318,7 +323,7 @@ def test_what_slurm_refuses_when_it_is_submitted_is_one_sentence(executor, load,
     assert capfd.readouterr().err == ""
 
 
-def test_the_users_environment_does_not_outrank_options(executor, load, monkeypatch, caplog):
+def test_options_override_slurm_environment_variables(executor, load, monkeypatch, caplog):
     for name, value in {
         "SBATCH_PARTITION": "nowhere",
         "SBATCH_TIMELIMIT": "nonsense",
@@ -340,7 +345,7 @@ def test_the_users_environment_does_not_outrank_options(executor, load, monkeypa
     assert one.wait(0.5) == []
 
 
-def test_a_results_folder_that_nodes_do_not_see_is_one_sentence(executor, load, monkeypatch, tmp_path):
+def test_a_results_folder_not_shared_with_the_nodes_is_one_sentence(executor, load, monkeypatch, tmp_path):
     real = slurm_commands.slurm
     monkeypatch.setattr(
         slurm_commands,
@@ -353,7 +358,7 @@ def test_a_results_folder_that_nodes_do_not_see_is_one_sentence(executor, load, 
     assert list((tmp_path / "results" / "slurm").iterdir()) == []
 
 
-def test_a_job_that_finds_no_folder_says_so(executor, load, monkeypatch, tmp_path, caplog):
+def test_a_job_without_its_folder_says_so(executor, load, monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(slurm_commands, "PROBE_SECONDS", 1)
     slurm.slurm("scontrol", "update", "NodeName=node", "State=DRAIN", "Reason=test")
     try:
@@ -369,7 +374,7 @@ def test_a_job_that_finds_no_folder_says_so(executor, load, monkeypatch, tmp_pat
     assert handle.result().reason.endswith(f"left no log; its node may not see {tmp_path}/results/slurm")
 
 
-def test_while_slurm_does_not_answer_nothing_ends_and_nothing_is_submitted(executor, load, monkeypatch, caplog):
+def test_an_outage_of_slurm_ends_no_job_and_submits_none(executor, load, monkeypatch, caplog):
     one = executor(**LATER)
     cells = load({"seeds: [0]": "seeds: [0, 1]"}).cells
     one.submit(cells[:1])
@@ -387,7 +392,7 @@ def test_while_slurm_does_not_answer_nothing_ends_and_nothing_is_submitted(execu
     assert caplog.messages == ["Slurm does not answer; its jobs keep running", "Slurm answers again"]
 
 
-def test_one_look_at_the_queue_is_for_all_jobs(executor, load, monkeypatch):
+def test_one_squeue_call_covers_all_jobs(executor, load, monkeypatch):
     one = executor(**LATER)
     handles = one.submit(load({"seeds: [0]": f"seeds: {list(range(50))}"}).cells)
     handles[7].started = True  # and then it was put back into the queue
@@ -401,7 +406,7 @@ def test_one_look_at_the_queue_is_for_all_jobs(executor, load, monkeypatch):
     assert not handles[7].started
 
 
-def test_no_slurm_is_one_sentence(cluster, monkeypatch, tmp_path):
+def test_a_missing_slurm_is_one_sentence(cluster, monkeypatch, tmp_path):
     (tmp_path / "slurm.conf").write_text("nonsense=1")
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
     with pytest.raises(BenchError, match=r"^Slurm does not answer: Unable to process configuration file"):
@@ -414,7 +419,7 @@ def test_no_slurm_is_one_sentence(cluster, monkeypatch, tmp_path):
 # --- without Slurm ---------------------------------------------------------------------------------------------------
 
 
-def test_without_submitit_a_sentence_says_what_to_install(monkeypatch, load, tmp_path):
+def test_a_missing_submitit_is_one_sentence(monkeypatch, load, tmp_path):
     monkeypatch.setitem(sys.modules, "submitit", None)
     monkeypatch.delitem(sys.modules, "bench.execution.slurm")
     with pytest.raises(BenchError, match=r"pip install 'robust-overfitting-bench\[slurm\]'"):
@@ -422,7 +427,7 @@ def test_without_submitit_a_sentence_says_what_to_install(monkeypatch, load, tmp
     assert not (tmp_path / "results").exists()
 
 
-def test_times_are_read_as_slurm_reads_them():
+def test_times_in_slurm_formats():
     known = {"90": 90, "0:30": 1, "90:30": 90, "12:00:00": 720, "1-12": 2160, "1-12:30": 2190, "2-00:00:00": 2880}
     assert {text: minutes(text) for text in known} == known
     for text in ("", "abc", "1:2:3:4", "1-", "-5"):
@@ -430,7 +435,7 @@ def test_times_are_read_as_slurm_reads_them():
             minutes(text)
 
 
-def test_devices_are_what_is_asked_for(monkeypatch):
+def test_requested_devices(monkeypatch):
     def answer(*words, **_):
         return subprocess.CompletedProcess(words, 0, "main*|n/a|infinite\n" if words[0] == "sinfo" else "", "")
 
@@ -461,7 +466,7 @@ def test_devices_are_what_is_asked_for(monkeypatch):
             asked(**settings)
 
 
-def test_a_job_that_waits_again_is_not_silent(load, tmp_path):
+def test_a_requeued_job_is_not_counted_as_hung(load, tmp_path):
     cell = load().cells[0]
     handle = SlurmHandle(Job(cell, tmp_path, ("cpu",), None, 1), "1", tmp_path)
     handle.started, handle._silence = True, 1e6
@@ -471,7 +476,7 @@ def test_a_job_that_waits_again_is_not_silent(load, tmp_path):
     assert not handle._hung
 
 
-def test_a_folder_that_may_be_somebody_elses_is_refused(tmp_path):
+def test_a_slurm_folder_of_another_owner_is_refused(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "slurm").symlink_to(tmp_path / "real")
     with pytest.raises(BenchError, match=r"must be owned by you"):
@@ -481,7 +486,7 @@ def test_a_folder_that_may_be_somebody_elses_is_refused(tmp_path):
         slurm._make_private(tmp_path / "file" / "slurm")
 
 
-def test_what_fails_while_a_job_is_requeued_ends_the_worker_and_not_the_cell():
+def test_an_error_during_requeue_ends_the_worker_only():
     def fail(_number, _frame):
         raise subprocess.CalledProcessError(1, "scontrol")
 
