@@ -1,7 +1,8 @@
 """Errors that a user can fix.
 
 A wrong suite, a missing dataset or a folder without write permission raises a `BenchError` with one sentence. The
-command line prints the sentence and exits with `exit_code`. Any other exception is a bug and keeps its traceback.
+command line prints the sentence and exits with `exit_code`. Any other exception is a bug, whose traceback the command
+line writes to a file.
 
     BenchError               exit code 2: wrong command, suite, environment or file
     ├── DamagedFile          a file does not match its SHA-256, or cannot be parsed
@@ -14,6 +15,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The exit codes of the command line, as docs/cli.md lists them."""
+
+    SUCCESS = 0
+    REGRESSION = 1  # of the regression gate alone: Python's own 1 for an uncaught exception never gets out
+    INVALID = 2
+    SOME_FAILED = 3
+    NOTHING_MEASURED = 4
+    DIFFERENT = 5
+    INTERNAL = 70  # EX_SOFTWARE of sysexits.h
+    INTERRUPTED = 130  # 128 + SIGINT, as in shells
+    READER_ENDED = 141  # 128 + SIGPIPE
 
 
 def printable(text: str) -> str:
@@ -28,7 +44,7 @@ class BenchError(Exception):
     code of the command line.
     """
 
-    exit_code = 2
+    exit_code: int = ExitCode.INVALID
 
     def __init__(self, sentence: str) -> None:
         super().__init__(printable(sentence))
@@ -37,13 +53,13 @@ class BenchError(Exception):
 class NothingMeasured(BenchError):
     """There is nothing to show or to compare."""
 
-    exit_code = 4
+    exit_code = ExitCode.NOTHING_MEASURED
 
 
 class NotComparable(BenchError):
     """Two results were measured under different settings, so their difference has no meaning."""
 
-    exit_code = 4
+    exit_code = ExitCode.NOTHING_MEASURED
 
 
 class NotFound(BenchError):

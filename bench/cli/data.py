@@ -11,6 +11,7 @@ import typer
 
 from bench.cli.options import Data, Json, interruptible
 from bench.cli.output import print_fields, print_json, print_rows
+from bench.errors import ExitCode
 from bench.utils.progress import ProgressCallback
 
 app = typer.Typer(
@@ -67,7 +68,7 @@ def check(
         for problem in facts["problems"]:
             print(f"problem: {problem}")
     if facts["problems"]:
-        raise typer.Exit(2)
+        raise typer.Exit(ExitCode.INVALID)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import typer
 
 from bench.cli.options import Json, Results, StoreURL
 from bench.cli.output import print_json
-from bench.errors import BenchError, printable
+from bench.errors import BenchError, ExitCode, printable
 
 if TYPE_CHECKING:
     from bench.registry import Registry
@@ -39,7 +39,7 @@ def doctor(results: Results = Path("results"), store: StoreURL = None, json: Jso
         for check in checks:
             print(f"{'ok ' if check.ok else 'BAD'}  {check.check:<{width}}  {check.detail}")
     if not all(check.ok for check in checks):
-        raise typer.Exit(2)
+        raise typer.Exit(ExitCode.INVALID)
 
 
 def diagnose(results: Path, store: str | None) -> list[Check]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bench.cli.options import (
-    EXIT_SOME_FAILED,
     Data,
     Device,
     Json,
@@ -22,6 +21,7 @@ from bench.cli.options import (
     interruptible,
 )
 from bench.cli.output import print_json, print_leaderboard
+from bench.errors import ExitCode
 
 if TYPE_CHECKING:
     from bench.execution.plan import CellState
@@ -111,7 +111,7 @@ def evaluate(
     else:
         print_leaderboard(loaded.suite.protocol.fingerprint, results, store)
     if state.status != "finished":
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(ExitCode.SOME_FAILED)
 
 
 def _say(state: CellState, seconds: float) -> None:

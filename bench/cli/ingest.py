@@ -7,8 +7,9 @@ from pathlib import Path
 
 import typer
 
-from bench.cli.options import EXIT_SOME_FAILED, Json, Results, StoreURL
+from bench.cli.options import Json, Results, StoreURL
 from bench.cli.output import print_json
+from bench.errors import ExitCode
 
 
 def ingest(results: Results = Path("results"), store: StoreURL = None, json: Json = False) -> None:
@@ -28,4 +29,4 @@ def ingest(results: Results = Path("results"), store: StoreURL = None, json: Jso
             print(f"bench: {item.damage}", file=sys.stderr)
         print(f"{len(imported) - len(damaged)} of {len(imported)} run folders imported")
     if damaged:
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(ExitCode.SOME_FAILED)

@@ -1,81 +1,112 @@
-"""The command `bench`. Each command imports what it needs when it runs, so that `--help` is fast."""
+"""The program `bench`: from the process's streams and variables to an exit code.
+
+Importing this module imports nothing but the standard library, so that even a broken installation ends in one sentence.
+"""
 
 from __future__ import annotations
 
+import io
+import os
+import re
+import select
 import sys
+import tempfile
+import traceback
+from contextlib import suppress
+from typing import Any
 
-import typer
-
-from bench.cli import (
-    check,
-    clean,
-    compare,
-    data,
-    doctor,
-    evaluate,
-    export,
-    ingest,
-    listing,
-    plot,
-    report,
-    run,
-    speed,
-    validate,
-    watch,
-)
-from bench.errors import BenchError
-
-app = typer.Typer(
-    name="bench",
-    help="Benchmark and leaderboard harness for robust overfitting in adversarial training.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _version(requested: bool) -> None:
-    if requested:
-        from importlib.metadata import version
-
-        print(version("robust-overfitting-bench"))
-        raise typer.Exit
-
-
-@app.callback()
-def _global(
-    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
-) -> None:
-    """Benchmark robust overfitting in adversarial training.
-
-    Data go to stdout, messages to stderr. Exit codes: 0 success; 1 regression found; 2 invalid command, suite or
-    environment; 3 some cells failed (the others are stored); 4 nothing measured or comparable; 130 interrupted.
-    """
-
-
-app.command("run")(run.run)
-app.command("watch")(watch.watch)
-app.command("evaluate")(evaluate.evaluate)
-app.command("report")(report.report)
-app.command("plot")(plot.plot)
-app.command("compare")(compare.compare)
-app.command("check")(check.check)
-app.command("speed")(speed.speed)
-app.command("list")(listing.list_)
-app.command("show")(listing.show)
-app.command("validate")(validate.validate)
-app.command("ingest")(ingest.ingest)
-app.command("clean")(clean.clean)
-app.command("doctor")(doctor.doctor)
-app.add_typer(data.app, name="data")
-app.add_typer(export.app, name="export")
+from bench.errors import BenchError, ExitCode, printable
 
 
 def main() -> None:
-    """Run the command line; an error that the user can fix is one sentence on stderr, without a traceback."""
+    """Run the command line, and exit with its code; see `ExitCode`."""
+    _prepare()
     try:
-        app()
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        from bench.cli.app import app
+
+        code = app(standalone_mode=False) or 0
+        sys.stdout.flush()
+    except BaseException as error:
+        code = _report(error)
+    try:
+        sys.stdout.flush()
+    except OSError:  # reported above; Python's own flush at exit must not change the code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def _prepare() -> None:
+    """Make the standard streams usable whatever they are, and remove variables of other programs that would fail."""
+    os.environ.pop("MPLBACKEND", None)  # a notebook's, whose package may be missing here; figures are files
+    for name in ("COLUMNS", "LINES"):
+        if not re.fullmatch("0*[1-9][0-9]{0,3}", os.environ.get(name, "1")):
+            del os.environ[name]
+    for descriptor in range(3):  # a file that is opened later must not become stdout
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.stderr in {sys.__stderr__, None}:
+        encoding = getattr(sys.stderr, "encoding", "utf-8")
+        messages = io.BufferedWriter(_Messages(2, "wb", closefd=False))
+        sys.stderr = io.TextIOWrapper(messages, encoding, "backslashreplace", line_buffering=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+class _Messages(io.FileIO):
+    """The file of stderr; messages that it does not take are lost, and the command goes on."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(data)
+
+
+def _report(error: BaseException) -> int:
+    """Print what ended the command as one sentence on stderr, and return the exit code."""
+    if isinstance(error, SystemExit) and "_BENCH_COMPLETE" in os.environ:
+        return ExitCode.INVALID if error.code else ExitCode.SUCCESS
+    # Typer turns EPIPE into an exit with 1, and EOFError into an Abort, a RuntimeError without a text.
+    while error.__context__ and (isinstance(error, SystemExit) or (isinstance(error, RuntimeError) and not error.args)):
+        error = error.__context__
+    if isinstance(error, BrokenPipeError) and _reader_ended():
+        return ExitCode.READER_ENDED
+    if isinstance(error, KeyboardInterrupt):
+        return _say("interrupted", ExitCode.INTERRUPTED)
+    if isinstance(error, BenchError):
+        return _say(str(error), error.exit_code)
+    if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of Typer, whose parser has several homes
+        error.show()
+        return int(error.exit_code)
+    if isinstance(error, OSError):
+        sentence = f"{error.filename or 'input or output failed'}: {error.strerror or error}"
+        return _say(f"{sentence}; {_log(error)}", ExitCode.INVALID)
+    described = "".join(traceback.format_exception_only(error)).strip()
+    return _say(f"internal error ({_log(error)}): {described:.300}", ExitCode.INTERNAL)
+
+
+def _say(sentence: str, code: int) -> int:
+    print(f"bench: {printable(sentence)}", file=sys.stderr)
+    return code
+
+
+def _reader_ended() -> bool:
+    """Return whether nobody reads stdout any more; EPIPE may come from another pipe, such as a database's."""
+    poll = select.poll()
+    with suppress(OSError, ValueError):
+        poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))
+
+
+def _log(error: BaseException) -> str:
+    """Write the traceback into a new file, and return where it is."""
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="bench-", suffix=".log")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:  # noqa: PTH123
+            traceback.print_exception(error, file=file)
+    except (OSError, MemoryError):
+        return f"no file for the traceback could be written to {tempfile.tempdir or 'a temporary folder'}"
+    return f"the traceback is in {path}"

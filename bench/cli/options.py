@@ -13,8 +13,7 @@ from typing import Annotated
 
 import typer
 
-EXIT_SOME_FAILED = 3
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
+from bench.errors import ExitCode
 
 
 class Selection(StrEnum):
@@ -75,7 +74,7 @@ def interruptible(saved: Callable[[], str]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         print(f"bench: interrupted; {saved()}", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGTERM, handler)
 

@@ -29,7 +29,8 @@ def print_json(value: object) -> None:
     """Print `value` as JSON on stdout."""
     import json
 
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(value, indent=2, ensure_ascii=not unicode))
 
 
 def table_console() -> Console:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bench.cli.options import (
-    EXIT_SOME_FAILED,
     Data,
     Device,
     Json,
@@ -26,6 +25,7 @@ from bench.cli.options import (
     words,
 )
 from bench.cli.output import print_json, print_leaderboard
+from bench.errors import ExitCode
 
 if TYPE_CHECKING:
     from bench.execution.plan import CellState
@@ -156,7 +156,7 @@ def run(
     else:
         print_leaderboard(loaded.suite.protocol.fingerprint, results, store)
     if any(state.status not in {"finished", *(["queued"] if detach else [])} for state in states):
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(ExitCode.SOME_FAILED)
 
 
 def pairs(words: list[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import typer
 
 from bench.cli.options import Data, Json, complete_suite, interruptible
 from bench.cli.output import print_json
+from bench.errors import ExitCode
 
 
 class What(StrEnum):
@@ -65,7 +66,7 @@ def speed(
 ) -> None:
     """Measure the speed of training and AutoAttack.
 
-    Compares training with the loop common to public code, and AutoAttack with plain pyautoattack, interleaved. Exit 1
+    Compares training with the loop common to public code, and AutoAttack with plain pyautoattack, interleaved. Exit 5
     if the fast path does not compute the same as the plain one.
     """
     from bench import registry
@@ -117,7 +118,7 @@ def speed(
     differing = measured.get("autoattack", {}).get("differing", {})
     different = differing.get("bench in fp32", differing.get("bench", 0))
     if wrong or different:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.DIFFERENT)
 
 
 def _status(*, quiet: bool) -> Any:

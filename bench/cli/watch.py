@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli.options import EXIT_SOME_FAILED, Json, Results, complete_suite, interruptible
+from bench.cli.options import Json, Results, complete_suite, interruptible
 from bench.cli.output import print_json
+from bench.errors import ExitCode
 
 if TYPE_CHECKING:
     from bench.execution.plan import CellState
@@ -50,7 +51,7 @@ def watch(
                 states = watcher.states()
             view.summarise(states)
     if any(state.status in {"diverged", "failed"} for state in states):
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(ExitCode.SOME_FAILED)
 
 
 def _as_json(state: CellState) -> dict[str, Any]:

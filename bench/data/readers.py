@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -141,4 +142,6 @@ def _centre_crop(image: Any, shorter_side: int, height: int, width: int) -> Any:
 
 def _workers() -> int:
     """Return the number of decoding threads: the thread limit of this process, which is its share of the cores."""
-    return max(1, int(os.environ.get("OMP_NUM_THREADS") or 0) or (os.cpu_count() or 1))
+    first, _, _ = os.environ.get("OMP_NUM_THREADS", "").partition(",")  # OpenMP's list is one number for each level
+    threads = first.strip()
+    return int(threads) if re.fullmatch("0*[1-9][0-9]{0,3}", threads) else os.cpu_count() or 1

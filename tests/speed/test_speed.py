@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from typer.testing import CliRunner
 
 from bench.attacks.pgd import random_start
-from bench.cli.main import app
+from bench.cli.app import app
 from bench.config.attacks import Threat, TrainingAttack
 from bench.errors import BenchError
 from bench.models.small_cnn import SmallCNN
