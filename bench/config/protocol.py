@@ -81,7 +81,7 @@ class DatasetSettings(BaseConfig):
     resize: int | None = Field(None, ge=1)
     """Average square images down to this many pixels a side, which must divide the original side."""
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    """SHA-256 of the files' names and sizes (`bench data check`); stating it allows a part of a dataset."""
+    """SHA-256 of the files' names and contents (`bench data check`); stating it allows a part of a dataset."""
     files: Files | None = None
 
     @property

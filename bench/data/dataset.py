@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,9 @@ from bench.utils.rng import generator
 
 LARGE_PIXELS = 128 * 128
 """Images with more pixels than this are streamed from files instead of being kept on the device."""
+
+CHUNK = 256
+"""Images read at a time for their digest."""
 
 ABSENT = -1
 """The label of an official index whose image is not among the files."""
@@ -59,15 +63,41 @@ Images = ImageSet | ImageStream
 
 @dataclass(frozen=True)
 class Splits:
-    """Disjoint images for training, for the selection of checkpoints, and for the reported results."""
+    """Disjoint images for training, for the selection of checkpoints, and for the reported results.
+
+    `files`: the `state` of the files they were read from, `content`: their `digest`; see `Located`.
+    """
 
     train: Images
     validation: Images
     test: Images
+    files: str | None = None
+    content: Callable[[], str] | None = None
 
     def to(self, device: torch.device) -> Splits:
         """Return the same images on `device`."""
-        return Splits(self.train.to(device), self.validation.to(device), self.test.to(device))
+        return replace(
+            self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device)
+        )
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 (hex) of the images and labels to train and select on, and of those to test on.
+
+        Pixels that are streamed are not all read: the digest of their files stands for them, if there is one.
+        """
+        return {"training": self._digest(self.train, self.validation), "test": self._digest(self.test)}
+
+    def _digest(self, *parts: Images) -> str:
+        digest = hashlib.sha256()
+        for images in parts:
+            digest.update(f"{len(images)}\n".encode())
+            digest.update(images.labels.cpu().numpy().astype("<i8").tobytes())
+            if isinstance(images, ImageStream) and self.content:
+                digest.update(self.content().encode() + images.index.numpy().astype("<i8").tobytes())
+                continue
+            for pixels in images.read(torch.split(torch.arange(len(images)), CHUNK)):
+                digest.update(np.ascontiguousarray(pixels.cpu().numpy()).data)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -93,13 +123,15 @@ class Selection:
 class Located:
     """The files of a dataset: their folder, their splits, and their digest.
 
-    `test` is None for files without test images. `digest()` returns the SHA-256 of the files' names and sizes.
+    `test` is None for files without test images. `digest()` returns the SHA-256 of the files' names and contents.
+    `state()` returns that of their names, sizes and times, which is quick: where it is equal, so are the contents.
     """
 
     where: Path | None
     train: Split
     test: Split | None
     digest: Callable[[], str] | None = None
+    state: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -202,7 +234,9 @@ class Dataset:
                 raise BenchError(f"dataset '{self.name}' has no digest; remove the key 'digest'")
             if (digest := located.digest()) != self.settings.digest:
                 raise BenchError(
-                    f"{located.where}: these files have the digest {digest}, not the one that the suite states"
+                    f"{located.where}: these files have the digest {digest}, not the one that the suite states; if "
+                    f"they are the right files, write 'digest: {digest}' (older versions stated another kind of digest,"
+                    " of names and sizes)"
                 )
         return located
 
@@ -212,8 +246,10 @@ class Dataset:
         Raises:
             NotFound, BenchError: as `locate` and `select` do, or an image cannot be read.
         """
-        train, validation, test = (self._load(selection) for selection in self.select(self.locate(root)))
-        return Splits(train, validation, test)
+        located = self.locate(root)
+        files = located.state() if located.state else None  # before they are read: they may be replaced meanwhile
+        train, validation, test = (self._load(selection) for selection in self.select(located))
+        return Splits(train, validation, test, files, located.digest)
 
     def select(self, located: Located) -> tuple[Selection, Selection, Selection]:
         """Return the training, validation and test images, by index; no image is read.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -58,23 +58,42 @@ def labelled(folder: Path, labels: Mapping[str, int]) -> tuple[list[Path], NDArr
     return list(chain.from_iterable(images_of.values())), np.repeat(np.array([*labels.values()], np.int64), counts)
 
 
-def listing_digest(folder: Path, files: Iterable[Path], texts: Iterable[Path] = ()) -> str:
-    """Return the SHA-256 of the names and sizes of files below `folder`, whatever their order.
+def state_of(folder: Path, files: Iterable[Path]) -> str:
+    """Return the SHA-256 of the names, sizes and times of files below `folder`, whatever their order.
 
-    It is taken of sorted lines: the path from the folder, a tab, the size in bytes. For `texts`, small files whose
-    content gives labels, the SHA-256 of the content stands in place of the size.
-
-    Raises:
-        BenchError: a file is not there.
+    The times are those of the last change of the content and of the inode: a copy that keeps the former has another
+    of the latter. Raises BenchError if a file is not there.
     """
+
+    def state(path: Path) -> str:
+        stat = os.stat(path)  # noqa: PTH116 (many of them)
+        return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+
+    return _digest(folder, files, state)
+
+
+_digests: dict[tuple[Path, str], str] = {}  # of this process, by folder and state: reading many files takes long
+
+
+def content_digest(folder: Path, files: Sequence[Path]) -> str:
+    """Return the SHA-256 of the names and contents of files below `folder`, whatever their order.
+
+    It is taken of sorted lines: the path from the folder, a tab, the SHA-256 of the content. Raises BenchError if a
+    file cannot be read.
+    """
+    key = folder, state_of(folder, files)
+    if key not in _digests:
+        _digests[key] = _digest(folder, files, file_sha256)
+    return _digests[key]
+
+
+def _digest(folder: Path, files: Iterable[Path], describe: Callable[[Path], str]) -> str:
     start = len(os.fspath(folder)) + 1
     try:
-        lines = [(os.fspath(path)[start:], str(os.stat(path).st_size)) for path in files]  # noqa: PTH116 (many of them)
-        lines += [(os.fspath(path)[start:], file_sha256(path)) for path in texts]
+        lines = sorted(os.fsencode(f"{os.fspath(path)[start:]}\t{describe(path)}\n") for path in files)
     except OSError as error:
         raise BenchError(f"{error.filename} cannot be read: {error.strerror}") from error
-    encoded = sorted(os.fsencode(f"{name}\t{content}\n") for name, content in lines)
-    return hashlib.sha256(b"".join(encoded)).hexdigest()
+    return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

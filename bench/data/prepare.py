@@ -54,11 +54,16 @@ def prepare(
             raise
         return prepared, True
     assert located.digest is not None
-    digest = located.digest()
+    assert located.state is not None
+    state, digest = located.state(), located.digest()  # in this order: files may change meanwhile
     with _writing(folder, say):
         prepared = _intact(folder, say)
         if prepared and prepared.digest == digest:
+            if prepared.record.get("state") != state:  # the files were copied or touched; need not be read next time
+                write_record(folder / "index.json", prepared.record | {"state": state})
             return prepared, True
+        if prepared:
+            say(f"{folder} was prepared from other files, or by an older version; preparing it again")
         _sweep(folder)  # files of a killed process
         splits = {"train": located.train} | ({"test": located.test} if located.test else {})
         shape = located.train.reader.load(present(located.train)[:1]).shape[1:]
@@ -79,8 +84,8 @@ def prepare(
                 "labels": _write_array(labels, split.labels.shape, np.int64, [split.labels]),
             }
         sync_folder(folder)
-        record = {"version": VERSION, "files": digest, "of_a_part": settings.digest is not None, "shape": list(shape)}
-        write_record(folder / "index.json", {**record, "parts": written})
+        record = {"version": VERSION, "files": digest, "state": state, "of_a_part": settings.digest is not None}
+        write_record(folder / "index.json", {**record, "shape": list(shape), "parts": written})
         _sweep(folder)  # arrays of an earlier version of the files
     prepared = Prepared.read(folder)
     assert prepared is not None

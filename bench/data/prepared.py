@@ -14,8 +14,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from bench.config.protocol import DatasetSettings
 from bench.data.dataset import ABSENT, Located, Split
+from bench.data.folder import state_of
 from bench.data.readers import Pixels, Reader
 from bench.errors import BenchError, DamagedFile, NotFound
 from bench.utils.files import file_sha256, fingerprint, read_record
@@ -113,17 +114,18 @@ class ImageFiles:
         else:
             if damage:
                 log.warning("%s; reading the image files instead", damage)
-            elif prepared and located.digest and prepared.digest == located.digest():
+            elif prepared and prepared.made_of(located):
                 located = prepared.located
             elif prepared:
                 log.warning(
-                    "%s was prepared from other files than those in %s; reading the files; rerun 'bench data prepare'",
+                    "%s was prepared from other files than those in %s, or by an older version; reading the files; "
+                    "rerun 'bench data prepare'",
                     prepared.folder, located.where,
                 )  # fmt: skip
         if settings.digest is None:
             return located
         test = located.test and _without_gaps(located.test)
-        return Located(located.where, _without_gaps(located.train), test, located.digest)
+        return replace(located, train=_without_gaps(located.train), test=test)
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,14 @@ class Prepared:
 
     @property
     def digest(self) -> str:
-        """The digest of the files that were decoded."""
+        """The digest of the files that were decoded; older versions recorded one of names and sizes, equal to none."""
         return str(self.record["files"])
+
+    def made_of(self, files: Located) -> bool:
+        """Return whether these are the images of `files`, which are read only if they moved since."""
+        if files.state is None or files.digest is None:
+            return False
+        return self.record.get("state") == files.state() or self.digest == files.digest()
 
     def serves(self, settings: DatasetSettings) -> bool:
         """Whether these images are enough for a suite if the files are missing.
@@ -177,7 +185,9 @@ class Prepared:
             self._check(entry["labels"])
             labels = np.load(self.folder / entry["labels"]["name"], allow_pickle=False)
             splits[name] = with_gaps(MappedReader(self.folder / entry["pixels"]["name"]), labels)
-        return Located(self.folder, splits["train"], splits.get("test"), lambda: self.digest)
+        arrays = [self.folder / file["name"] for file in self.files()]
+        state = partial(state_of, self.folder, arrays)
+        return Located(self.folder, splits["train"], splits.get("test"), lambda: self.digest, state)
 
     def verify(self) -> None:
         """Read every array. Raises DamagedFile, which names the file, if a SHA-256 does not match the record."""

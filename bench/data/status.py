@@ -79,7 +79,7 @@ def prepared_twice(root: Path) -> Iterator[Path]:
                 prepared, files = Prepared.read(folder), dataset.find.locate(root, dataset.settings)
             except BenchError:
                 continue
-            if prepared and files.digest and files.digest() == prepared.digest:
+            if prepared and prepared.made_of(files):
                 yield folder
 
 
@@ -183,7 +183,7 @@ def _prepared(dataset: Dataset, root: Path | None, *, verify: bool) -> tuple[str
         return "yes", None  # the files are gone
     except BenchError:
         return "outdated", None
-    return "yes" if located.digest and located.digest() == prepared.digest else "outdated", None
+    return "yes" if prepared.made_of(located) else "outdated", None
 
 
 def _counts(split: Split) -> dict[str, int]:

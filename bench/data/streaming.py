@@ -17,7 +17,7 @@ PREFETCHED = 4  # batches per worker
 class ImageStream:
     """Labelled images that are read on demand; `labels` (int64, [n]) are on the device.
 
-    `index` ([n], on the host) holds each image's position in `reader`.
+    `index` (int64, [n], on the host) holds each image's position in `reader`.
     """
 
     def __init__(
@@ -29,20 +29,20 @@ class ImageStream:
         workers: int | None = None,
     ) -> None:
         """`workers`: processes that decode; default: the threads of this process. 0 decodes in this process."""
-        self._reader, self._index, self._device = reader, index, torch.device(device)
+        self._reader, self.index, self._device = reader, index, torch.device(device)
         self.labels = labels.to(self._device)
         self._workers = torch.get_num_threads() if workers is None else workers
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.index)
 
     def take(self, index: Tensor) -> ImageStream:
         """Return the images at `index` (int64, [k]), in that order."""
-        return ImageStream(self._reader, self._index[index.cpu()], self.labels[index], self._device, self._workers)
+        return ImageStream(self._reader, self.index[index.cpu()], self.labels[index], self._device, self._workers)
 
     def to(self, device: torch.device) -> ImageStream:
         """Return the same images for `device`."""
-        return ImageStream(self._reader, self._index, self.labels, device, self._workers)
+        return ImageStream(self._reader, self.index, self.labels, device, self._workers)
 
     def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the pixels of one batch after the other, on the device, given each batch's positions (int64, [k]).
@@ -54,7 +54,7 @@ class ImageStream:
         """
         if not batches:
             return
-        positions = self._index[torch.cat(list(batches)).cpu()]  # one transfer from the device for all batches
+        positions = self.index[torch.cat(list(batches)).cpu()]  # one transfer from the device for all batches
         split = torch.split(positions, [len(batch) for batch in batches])
         workers = min(self._workers, len(split))
         loader: DataLoader[Tensor | str] = DataLoader(

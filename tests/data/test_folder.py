@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from bench.data.folder import classes_in, images_in, labelled, listing_digest
+from bench.data.folder import classes_in, content_digest, images_in, labelled, state_of
 from bench.errors import BenchError
 
 
@@ -27,7 +27,7 @@ def test_a_link_that_leads_nowhere_is_no_image_less(tree):
     (tree / "a" / "gone.png").symlink_to(tree / "nowhere")
     assert tree / "a" / "gone.png" in images_in(tree / "a")
     with pytest.raises(BenchError, match=r"a/gone.png cannot be read: No such file"):
-        listing_digest(tree, images_in(tree / "a"))
+        content_digest(tree, images_in(tree / "a"))
 
 
 def test_labels_are_those_asked_for_in_the_order_asked_for(tree):
@@ -45,22 +45,31 @@ def test_a_class_without_images_is_named(tree):
         labelled(tree, {"nope": 0})
 
 
-def test_the_digest_is_of_sorted_names_and_sizes(tree):
+def test_the_digest_is_of_sorted_names_and_contents(tree):
     paths = images_in(tree / "b") + images_in(tree / "a")
-    lines = "a/x.ppm\t7\nb/1.Webp\t8\nb/10.JPG\t8\nb/2.png\t7\n"
-    assert listing_digest(tree, paths) == hashlib.sha256(lines.encode()).hexdigest()
-    assert listing_digest(tree, paths[::-1]) == listing_digest(tree, paths)
+    names = ("a/x.ppm", "b/1.Webp", "b/10.JPG", "b/2.png")
+    lines = "".join(f"{name}\t{hashlib.sha256(name.encode()).hexdigest()}\n" for name in names)
+    assert content_digest(tree, paths) == hashlib.sha256(lines.encode()).hexdigest()
+    assert content_digest(tree, paths[::-1]) == content_digest(tree, paths)
 
 
-def test_the_digest_sees_another_name_another_size_and_another_text(tree):
-    def digest():
-        return listing_digest(tree, images_in(tree / "b"), [tree / "a" / "notes.txt"])
+def test_the_digest_sees_another_name_and_another_content_whatever_size_and_time_say(tree):
+    path = tree / "b" / "2.png"
 
-    seen = {digest()}
-    (tree / "b" / "2.png").write_bytes(b"longer than before")
-    seen.add(digest())
-    os.rename(tree / "b" / "2.png", tree / "b" / "3.png")  # noqa: PTH104
-    seen.add(digest())
-    (tree / "a" / "notes.txt").write_bytes(b"A/NOTES.TXT")  # as long as before
-    seen.add(digest())
-    assert len(seen) == 4
+    def described():
+        paths = images_in(tree / "b")
+        return content_digest(tree, paths), state_of(tree, paths)
+
+    before = described()
+    times = path.stat()
+    path.write_bytes(b"B/2.PNG")  # as long as before
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    changed = described()
+    path.rename(path.with_name("3.png"))
+    renamed = described()
+    assert len({before[0], changed[0], renamed[0]}) == len({before[1], changed[1], renamed[1]}) == 3
+    path.with_name("3.png").rename(path)
+    path.write_bytes(b"b/2.png")
+    back = described()
+    assert back[0] == before[0]
+    assert back[1] != before[1]

@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import os
 import pickle
 import shutil
 from concurrent.futures import ProcessPoolExecutor
@@ -9,14 +10,17 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bench.config.protocol import DatasetSettings
+from bench.data import status
 from bench.data.dataset import ABSENT, dataset_of
 from bench.data.prepare import prepare
 from bench.data.prepared import MappedReader, Prepared, folder_of, with_gaps
 from bench.data.readers import ArrayReader, FileReader
 from bench.data.streaming import ImageStream
 from bench.errors import BenchError, DamagedFile, NotFound
+from bench.utils.files import read_record, write_record
 
 
 def pixels(part):
@@ -83,6 +87,50 @@ def test_changed_files_are_read_themselves(prepared, draw, caplog):
     assert np.array_equal(dataset.locate(root).train.reader.load(np.array([5]))[0], drawn)
     assert not caplog.text
     assert len(list((root / "prepared").glob("*/*.npy"))) == 4  # those of before are gone
+
+
+def test_images_replaced_by_others_of_the_same_size_and_time_are_read_themselves(prepared, caplog):
+    root, dataset = prepared
+    (folder,) = (root / "prepared").iterdir()
+    paths = sorted((root / "pets").rglob("*.png"))
+    for path in paths:
+        times, size = path.stat(), path.stat().st_size
+        Image.new("RGB", (6, 6), (7, 7, 7)).save(path)
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (dataset.splits(root).test.pixels == 7).all()
+    assert "was prepared from other files" in caplog.text
+    assert status.check(dataset, root)["prepared"] == "outdated"
+    said = []
+    _, there = prepare(dataset, root, say=said.append)
+    assert not there
+    assert said == [f"{folder} was prepared from other files, or by an older version; preparing it again"]
+    assert isinstance(dataset.locate(root).test.reader, MappedReader)
+    assert (dataset.splits(root).test.pixels == 7).all()
+
+
+def test_prepared_images_serve_copied_files_which_are_read_once(prepared, monkeypatch, caplog):
+    root, dataset = prepared
+    shutil.copytree(root / "pets", root / "copy")
+    shutil.rmtree(root / "pets")
+    (root / "copy").rename(root / "pets")
+    assert isinstance(dataset.locate(root).test.reader, MappedReader)
+    assert prepare(dataset, root)[1]
+    monkeypatch.setattr("bench.data.folder.file_sha256", None)  # not called: sizes and times are those of the record
+    assert isinstance(dataset.locate(root).test.reader, MappedReader)
+    assert not caplog.text
+
+
+def test_images_prepared_by_older_versions_serve_only_where_the_files_are_gone(prepared, caplog):
+    root, dataset = prepared
+    (index,) = (root / "prepared").glob("*/index.json")
+    record = read_record(index)
+    del record["state"]
+    write_record(index, record | {"files": "0" * 64})  # a digest of names and sizes
+    assert isinstance(dataset.locate(root).train.reader, FileReader)
+    assert "or by an older version" in caplog.text
+    shutil.rmtree(root / "pets")
+    assert isinstance(dataset.locate(root).train.reader, MappedReader)
 
 
 def test_another_path_and_another_shape_have_their_own(prepared, own):

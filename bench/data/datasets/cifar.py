@@ -7,6 +7,7 @@ import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bench import registry
 from bench.config.protocol import Crop, DatasetSettings, Flip, Rotate
 from bench.data.dataset import ABSENT, Dataset, Located, Split, missing
 from bench.data.downloads import OfficialFile, torchvision_datasets, unpack
+from bench.data.folder import state_of
 from bench.data.readers import ArrayReader, FileReader, Pixels
 from bench.errors import BenchError, NotFound, did_you_mean
 
@@ -68,8 +70,9 @@ class Cifar:
             if (root / self.folder).is_dir():
                 return self._official(root / self.folder)
             for folder in self._image_folders(root):
-                train = self._images(folder / "train", self.train_images)
-                return Located(folder, train, self._images(folder / "test", self.test_images))
+                train, train_paths = self._images(folder / "train", self.train_images)
+                test, test_paths = self._images(folder / "test", self.test_images)
+                return Located(folder, train, test, state=partial(state_of, folder, train_paths + test_paths))
             if (archive := root / self.archive).is_file():
                 raise NotFound(f"{archive} is not unpacked; run `bench data prepare {self.name}`")
         except OSError as error:
@@ -117,7 +120,8 @@ class Cifar:
 
     def _official(self, folder: Path) -> Located:
         train, test = self._files(folder)
-        return Located(folder, self._batches(train), self._batches(test))
+        state = partial(state_of, folder, [file.path for file in (*train, *test)])
+        return Located(folder, self._batches(train), self._batches(test), state=state)
 
     def _batches(self, files: list[OfficialFile]) -> Split:
         pixels, labels = zip(*(read_batch(file, self.labels, len(self.classes)) for file in files), strict=True)
@@ -131,8 +135,8 @@ class Cifar:
         if all((root / "train" / name).is_dir() for name in self.classes):
             yield root
 
-    def _images(self, folder: Path, count: int) -> Split:
-        """Return the images in the class folders of `folder` by index; those of `count` that are not there are ABSENT.
+    def _images(self, folder: Path, count: int) -> tuple[Split, list[Path]]:
+        """Return the images in the class folders of `folder` by index, and their files; those missing are ABSENT.
 
         What lies beside the class folders, and names that begin with a dot, are no images and are passed over.
         """
@@ -150,7 +154,8 @@ class Cifar:
                     if labels[index] != ABSENT:
                         raise BenchError(f"{path} and {paths[index]} have the same index")
                     labels[index], paths[index] = label, path
-        return Split(FileReader(paths, SHAPE, formats=("PNG",)), labels)
+        there = [paths[index] for index in np.flatnonzero(labels != ABSENT)]
+        return Split(FileReader(paths, SHAPE, formats=("PNG",)), labels), there
 
     def _index(self, path: Path, count: int) -> int:
         """Return the official index that the file of an image is named by; there are `count` of them."""

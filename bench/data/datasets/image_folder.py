@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.config.protocol import DatasetSettings
 from bench.data.dataset import Located, Split, missing, own_dataset
-from bench.data.folder import classes_in, labelled, listing_digest
+from bench.data.folder import classes_in, content_digest, labelled, state_of
 from bench.data.prepared import ImageFiles
 from bench.data.readers import FileReader
 from bench.errors import BenchError
@@ -40,7 +40,8 @@ def locate(root: Path | None, settings: DatasetSettings) -> Located:
     parts = [labelled(part, labels) for part in (folder / "train", test_folder) if part]
     paths = [path for part, _ in parts for path in part]
     train, *test = (Split(FileReader(part, files.shape), labels) for part, labels in parts)
-    return Located(folder, train, test[0] if test else None, partial(listing_digest, folder, paths))
+    described = partial(content_digest, folder, paths), partial(state_of, folder, paths)
+    return Located(folder, train, test[0] if test else None, *described)
 
 
 image_folder = own_dataset(

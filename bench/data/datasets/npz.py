@@ -12,6 +12,7 @@ import numpy as np
 
 from bench.config.protocol import DatasetSettings, Files
 from bench.data.dataset import Located, Split, missing, own_dataset
+from bench.data.folder import state_of
 from bench.data.readers import ArrayReader
 from bench.errors import BenchError
 from bench.utils.files import file_sha256
@@ -32,6 +33,7 @@ def find(root: Path | None, settings: DatasetSettings) -> Located:
     assert files is not None
     if root is None or not (path := root / files.path).exists():
         raise missing(npz, [root / files.path] if root else [], root)
+    state = state_of(path.parent, [path])  # before it is read: it may be replaced meanwhile
     try:
         arrays = np.load(path, allow_pickle=False)
     except (BadZipFile, EOFError, OSError, ValueError) as error:
@@ -42,7 +44,7 @@ def find(root: Path | None, settings: DatasetSettings) -> Located:
         train, test = (_part(path, arrays, part, files) for part in ("train", "test"))
     if train is None:
         raise BenchError(f"{path} has no key 'train_images' or 'x_train'; it has {', '.join(arrays.files) or 'none'}")
-    return Located(path, train, test, partial(file_sha256, path))
+    return Located(path, train, test, partial(file_sha256, path), lambda: state)
 
 
 def _part(path: Path, arrays: Any, part: str, files: Files) -> Split | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.config.protocol import Crop, DatasetSettings, Flip
 from bench.data.dataset import Dataset, Located, Split, missing
-from bench.data.folder import classes_in, images_in, labelled, listing_digest
+from bench.data.folder import classes_in, content_digest, images_in, labelled, state_of
 from bench.data.prepared import ImageFiles
 from bench.data.readers import FileReader
 from bench.errors import BenchError
@@ -79,7 +79,7 @@ def locate(root: Path | None, settings: DatasetSettings) -> Located:
         order = np.argsort([path.name for path in images], kind="stable")
         parts.append(Split(FileReader([images[place] for place in order], SHAPE, SHORTER_SIDE), classes[order]))
         paths += images
-    digest = partial(listing_digest, folder, paths)
+    digest = partial(content_digest, folder, paths)
     if len(parts[1].labels) != TEST_IMAGES:
         problems.append(f"val has {len(parts[1].labels):,} images of these synsets instead of {TEST_IMAGES:,}")
     if problems and settings.digest is None:
@@ -87,7 +87,7 @@ def locate(root: Path | None, settings: DatasetSettings) -> Located:
             f"{folder} is not all of Restricted ImageNet: {'; '.join(problems)}; a suite that is to use just these "
             f"images states 'digest: {digest()}'"
         )
-    return Located(folder, parts[0], parts[1], digest)
+    return Located(folder, parts[0], parts[1], digest, partial(state_of, folder, paths))
 
 
 def _holds_imagenet(folder: Path, *, named: bool) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bench.config.protocol import DatasetSettings
 from bench.data.dataset import Dataset, Located, Split, missing
 from bench.data.downloads import OfficialFile, torchvision_datasets
+from bench.data.folder import state_of
 from bench.data.readers import ArrayReader, Pixels
 from bench.errors import BenchError
 from bench.utils.progress import ProgressCallback, no_progress
@@ -58,7 +59,8 @@ def find(root: Path | None, _settings: DatasetSettings) -> Located:
     if folder is None:
         raise missing(svhn, [place / NAMES["train"] for place in (root, root / "svhn")], root)
     (train, _), (test, _) = _files(folder)
-    return Located(folder, _part(train), _part(test))
+    state = partial(state_of, folder, [train.path, test.path])
+    return Located(folder, _part(train), _part(test), state=state)
 
 
 def download(root: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.config.protocol import Crop, DatasetSettings, Flip
 from bench.data.dataset import ABSENT, Dataset, Located, Split, missing
-from bench.data.folder import images_in, listing_digest
+from bench.data.folder import content_digest, images_in, state_of
 from bench.data.prepared import ImageFiles, with_gaps
 from bench.data.readers import FileReader
 from bench.errors import BenchError
@@ -55,9 +55,9 @@ def locate(root: Path | None, _settings: DatasetSettings) -> Located:
     for part, images in ("train", train), ("val", test):
         if not images:
             raise BenchError(f"{folder / part} holds no images")
-    paths = [path for images in (train, test) for path, _ in images.values()]
-    digest = partial(listing_digest, folder, paths, (classes, annotations))
-    return Located(folder, _part(train, CLASSES * OF_A_CLASS), _part(test, 10_000), digest)
+    files = [classes, annotations, *(path for images in (train, test) for path, _ in images.values())]
+    described = partial(content_digest, folder, files), partial(state_of, folder, files)
+    return Located(folder, _part(train, CLASSES * OF_A_CLASS), _part(test, 10_000), *described)
 
 
 def _part(images: dict[int, tuple[Path, int]], count: int) -> Split:
