@@ -10,6 +10,7 @@ others stay in that batch as they are, so that all batches have one size and no 
 """
 
 from typing import ClassVar
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -23,19 +24,24 @@ class DOMAugment(DOM):
 
     def augmented(self, images: Tensor) -> Tensor:
         """Augment a batch with torchvision's defaults; the operations are drawn once for the whole batch."""
-        from torchvision import transforms  # not every torchvision fits every torch: only who needs it imports it
+        from torchvision.transforms import autoaugment, v2  # imported by methods that need it alone
 
-        augment = getattr(transforms, self.operation)()
+        augment = getattr(autoaugment, self.operation)()
         random, group = self.context.random.cpu(f"{self.info.name}/augmentation"), self.context.group
         # AugMix draws for every image, so that the parts of a batch must be together.
         pixels = group.all_gather(images.mul(255).round().to(torch.uint8))
-        with torch.random.fork_rng(devices=[]):
+        # The older `equalize` reads from the device once for every channel of an image; v2's has the same bits.
+        equalize = patch.object(autoaugment.F, "equalize", v2.functional.equalize)
+        with torch.random.fork_rng(devices=[]), equalize:
             torch.manual_seed(int(torch.randint(2**62, (), generator=random)))
             changed: Tensor = group.shard(augment(pixels))
         return changed.to(images.dtype).div(255).contiguous(memory_format=torch.channels_last)
 
     operation: ClassVar[str]
-    captured = False  # torchvision draws its operations on the host
+
+    def begin_epoch(self, epoch: int) -> None:
+        super().begin_epoch(epoch)
+        self.captured_transform = not self.active  # torchvision draws its operations on the host
 
     def transform(self, batch: Batch) -> Batch:
         if not self.active:

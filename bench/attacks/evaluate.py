@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, 
 from bench.data.batches import to_float
 from bench.data.dataset import Images
 from bench.utils.cuda_graphs import Capture, make_replay
+from bench.utils.device import exact_arithmetic
 from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.utils.progress import ProgressCallback, no_progress
 from bench.utils.rng import generator
@@ -169,17 +169,6 @@ def attack_identity(attack: FinalAttack, threat: Threat) -> dict[str, Any]:
     if isinstance(attack, AutoAttack):
         identity |= Cascade.identity(attack)
     return identity
-
-
-@contextmanager
-def exact_arithmetic() -> Any:
-    """Compute products and convolutions on NVIDIA GPUs in full fp32 precision (TF32 off)."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def evaluate(

@@ -28,8 +28,8 @@ def margin(labels: Tensor) -> Objective:
     """Return the objective of the margin: largest wrong logit minus true logit (`labels`: int64, [n]), summed."""
 
     def objective(logits: Tensor) -> Tensor:
-        right = F.one_hot(labels, logits.shape[1]).bool()
-        return (logits.masked_fill(right, -torch.inf).amax(1) - logits[right]).sum()
+        right = labels[:, None]  # indices: a mask would wait for the device to count its elements
+        return (logits.scatter(1, right, -torch.inf).amax(1) - logits.gather(1, right).squeeze(1)).sum()
 
     return objective
 

@@ -58,9 +58,10 @@ def recompute_statistics(model: nn.Module, images: Iterable[Tensor]) -> None:
     training = [layer.training for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # in torch, a cumulative average
         layer.training = True
-    for batch in images:
+    for count, batch in enumerate(images, 1):
+        for layer in layers:
+            layer.momentum = 1 / count  # what momentum None computes, from a counter that it waits for
         model(batch)
     for layer, momentum, mode in zip(layers, momenta, training, strict=True):
         layer.momentum, layer.training = momentum, mode

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from bench import registry
 from bench.attacks.autoattack import Cascade
-from bench.attacks.evaluate import EVALUATION_SEED, balanced_subset, exact_arithmetic
+from bench.attacks.evaluate import EVALUATION_SEED, balanced_subset
 from bench.attacks.pgd import cross_entropy, pgd
 from bench.config.attacks import AutoAttack, Threat
 from bench.data.batches import to_float
 from bench.errors import NotFound
 from bench.models.architecture import Architecture, build_network
 from bench.speed.process import Setup, Work
-from bench.utils.device import keep_memory
+from bench.utils.device import exact_arithmetic, keep_memory
 from bench.utils.rng import generator
 
 Request = tuple[float, Tensor, Tensor]
@@ -36,9 +36,10 @@ def official(setup: Setup) -> Work:
         eps, images, labels = _on(setup, request)
         norm = {"linf": "Linf", "l2": "L2"}[setup.cell.protocol.threat.norm]
         attack = Official(network, norm=norm, eps=eps, seed=EVALUATION_SEED, device=setup.device)
-        adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
-        with torch.no_grad():
-            robust: list[bool] = (network(adversarial).argmax(1) == labels).tolist()
+        with exact_arithmetic():  # as the harness's cascade, with which it is compared
+            adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
+            with torch.no_grad():
+                robust: list[bool] = (network(adversarial).argmax(1) == labels).tolist()
         return robust
 
     return work

@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 
-from bench.attacks.evaluate import exact_arithmetic
 from bench.config.cell import Cell
 from bench.data.dataset import Dataset, dataset_of
 from bench.errors import BenchError
-from bench.utils.device import peak_memory
+from bench.utils.device import exact_arithmetic, peak_memory
 from bench.utils.processes import import_no_working_directory
 
 Work = Callable[[Any], Any]

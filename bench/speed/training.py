@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.attacks.evaluate import exact_arithmetic
 from bench.attacks.pgd import cross_entropy, frozen_parameters, pgd, random_start
 from bench.data.batches import Batch, TrainingBatches, to_float
 from bench.data.dataset import ImageSet
@@ -22,7 +21,7 @@ from bench.training.build import build_method
 from bench.training.method import Method
 from bench.training.step import EpochMetrics, Steps, sgd, train_step
 from bench.utils.cuda_graphs import capture_on
-from bench.utils.device import keep_memory
+from bench.utils.device import exact_arithmetic, keep_memory
 from bench.utils.rng import RngStreams, generator
 
 EPOCH = 64

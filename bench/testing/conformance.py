@@ -19,6 +19,7 @@ from bench.config.suite import Suite, resolve_method
 from bench.data.batches import Batch, to_float
 from bench.data.dataset import Splits, dataset_of
 from bench.storage.run_folder import RunFolder
+from bench.testing.recorded_graph import record
 from bench.training.build import build_evaluated
 from bench.training.method import Method
 from bench.training.step import EpochMetrics, train_step
@@ -237,6 +238,40 @@ def resumes_exactly(method: str, folder: Path) -> None:
         raise NotConforming(f"{method}: stopped and resumed after every epoch, it keeps other checkpoints")
 
 
+def captured_steps_equal_eager_steps(method: str, folder: Path) -> None:
+    """Steps replayed from a recording, as from a CUDA graph, give the bits of eager steps, in every epoch.
+
+    A method whose Python code decides or counts from step to step states `captured = False` and passes.
+    """
+    cell, replays, refusals = small_cell(method), 0, []
+
+    def capture(compute: Callable[[], Any], generators: list[torch.Generator]) -> tuple[Any, Callable[[], None]]:
+        try:
+            result, run = record(compute, generators)
+        except RuntimeError as error:
+            refusals.append(str(error))
+            raise
+
+        def replay() -> None:
+            nonlocal replays
+            replays += 1
+            run()
+
+        return result, replay
+
+    eager, captured = keeping_trainer_of(cell, folder / "eager"), keeping_trainer_of(cell, folder / "captured")
+    captured.capture = capture
+    eager.run()
+    captured.run()
+    if refusals:
+        raise NotConforming(f"{method}: a step cannot be captured: {refusals[0]}")
+    if captured.method.captured and not replays:
+        raise NotConforming(f"{method}: a step cannot be captured: it draws random numbers on the host")
+    for epoch, (one, other) in enumerate(zip(captured.kept, eager.kept, strict=True)):
+        if not same(one, other):
+            raise NotConforming(f"{method}: captured steps end epoch {epoch} with other weights than eager ones")
+
+
 def curve(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the history without its times."""
     return [{key: value for key, value in record.items() if not key.endswith("seconds")} for record in history]
@@ -304,6 +339,7 @@ CHECKS: tuple[Check, ...] = (
     crafting_leaves_no_trace,
     every_parameter_gets_a_gradient,
     resumes_exactly,
+    captured_steps_equal_eager_steps,
     state_round_trips,
     learns_something,
 )

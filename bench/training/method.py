@@ -62,10 +62,14 @@ class Method(Generic[ParamsT]):
     info: ClassVar[MethodInfo]
     Params: ClassVar[type[MethodParams]] = MethodParams
 
-    captured: ClassVar[bool] = True
+    captured: bool = True
     """Whether `transform`, `perturb`, `loss` and `backward` may be captured as a CUDA graph, once per epoch.
 
-    Set it to False if Python code in them decides or counts from step to step."""
+    Set it to False if Python code in `perturb`, `loss` or `backward` decides or counts from step to step. Read at the
+    start of every epoch, after `begin_epoch`."""
+
+    captured_transform: bool = True
+    """Whether `transform` may be a part of that graph. If False, it runs eagerly before every replay."""
 
     data_parallel: ClassVar[bool] = False
     """Whether one cell may train on several devices, each with a shard of every batch. Not inherited.

@@ -22,7 +22,7 @@ from bench.attacks.pgd import frozen_parameters
 from bench.config.protocol import Optimizer
 from bench.data.batches import Batch
 from bench.training.method import Method
-from bench.utils.cuda_graphs import Capture, make_replay
+from bench.utils.cuda_graphs import Capture, host_waits, make_replay
 from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.utils.rng import HostRandomness
 
@@ -74,22 +74,33 @@ def train_step(
     batch: Batch,
     optimizer: torch.optim.Optimizer,
     metrics: EpochMetrics,
-    replay: Callable[..., Losses] | None = None,
+    compute: Callable[[Tensor, Tensor, Tensor], Losses] | None = None,
 ) -> None:
-    """Train on one batch: transform, perturb, descend. `replay` computes the gradients from a CUDA graph."""
-    loss, logits = replay(batch.images, batch.labels, batch.index) if replay else compute_gradients(method, batch)
+    """Train on one batch: transform, perturb, descend.
+
+    `compute` replaces the first two and computes the gradients, which then stay in `parameter.grad` after the step.
+    """
+    if compute:
+        loss, logits = compute(batch.images, batch.labels, batch.index)
+    else:
+        loss, logits = compute_gradients(method, transform(method, batch))
     optimizer.step()
-    if not replay:
+    if not compute:
         optimizer.zero_grad(set_to_none=True)
     method.after_step()
     metrics.add(loss, logits, batch.labels)
 
 
-def compute_gradients(method: Method[Any], batch: Batch) -> Losses:
-    """Compute the gradients of one whole batch into `parameter.grad`: transform, perturb, backward."""
+@torch.no_grad()
+def transform(method: Method[Any], batch: Batch) -> Batch:
+    """Return the batch to train on."""
     with method.autocast(), frozen_parameters(method.model):
-        with torch.no_grad():
-            batch = method.transform(batch)
+        return method.transform(batch)
+
+
+def compute_gradients(method: Method[Any], batch: Batch) -> Losses:
+    """Compute the gradients of one whole transformed batch into `parameter.grad`: perturb, backward."""
+    with method.autocast(), frozen_parameters(method.model):
         adversarial = method.perturb(batch)
     loss, logits = method.backward(batch, adversarial)
     average_gradients(method)
@@ -107,8 +118,8 @@ def average_gradients(method: Method[Any]) -> None:
 class Steps:
     """The steps of one epoch: with `capture`, a few eager ones and then replays of a captured one.
 
-    Captured once per epoch, because methods and generators change with the epoch. A method that decides on the host
-    (`Method.captured`) runs eagerly, and so does one whose capture fails.
+    Captured once per epoch, because methods and generators change with the epoch. A step runs eagerly if the method
+    decides on the host (`Method.captured`), if it waits for the device, and if its capture fails.
     """
 
     def __init__(self, method: Method[Any], metrics: EpochMetrics, capture: Capture | None = None) -> None:
@@ -118,27 +129,46 @@ class Steps:
 
     def __call__(self, batch: Batch) -> None:
         """Train on one batch."""
+        if self._until_capture < 0 and not self._replay:
+            train_step(self._method, batch, self._method.optimizer, self._metrics)
+            return
+        if not self._method.captured_transform:
+            batch = transform(self._method, batch)
         if self._until_capture == 0:
             self._capture_step(batch)
+        compute = self._replay or (self._watched_part if self._until_capture == 1 else self._captured_part)
         self._until_capture -= 1
-        train_step(self._method, batch, self._method.optimizer, self._metrics, self._replay)
+        train_step(self._method, batch, self._method.optimizer, self._metrics, compute)
+        if not self._replay:
+            self._method.optimizer.zero_grad(set_to_none=True)
 
     def end(self) -> None:
         """Drop the gradients, whose memory belongs to the CUDA graph."""
         self._replay = None
         self._method.optimizer.zero_grad(set_to_none=True)
 
+    def _captured_part(self, *parts: Tensor) -> Losses:
+        batch = Batch(*parts)
+        return compute_gradients(
+            self._method, transform(self._method, batch) if self._method.captured_transform else batch
+        )
+
+    def _watched_part(self, *parts: Tensor) -> Losses:
+        """Compute eagerly what is to be captured; not if it waits for the device."""
+        with host_waits(parts[0].device) as waits:
+            losses = self._captured_part(*parts)
+        if waits:
+            self._until_capture = -1
+            log.warning("a step waits for the GPU, so it is not captured: %s", waits[0])
+        return losses
+
     def _capture_step(self, batch: Batch) -> None:
         assert self._capture is not None
-        random, inputs = self._method.context.random, (batch.images, batch.labels, batch.index)
+        random, parts = self._method.context.random, (batch.images, batch.labels, batch.index)
         try:
             with random.no_host_decisions():
-                self._replay = make_replay(
-                    self._capture,
-                    lambda *parts: compute_gradients(self._method, Batch(*parts)),
-                    inputs,
-                    random.on_device(),
-                )
+                self._replay = make_replay(self._capture, self._captured_part, parts, random.on_device())
         except (HostRandomness, RuntimeError) as error:
+            self._replay = None
             log.warning("CUDA graph capture failed, running eagerly: %s", error)
             self._method.optimizer.zero_grad(set_to_none=True)

@@ -6,7 +6,9 @@ GPU waits; a graph launches all of them at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar
 
 import torch
@@ -48,13 +50,56 @@ def make_replay(
 def capture_graph(
     compute: Callable[[], Result], generators: list[torch.Generator]
 ) -> tuple[Result, Callable[[], None]]:
-    """Capture `compute` as a CUDA graph on the current stream, which must not be the default stream."""
-    graph = torch.cuda.CUDAGraph()
-    for generator in generators:
-        graph.register_generator_state(generator)
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-        result = compute()
+    """Capture `compute` as a CUDA graph on the current stream, which must not be the default stream.
+
+    Raises:
+        RuntimeError: an operation cannot be captured. Nothing was computed, and eager code may go on.
+    """
+    device = torch.cuda.current_device()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    if torch.__version__ < "2.14":  # a TorchVersion; later ones register a generator when it is first drawn from
+        for generator in generators:
+            graph.register_generator_state(generator)
+    drawn = [*generators, torch.cuda.default_generators[device]]
+    states = [generator.get_state() for generator in drawn]
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+            result = compute()
+    except BaseException:
+        # Up to torch 2.11 at least, a failed capture leaves the generators and the allocator in capture.
+        for generator, state in zip(drawn, states, strict=True):
+            fresh = torch.Generator(generator.device)
+            fresh.set_state(state)
+            generator.graphsafe_set_state(fresh.graphsafe_get_state())
+        with suppress(RuntimeError):  # the capture has given the pool back
+            torch._C._cuda_endAllocateToPool(device, pool)
+        raise
     return result, graph.replay
+
+
+@contextmanager
+def host_waits(device: torch.device) -> Iterator[list[str]]:
+    """Yield a list that holds, after the block, the messages of operations in it that waited for the GPU.
+
+    Such an operation cannot be captured. Empty on a CPU.
+    """
+    found: list[str] = []
+    if device.type != "cuda":
+        yield found
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield found
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    for warning in caught:
+        if "synchroniz" in str(warning.message):
+            found.append(f"{warning.filename}:{warning.lineno}: {warning.message}")
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def capture_on(device: torch.device) -> Capture | None:

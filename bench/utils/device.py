@@ -6,11 +6,21 @@ import ctypes
 import os
 import resource
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, cast
 
 import torch
 
 from bench.errors import BenchError
+
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What torch's plain RuntimeErrors say on a CPU, and on a GPU outside its allocator."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -36,14 +46,36 @@ def resolve_device(name: str) -> torch.device:
 
 def check_precision(precision: str, device: torch.device) -> None:
     """Raise BenchError if the device does not support `precision`."""
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+    if precision == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         raise BenchError(f"{torch.cuda.get_device_name(device)} has no bfloat16; set 'precision: fp32' in the suite")
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an error reports exhausted memory of the device or the machine."""
-    # torch has an exception type for GPUs only
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(message in str(error) for message in OUT_OF_MEMORY)
+    )
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Compute products and convolutions on NVIDIA GPUs in full fp32 precision (TF32 off)."""
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    settings: tuple[Any, ...] = (matmul, cudnn)
+    name, exact = "allow_tf32", cast("bool | str", False)
+    try:
+        before = [getattr(setting, name) for setting in settings]
+    except RuntimeError:  # others set single precisions by the newer interface
+        settings, name, exact = (matmul, cudnn.conv, cudnn.rnn), "fp32_precision", "ieee"
+        before = [getattr(setting, name) for setting in settings]
+    try:
+        for setting in settings:
+            setattr(setting, name, exact)
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setattr(setting, name, value)
 
 
 def use_device(device: torch.device, threads: int) -> None:

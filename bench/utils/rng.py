@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -26,6 +28,15 @@ def generator(seed: int, purpose: str, epoch: int = 0, device: torch.device | st
 
 class HostRandomness(Exception):
     """A method drew a number on the host during the capture of a CUDA graph, which would replay it in every step."""
+
+
+def _host_states() -> dict[str, object]:
+    """Return the states of the global generators on the host, comparable with `==`."""
+    return {
+        "random": random.getstate(),
+        "NumPy": repr(np.random.get_state()),
+        "torch": torch.get_rng_state().tolist(),
+    }
 
 
 class RngStreams:
@@ -66,12 +77,24 @@ class RngStreams:
 
     @contextmanager
     def no_host_decisions(self) -> Iterator[None]:
-        """Make `cpu` raise `HostRandomness`."""
+        """Allow no draws on the host in the block: a CUDA graph would repeat what they decided in every step.
+
+        Raises:
+            HostRandomness: at once from `cpu`; at the end of the block if `random`, NumPy's or torch's global generator
+                was drawn from. They are set back.
+        """
+        kept, before = (random.getstate(), np.random.get_state(), torch.get_rng_state()), _host_states()
         self._host_decides = False
         try:
             yield
         finally:
             self._host_decides = True
+            drawn = [name for name, state in _host_states().items() if state != before[name]]
+            random.setstate(kept[0])
+            np.random.set_state(kept[1])
+            torch.set_rng_state(kept[2])
+        if drawn:
+            raise HostRandomness(f"the global generator of {' and '.join(drawn)} decides on the host")
 
     def on_device(self) -> list[torch.Generator]:
         """Return the generators of this epoch that are on an NVIDIA GPU."""

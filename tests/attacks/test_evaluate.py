@@ -7,13 +7,14 @@ from pydantic import ValidationError
 
 from bench.attacks import evaluate as evaluation
 from bench.attacks.evaluate import attack_identity, balanced_subset, correct_under, evaluate, forward_passes
-from bench.attacks.pgd import pgd, random_start
+from bench.attacks.pgd import margin, pgd, random_start
 from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean, Threat
 from bench.data.batches import to_float
 from bench.data.dataset import ImageSet
 from bench.data.datasets.digits import digits, load
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
+from bench.testing.recorded_graph import record
 from bench.utils.rng import generator
 
 THREAT = Threat(norm="linf", eps=0.1)
@@ -135,17 +136,6 @@ def test_work_is_counted_in_forward_passes():
     assert forward_passes(AutoAttack()) > 10_000
 
 
-def test_tf32_is_off_while_judging_and_as_before_afterwards():
-    before = torch.backends.cudnn.allow_tf32
-    try:
-        torch.backends.cudnn.allow_tf32 = True
-        with evaluation.exact_arithmetic():
-            assert not torch.backends.cudnn.allow_tf32
-        assert torch.backends.cudnn.allow_tf32
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
 # --- other attacks ----------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +162,13 @@ def test_fgsm_is_one_step_to_the_edge(network, part, threat):
     found = verdicts(network, part, FGSM(), threat)
     assert torch.equal(found, expected)
     assert found.sum() < verdicts(network, part, Clean(), threat).sum()
+
+
+def test_the_margin_does_not_wait_for_the_device():
+    logits, labels = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 1.0]]), torch.tensor([0, 2])
+    value, replay = record(lambda: margin(labels)(logits), [])
+    replay()
+    assert value == (2 - 3) + (5 - 1)
 
 
 def test_cw_raises_the_margin(network, part):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.models.weight_averaging import frozen_copy, move_towards, recompute_statistics, running_statistics_kept
 
@@ -73,3 +74,16 @@ def test_recomputed_statistics_are_those_of_a_fresh_pass(momentum, train):
 
 def test_without_batch_normalisation_nothing_is_passed_through():
     recompute_statistics(nn.Linear(3, 2), iter([None]))
+
+
+def test_recomputing_reads_no_number_from_the_device():
+    with NoReads():
+        recompute_statistics(network(1), [torch.randn(8, 3), torch.randn(8, 3)])
+
+
+class NoReads(TorchDispatchMode):
+    """Fails where an operation brings a number to the host."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))

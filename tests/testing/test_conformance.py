@@ -1,5 +1,7 @@
 """Every check can fail: a method that breaks one point of the contract, and the check that sees it."""
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from bench.data.batches import Batch
 from bench.models.weight_averaging import frozen_copy
 from bench.registry import METHODS
 from bench.testing import CHECKS, NotConforming, conform
-from bench.testing.conformance import phases, same, small_cell, trainer_of
+from bench.testing.conformance import captured_steps_equal_eager_steps, phases, same, small_cell, trainer_of
 from bench.training.method import Method
 from methods.fomo import FOMO
 
@@ -197,6 +199,38 @@ class ForgetsAtTheDrop(Base):
         return loss * (1 + self.seen), logits
 
 
+class CountsSteps(Base):
+    """Its counter grows in Python, so that a graph would repeat the value of the captured step."""
+
+    def begin_epoch(self, epoch):
+        super().begin_epoch(epoch)
+        self.steps = 0
+
+    def loss(self, batch, adversarial):
+        self.steps += 1
+        loss, logits = super().loss(batch, adversarial)
+        return loss * self.steps, logits
+
+
+class WaitsForTheDevice(Base):
+    def loss(self, batch, adversarial):
+        loss, logits = super().loss(batch, adversarial)
+        return (loss if loss.item() < 100 else loss * 0.5), logits
+
+
+class SelectsByMask(Base):
+    def loss(self, batch, adversarial):
+        logits = self.model(adversarial)
+        right = F.one_hot(batch.labels, 10).bool()
+        return -logits.log_softmax(1)[right].mean(), logits
+
+
+class DecidesOnTheHost(Base):
+    def loss(self, batch, adversarial):
+        loss, logits = super().loss(batch, adversarial)
+        return loss * (1 + (random.random() < 0.5)), logits
+
+
 class LoadsNothing(Base):
     def begin_training(self):
         self.memory = torch.zeros(10)
@@ -270,6 +304,12 @@ BREAKAGES = {
         KeepsAGeneratorOfItsOwn: "stopped after 1 of 6 epochs and resumed, it ends with different weights",
         ForgetsAtTheDrop: "stopped after 4 of 6 epochs and resumed, it ends with different weights",
     },
+    "captured_steps_equal_eager_steps": {
+        CountsSteps: "captured steps end epoch 0 with other weights than eager ones",
+        WaitsForTheDevice: "a step cannot be captured: aten._local_scalar_dense.default waits for the device",
+        SelectsByMask: "a step cannot be captured: aten.index.Tensor waits for the device",
+        DecidesOnTheHost: "a step cannot be captured: it draws random numbers on the host",
+    },
     "state_round_trips": {
         LoadsNothing: "its state is not what was loaded into it",
         EvaluatesAnotherStructure: "the weights of its evaluated model do not load into a fresh one",
@@ -341,3 +381,8 @@ def test_the_small_trainings_see_every_phase(tmp_path):
 )
 def test_states_are_compared_to_the_leaves(one, other, equal):
     assert same(one, other) == equal
+
+
+def test_a_method_that_declares_it_is_not_captured(tmp_path):
+    METHODS.add("counting", type("Declared", (CountsSteps,), {"captured": False}))
+    captured_steps_equal_eager_steps("counting", tmp_path)

@@ -1,5 +1,5 @@
-import copy
 import gc
+from contextlib import contextmanager
 from itertools import islice
 
 import pytest
@@ -14,8 +14,10 @@ from bench.data.dataset import dataset_of
 from bench.data.datasets.digits import digits
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
+from bench.registry import METHODS
+from bench.testing.recorded_graph import record
 from bench.training.build import build_method
-from bench.training.step import WARM_UP, EpochMetrics, Steps, compute_gradients, sgd, train_step
+from bench.training.step import EpochMetrics, Steps, compute_gradients, sgd, train_step, transform
 from bench.utils.cuda_graphs import capture_on
 from bench.utils.rng import RngStreams, derive_seed
 
@@ -188,89 +190,66 @@ def test_totals_weigh_batches_by_their_size():
 # --- captured steps ---------------------------------------------------------------------------------------------------
 
 
-class FakeGraph:
-    """Stands for a CUDA graph: the capture changes nothing, and each replay writes into the captured tensors."""
-
-    def __init__(self, method, random):
-        self.method, self.random, self.captured, self.replayed = method, random, 0, 0
-
-    def __call__(self, compute, generators):
-        assert generators == [], "those of a GPU"
-        model = self.method.model
-        before, own = copy.deepcopy((model.state_dict(), self.method.state_dict()))
-        states = {key: generator.get_state() for key, generator in self.random._generators.items()}
-        assert all(parameter.grad is None for parameter in model.parameters())
-        results = compute()
-        model.load_state_dict(before)
-        self.method.load_state_dict(own)
-        for key, state in states.items():
-            self.random._generators[key].set_state(state)
-        gradients = [parameter.grad for parameter in model.parameters()]
-        self.captured += 1
-
-        def replay():
-            for parameter in model.parameters():
-                parameter.grad = None
-            for target, value in zip(results, compute(), strict=True):
-                target.copy_(value)
-            for target, parameter in zip(gradients, model.parameters(), strict=True):
-                target.copy_(parameter.grad)
-                parameter.grad = target
-            self.replayed += 1
-
-        return results, replay
+EXECUTION = [("fp32", "train"), ("bf16", "train"), ("fp32", "eval"), ("bf16", "eval")]
 
 
-@pytest.mark.parametrize("name", ["pgd_at", "dom_re", "fomo", "trades", "mart", "awp", "te", "ema"])
-def test_captured_steps_equal_eager_steps(load, name):
+@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize(("precision", "batch_norm"), EXECUTION)
+def test_captured_steps_equal_eager_steps(load, name, precision, batch_norm):
     """Two epochs, so that methods which wait for the rate to drop have begun."""
+    changes = {
+        "methods: [pgd_at]": f"methods: [{name}]",
+        "training:\n": f"training:\n  precision: {precision}\n",
+        "steps: 2, step_size: 0.1}\neval": f"steps: 2, step_size: 0.1, batch_norm: {batch_norm}}}\neval",
+    }
 
-    def trained(captured):
-        cell = load({"methods: [pgd_at]": f"methods: [{name}]"}).cells[0]
-        random = RngStreams(cell.seed)
-        images = dataset_of(cell.protocol.dataset).splits(None).train.take(torch.arange(7 * 64))
+    def trained(capture):
+        cell = load(changes).cells[0]
+        random, replayed = RngStreams(cell.seed), []
+        images = dataset_of(cell.protocol.dataset).splits(None).train.take(torch.arange(6 * 64))
         batches = TrainingBatches(images, 64, (), random)
         method = build_method(cell, digits, batches, random, CPU)
-        graph, results = FakeGraph(method, random), []
+        results = []
         for epoch in range(2):
             random.start_epoch(epoch)
             method.begin_epoch(epoch)
             method.model.train()
             metrics = EpochMetrics(CPU)
-            train = Steps(method, metrics, graph if captured else None)
+            train = Steps(method, metrics, capture)
             for batch in batches:
                 train(batch)
+            replayed.append(train._replay is not None)
             train.end()
             method.end_epoch(epoch)
             results.append(metrics.read())
             assert all(parameter.grad is None for parameter in method.model.parameters())
         weights = torch.cat([value.double().flatten() for value in method.evaluated_model().state_dict().values()])
-        return weights, results, (graph.captured, graph.replayed)
+        return weights, results, replayed
 
-    plain, replayed = trained(captured=False), trained(captured=True)
-    assert torch.equal(plain[0], replayed[0])
-    assert plain[1] == replayed[1]
-    assert (plain[2], replayed[2]) == ((0, 0), (2, 2 * (7 - WARM_UP)))
+    eager, captured = trained(None), trained(record)
+    assert torch.equal(eager[0], captured[0])
+    assert eager[1] == captured[1]
+    assert (eager[2], captured[2]) == ([False, False], [True, True])
 
 
 def refused(_compute, _generators):
     raise RuntimeError("operation not permitted when stream is capturing")
 
 
-@pytest.mark.parametrize("name", ["dom_augmix", "pgd_at"])
-def test_steps_that_cannot_be_captured_run_eagerly(load, caplog, name):
-    cell = load({"methods: [pgd_at]": f"methods: [{name}]"}).cells[0]
+@pytest.mark.parametrize("declared", [True, False])
+def test_steps_that_cannot_be_captured_run_eagerly(load, caplog, declared):
+    cell = load().cells[0]
     random = RngStreams(0)
     batches = TrainingBatches(dataset_of(cell.protocol.dataset).splits(None).train, 64, (), random)
     method = build_method(cell, digits, batches, random, CPU)
-    method.begin_epoch(1)
+    method.captured = not declared
     method.model.train()
     metrics = EpochMetrics(CPU)
     train = Steps(method, metrics, refused)
     for batch in islice(batches, 6):
         train(batch)
     assert metrics._images == 6 * 64
-    assert caplog.text.count("CUDA graph capture failed") == (name == "pgd_at"), "the other declares it"
+    assert caplog.text.count("CUDA graph capture failed") == (not declared)
 
 
 def test_a_draw_on_the_host_is_not_captured(start, caplog, monkeypatch):
@@ -287,6 +266,24 @@ def test_a_draw_on_the_host_is_not_captured(start, caplog, monkeypatch):
         train(batch)
     assert "CUDA graph capture failed, running eagerly: 'mine' is decided on the host" in caplog.text
     method.context.random.cpu("mine")
+
+
+def test_a_step_that_waits_for_the_device_is_not_captured(start, caplog, monkeypatch):
+    watched = []
+
+    @contextmanager
+    def host_waits(device):
+        watched.append(device)
+        yield ["methods/mine.py:7: called a synchronizing CUDA operation"]
+
+    monkeypatch.setattr("bench.training.step.host_waits", host_waits)
+    method, batches = start("{steps: 1}")
+    train = Steps(method, EpochMetrics(CPU), lambda _compute, _generators: pytest.fail("captured"))
+    for batch in islice(batches, 6):
+        train(batch)
+    assert watched == [CPU]
+    assert "is not captured: methods/mine.py:7: called a synchronizing CUDA operation" in caplog.text
+    assert all(parameter.grad is None for parameter in method.model.parameters())
 
 
 def test_a_cpu_captures_nothing():
@@ -329,5 +326,5 @@ def test_no_step_waits_for_the_device(load, name):
     some, metrics = list(islice(batches, 2)), EpochMetrics(CPU)
     train_step(method, some[0], method.optimizer, metrics)
     with Reads() as reads:
-        compute_gradients(method, some[1])
+        compute_gradients(method, transform(method, some[1]))
     assert reads.found == []

@@ -1,10 +1,11 @@
 import itertools
+import random
 
 import numpy as np
 import pytest
 import torch
 
-from bench.utils.rng import RngStreams, derive_seed, generator
+from bench.utils.rng import HostRandomness, RngStreams, derive_seed, generator
 
 
 def draw(random: torch.Generator) -> list[int]:
@@ -80,3 +81,29 @@ def test_global_state_is_neither_read_nor_changed(seed):
     random.start_epoch(0)
     assert draw(random("attack")) == expected
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("draw", "name"),
+    [
+        (lambda: random.random(), "random"),
+        (lambda: np.random.rand(), "NumPy"),
+        (lambda: torch.rand(()), "torch"),
+    ],
+)
+def test_draws_on_the_host_are_noticed_and_undone(draw, name):
+    states = random.getstate(), repr(np.random.get_state()), torch.get_rng_state()
+    message = f"the global generator of {name} decides on the host"
+    with pytest.raises(HostRandomness, match=message), RngStreams(0).no_host_decisions():
+        draw()
+    assert (random.getstate(), repr(np.random.get_state())) == states[:2]
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_no_draw_is_no_decision():
+    streams = RngStreams(0)
+    with streams.no_host_decisions():
+        torch.rand((), generator=streams("attack"))
+    with pytest.raises(KeyError), streams.no_host_decisions():
+        raise KeyError
+    streams.cpu("mine")
