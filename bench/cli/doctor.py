@@ -122,17 +122,19 @@ def _results(results: Path) -> str:
     folder = results
     while not folder.exists():
         folder = folder.parent
-    if not os.access(folder, os.W_OK):
-        raise BenchError(f"{folder.resolve()} cannot be written; choose another folder with --results")
-    return f"{results.resolve()}, {shutil.disk_usage(folder).free / 2**30:.0f} GiB free"
+    if os.access(folder, os.W_OK):
+        return f"{results.resolve()}, {shutil.disk_usage(folder).free / 2**30:.0f} GiB free"
+    if folder == results and os.access(folder, os.R_OK | os.X_OK):
+        return f"{results.resolve()} may only be read: `bench run` needs another folder (--results)"
+    raise BenchError(f"{folder.resolve()} cannot be written; choose another folder with --results")
 
 
 def _store(results: Path, url: str | None) -> str:
     from bench.storage.run_folder import run_folders
-    from bench.storage.store import Store
+    from bench.storage.store import Store, default_url
 
     try:
-        with Store.of(results, url, create=False) as store:
+        with Store(url or default_url(results), create=False) as store:
             return store.describe()
     except FileNotFoundError:
         if run_folders(results):
@@ -143,11 +145,11 @@ def _store(results: Path, url: str | None) -> str:
 def _runs(results: Path, url: str | None) -> list[Check]:
     """Return one check of the database's content and the run folders, or one for each problem."""
     from bench.storage.database import NoStore
-    from bench.storage.store import Store
+    from bench.storage.store import Store, default_url
     from bench.storage.verify import verify
 
     try:
-        with Store.of(results, url, create=False) as store:
+        with Store(url or default_url(results), create=False) as store:
             report = verify(store, results)
     except NoStore:
         return []

@@ -59,10 +59,10 @@ class _Messages(io.FileIO):
     """The file of stderr; messages that it does not take are lost, and the command goes on."""
 
     def write(self, data: Any, /) -> int:
-        try:
-            return super().write(data) or 0
-        except OSError:
-            return len(data)
+        written = None
+        with suppress(OSError):
+            written = super().write(data)  # None if it would have to wait
+        return len(data) if written is None else written
 
 
 def _report(error: BaseException) -> int:

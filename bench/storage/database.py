@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.pool import StaticPool
 
 from bench.errors import BenchError, NothingMeasured
 from bench.utils.files import canonical_json
@@ -42,18 +43,33 @@ AGAIN = ("40001", "40P01")
 """SQLSTATEs of a conflict with another transaction: serialization failure, deadlock."""
 
 
+REBUILD = "if it is a store, delete it and run `bench ingest`, which rebuilds it from the run folders"
+
+DAMAGED = {"SQLITE_NOTADB", "SQLITE_CORRUPT"}
+
+COPIES = 5  # of a file that changes while it is copied
+
+
 class NoStore(NothingMeasured, FileNotFoundError):
     """There is no store yet."""
+
+
+class CannotOpen(BenchError):
+    """The file of a store cannot be opened: its permissions, or those of its folder, forbid it."""
 
 
 def open_database(url: str | URL, *, create: bool) -> Engine:
     """Return an engine whose database has the newest schema.
 
-    An empty database gets the schema, or if not `create`, is an error. An older one is migrated in one transaction, so
-    that a failure changes nothing; of an SQLite file a copy is kept beside it.
+    An empty database gets the schema. An older one is migrated in one transaction, so that a failure changes nothing;
+    of an SQLite file a copy is kept beside it.
+
+    If not `create`, the database is to be read only, and an empty one is an error. An SQLite file is copied into
+    memory: nothing is written beside it, so that it can be read where nothing may be written.
 
     Raises:
         NoStore: there is none, and none is to be created.
+        CannotOpen: an SQLite file that is only read cannot be opened.
         BenchError: the URL is invalid; or the database cannot be opened, belongs to another program, or is newer.
     """
     engine = _engine(url)
@@ -63,6 +79,8 @@ def open_database(url: str | URL, *, create: bool) -> Engine:
             raise NoStore(f"there is no store {path} yet; `bench run SUITE` creates it")
         if not path.parent.is_dir():
             raise BenchError(f"the store {path} cannot be created: there is no folder {path.parent}")
+    if path is not None and not create:
+        engine = _in_memory(engine, path)
     try:
         with reported(engine):
             _bring_up_to_date(engine, create=create)
@@ -118,7 +136,8 @@ def reported(engine: Engine) -> Iterator[None]:
         cause = first_line(error)
         for secret in _secrets(engine.url):
             cause = cause.replace(secret, "***")
-        raise BenchError(f"{name_of(engine)} cannot be used: {cause}") from None
+        damaged = getattr(error.orig, "sqlite_errorname", None) in DAMAGED
+        raise BenchError(f"{name_of(engine)} cannot be used: {cause}{f'; {REBUILD}' if damaged else ''}") from None
 
 
 def first_line(error: DBAPIError) -> str:
@@ -169,6 +188,47 @@ def _engine(url: str | URL) -> Engine:
     if backend in BEGIN:
         event.listen(engine, "begin", _begin)
     return engine
+
+
+def _in_memory(engine: Engine, path: Path) -> Engine:
+    """Return an engine of the same name on a copy of an SQLite file in memory."""
+    copy = sqlite3.connect(":memory:", check_same_thread=False)
+    try:
+        _copy(path, copy)
+    except (sqlite3.Error, OSError) as error:
+        problem = f"{name_of(engine)} cannot be used: {getattr(error, 'strerror', None) or error}"
+        if getattr(error, "sqlite_errorname", None) in DAMAGED:
+            raise BenchError(f"{problem}; {REBUILD}") from None
+        raise CannotOpen(problem) from None
+    copy.isolation_level = None
+    copy.execute("PRAGMA foreign_keys = ON")
+    reading = create_engine(engine.url, creator=lambda: copy, poolclass=StaticPool, json_serializer=canonical_json)
+    event.listen(reading, "begin", _begin)
+    return reading
+
+
+def _copy(path: Path, copy: sqlite3.Connection) -> None:
+    """Copy an SQLite file as one consistent state, without writing a file beside it.
+
+    While nobody writes, there is no write-ahead log. Then SQLite is told that the file does not change, and so needs no
+    lock and no index of the log; whether it did change is seen afterwards.
+    """
+    logs = [path.with_name(f"{path.name}-{kind}") for kind in ("wal", "journal")]
+
+    def state() -> tuple[int, int, bool]:
+        file = path.stat()
+        return file.st_mtime_ns, file.st_size, any(log.exists() and log.stat().st_size for log in logs)
+
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise sqlite3.OperationalError("it is no file")
+    for _ in range(COPIES):
+        before = state()
+        how = "mode=ro" if before[-1] else "mode=ro&immutable=1"
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", BUSY_SECONDS, uri=True)) as source:
+            source.backup(copy)
+        if before[-1] or state() == before:
+            return
+    raise sqlite3.OperationalError("it changes all the time")
 
 
 def _settings(url: URL) -> dict[str, Any]:
@@ -276,7 +336,7 @@ def _check_encoding(engine: Engine) -> None:
 def _back_up(engine: Engine, version: str) -> None:
     """Copy an SQLite file, with its write-ahead log, to a new name beside it."""
     path = sqlite_file(engine)
-    if path is None:
+    if path is None or isinstance(engine.pool, StaticPool):  # in memory
         return
     kept, number = path.with_name(f"{path.name}.schema-{version}"), 1
     while kept.exists():

@@ -35,6 +35,6 @@ def ingest_results(results: Path, store: str | None) -> list[Ingested]:
             try:
                 opened.ingest(folder)
                 ingested.append(Ingested(folder.path.name, None))
-            except DamagedFile as error:
+            except (DamagedFile, OSError) as error:
                 ingested.append(Ingested(folder.path.name, str(error)))
     return ingested

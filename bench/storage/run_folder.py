@@ -368,4 +368,7 @@ def archived_folders(results: Path) -> list[RunFolder]:
 
 
 def _folders(results: Path) -> list[RunFolder]:
-    return [RunFolder(path.parent) for path in sorted((results / "runs").glob("*/cell.json"))]
+    """Return the folders with a cell.json, and those that cannot be searched for one, so that none is left out."""
+    runs = results / "runs"
+    folders = [path for path in sorted(runs.iterdir()) if path.is_dir()] if runs.is_dir() else []
+    return [RunFolder(path) for path in folders if not os.access(path, os.X_OK) or (path / "cell.json").exists()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from operator import attrgetter
@@ -15,13 +16,15 @@ from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.orm import Session, selectinload, undefer
 
 from bench.errors import BenchError, DamagedFile, NothingMeasured
-from bench.storage.database import WRITING, first_line, may_pass, name_of, open_database, reported
+from bench.storage.database import WRITING, CannotOpen, NoStore, first_line, may_pass, name_of, open_database, reported
 from bench.storage.rows import Rows, cell_of, digest, read_run
-from bench.storage.run_folder import RunFolder
+from bench.storage.run_folder import RunFolder, run_folders
 from bench.storage.schema import Base, CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
 
 ORDER = attrgetter("protocol_fingerprint", "suite", "method", "label", "seed", "fingerprint")
 """The order of runs: sorted here, since databases order text by rules of their own."""
+
+log = logging.getLogger(__name__)
 
 FILE = "bench.sqlite"  # the default store, in the results folder
 
@@ -31,6 +34,11 @@ EPOCHS = text("INSERT INTO epoch SELECT * FROM json_populate_recordset(NULL::epo
 ATTEMPTS = 3  # to write a run, if the connection breaks or another process writes
 
 AT_ONCE = 1000  # runs whose curves one query returns; databases limit the parameters of a query
+
+
+def default_url(results: Path) -> URL:
+    """Return the URL of the store in a results folder."""
+    return URL.create("sqlite", database=str(results / FILE))
 
 
 class Epoch(NamedTuple):
@@ -51,14 +59,32 @@ class Store:
     """
 
     def __init__(self, url: str | URL, *, create: bool = True) -> None:
-        """Open the database at `url`, bringing its schema up to date; see `open_database` for what it raises."""
+        """Open the database at `url`, to read only if not `create`; see `open_database` for what it raises."""
         self.engine = open_database(url, create=create)
         self._writing = self.engine.execution_options(**WRITING)
 
     @classmethod
     def of(cls, results: Path, url: str | None = None, *, create: bool = True) -> Store:
-        """Open the store at `url`, by default the SQLite file of the `results` folder."""
-        return cls(url if url is not None else URL.create("sqlite", database=str(results / FILE)), create=create)
+        """Open the store at `url`, by default the SQLite file of the `results` folder.
+
+        If not `create`, for reading only. Then the copy of the default file is completed from the run folders that it
+        lacks, in memory, and is made of them alone if there is no file. Damaged folders are named in the log.
+        """
+        try:
+            store = cls(url if url is not None else default_url(results), create=create)
+        except (NoStore, CannotOpen) as error:
+            if url is not None or create or not run_folders(results):
+                raise
+            if isinstance(error, CannotOpen):
+                log.warning("%s; the run folders are read instead", error)
+            store = cls("sqlite://")
+        if url is None and not create:
+            for folder in run_folders(results):
+                try:
+                    store.ingest_if_new(folder)
+                except (DamagedFile, OSError) as error:
+                    log.warning("left out: %s", error)
+        return store
 
     def __enter__(self) -> Store:
         return self

@@ -98,7 +98,7 @@ def test_an_older_store_is_migrated(make_run, store_url, newer_bench):
     with Store(store_url) as store:
         store.ingest(make_run())
     newer_bench()
-    with Store(store_url, create=False) as store:
+    with Store(store_url) as store:
         shown = store.show_run("pgd-at")  # a rebuilt table of runs has lost none of what belongs to them
         assert database_damage(store.engine) == []
     assert (len(shown["curve"]), len(shown["checkpoints"]), len(shown["outcomes"])) == (2, 2, 6)
@@ -110,7 +110,10 @@ def test_of_an_older_file_a_copy_is_kept(make_run, results, newer_bench):
     with Store.of(results) as store:
         store.ingest(make_run())
     newer_bench()
-    with Store.of(results, create=False):
+    with Store.of(results, create=False) as store:  # to read only: the copy in memory is migrated
+        assert len(store.runs()) == 1
+    assert [path.name for path in results.glob("bench.sqlite*")] == ["bench.sqlite"]
+    with Store.of(results):
         pass
     copy = f"sqlite:///{results}/bench.sqlite.schema-{HEAD}"
     assert execute(copy, REVISION) == [(HEAD,)]
@@ -129,7 +132,7 @@ def test_a_store_of_an_earlier_schema_is_brought_up_to_date(store_url, results, 
         config.attributes["connection"] = connection
         command.upgrade(config, first)
     engine.dispose()
-    with Store(store_url, create=False) as store:
+    with Store(store_url) as store:
         assert store.runs() == []
         assert database_damage(store.engine) == []
     assert execute(store_url, REVISION) == [(HEAD,)]
@@ -262,7 +265,7 @@ def test_a_file_that_is_no_database(tmp_path):
 
 
 def test_a_writer_waits_for_another_one(path):
-    engine = open_database(f"sqlite:///{path}", create=False)
+    engine = open_database(f"sqlite:///{path}", create=True)
     with engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 30_000
 
