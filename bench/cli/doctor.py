@@ -90,10 +90,13 @@ def _autoattack() -> str:
 
 
 def _processor() -> str:
-    from bench.utils.device import cores
+    import torch
+
+    from bench.utils.device import cores, emulates_bf16
     from bench.utils.environment import cpu_name
 
-    return f"{cpu_name()}, {cores()} cores for this process"
+    bf16 = "bfloat16 is emulated, very slow" if emulates_bf16(torch.device("cpu")) else "bfloat16 in hardware"
+    return f"{cpu_name()}, {cores()} cores for this process, {bf16}"
 
 
 def _gpu() -> str:

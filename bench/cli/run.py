@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -28,6 +29,7 @@ from bench.cli.output import print_json, print_leaderboard
 from bench.errors import ExitCode
 
 if TYPE_CHECKING:
+    from bench.execution.estimate import Machine
     from bench.execution.plan import CellState
 
 
@@ -92,8 +94,10 @@ def run(
     from bench.config.suite import load_suite, select_cells
     from bench.errors import BenchError, did_you_mean
     from bench.execution.driver import RetryPolicy, run_suite
+    from bench.execution.estimate import Machine
     from bench.execution.executor import ExecutorSettings
     from bench.execution.plan import Rerun, plan
+    from bench.utils.device import emulates_bf16, resolve_device
 
     if rerun not in set(Rerun):
         raise BenchError(f"--rerun '{rerun:.60}'{did_you_mean(rerun, Rerun)}")
@@ -109,12 +113,17 @@ def run(
         address=address,
         slurm=pairs(slurm or []),
     )
-    if dry_run:
+    here = device if executor is Kind.LOCAL else "auto"
+    bf16 = loaded.suite.protocol.training.precision == "bf16"
+    if dry_run or (bf16 and executor is Kind.LOCAL and emulates_bf16(resolve_device(here))):
         devices = loaded.suite.execution.devices or 1
         chosen = select_cells(loaded.cells, only, only_seeds)
         states = plan(chosen, results, Rerun(rerun), data=data, devices=devices)
-        print_plan(states, device if executor is Kind.LOCAL else "auto", json=json)
-        return
+        machine = Machine(resolve_device(here))
+        warn_of_emulation(states, machine)
+        if dry_run:
+            print_plan(states, machine, json=json)
+            return
 
     from bench.cli.progress import View
 
@@ -168,7 +177,15 @@ def pairs(words: list[str]) -> dict[str, str]:
     return options
 
 
-def print_plan(states: Sequence[CellState], device: str, *, json: bool) -> None:
+def warn_of_emulation(states: Sequence[CellState], machine: Machine) -> None:
+    """Print a warning on stderr if the machine emulates the precision of the cells to run."""
+    for state in states:
+        if state.action != "skip" and state.work and (warning := machine.emulation(state.cell.protocol, state.work)):
+            print(f"warning: {warning}", file=sys.stderr)
+            return
+
+
+def print_plan(states: Sequence[CellState], machine: Machine, *, json: bool) -> None:
     """Print which cells would run, the estimated compute, and the hours on this machine.
 
     The hours are estimated from a few attack steps that are timed now. Compute and hours are None if the images would
@@ -178,11 +195,8 @@ def print_plan(states: Sequence[CellState], device: str, *, json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from bench.execution.estimate import Machine
-    from bench.utils.device import resolve_device
     from bench.utils.formatting import duration
 
-    machine = Machine(resolve_device(device))
     rows: list[dict[str, Any]] = []
     for state in states:
         work, skipped = state.work, state.action == "skip"

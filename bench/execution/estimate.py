@@ -17,7 +17,9 @@ from bench.config.protocol import Protocol
 from bench.data.dataset import dataset_of
 from bench.errors import NotFound
 from bench.models.architecture import build_network, size_of
+from bench.utils.device import emulates_bf16
 from bench.utils.environment import cpu_name
+from bench.utils.formatting import duration
 
 Precision = Literal["fp32", "bf16"]
 
@@ -99,17 +101,27 @@ class Machine:
     """A device called `name`, which times each network and precision once, at the first use."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.device = device
         self.name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
         self._speeds: dict[tuple[str, Precision], float] = {}
 
-    def hours(self, protocol: Protocol, work: Work) -> float:
-        """Return the hours of a cell that has the device for itself."""
-        trained = (work.training + work.tracking) / self._speed(protocol, protocol.training.precision)
+    def hours(self, protocol: Protocol, work: Work, precision: Precision | None = None) -> float:
+        """Return the hours of a cell that has the device for itself; `precision` replaces the protocol's."""
+        trained = (work.training + work.tracking) / self._speed(protocol, precision or protocol.training.precision)
         return (trained + work.final / self._speed(protocol, "fp32")) / 3600
 
     def _speed(self, protocol: Protocol, precision: Precision) -> float:
         key = (protocol.fingerprint, precision)
         if key not in self._speeds:
-            self._speeds[key] = measured_speed(protocol, precision, self._device)
+            self._speeds[key] = measured_speed(protocol, precision, self.device)
         return self._speeds[key]
+
+    def emulation(self, protocol: Protocol, work: Work) -> str | None:
+        """Return a warning if this device emulates the precision of a cell's training, with the hours of both."""
+        if protocol.training.precision != "bf16" or not emulates_bf16(self.device):
+            return None
+        bf16, fp32 = (duration(3600 * self.hours(protocol, work, precision)) for precision in ("bf16", "fp32"))
+        return (
+            f"{self.name} has no bfloat16 and emulates it: a cell takes about {bf16} here, and about {fp32} with "
+            "'precision: fp32' in the suite"
+        )

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -62,6 +63,26 @@ def test_dry_run_says_what_would_run_and_writes_nothing(bench, suite, tmp_path, 
     assert not (tmp_path / "other").exists()
     (row,) = json.loads(bench("run", path, "--results", results, "--dry-run", "--json").out)
     assert (row["status"], row["action"], row["pflop"]) == ("finished", "skip", 0)
+
+
+def test_emulated_bfloat16_is_said_before_anything_runs(bench, suite, tmp_path, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    warning = (
+        r"warning: .+ has no bfloat16 and emulates it: a cell takes about .+ here, and about .+ with 'precision: f"
+    )
+    path, results = suite({"batch_size: 64": "batch_size: 64\n  precision: bf16"}), tmp_path / "results"
+    assert re.match(warning, bench("run", path, "--results", results, "--dry-run").err)
+    rows = json.loads((ran := bench("run", path, "--results", results, "--json")).out)
+    assert [(row["status"], row["reason"]) for row in rows] == [("finished", "")]
+    assert re.match(warning, ran.err)
+    assert bench("run", path, "--results", results).err.count("emulates") == 0, "nothing is to be run"
+    fp32 = suite({"batch_size: 64": "batch_size: 64\n  precision: fp32"})
+    assert bench("run", fp32, "--results", results, "--dry-run").err == ""
+    assert "bfloat16 is emulated" in bench("doctor", "--results", results).out
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    assert bench("run", path, "--results", tmp_path / "other", "--dry-run").err == ""
+    assert "bfloat16 in hardware" in bench("doctor", "--results", results).out
 
 
 def test_a_diverged_cell_is_exit_code_3(bench, suite, tmp_path):
