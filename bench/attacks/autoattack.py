@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.attacks.apgd import apgd, cross_entropy, targeted_dlr
+from bench.attacks.masking import output_signs
 from bench.attacks.outcome import Correct, PackedBits
 from bench.config.attacks import STANDARD, AutoAttack, Threat
 from bench.errors import BenchError, DamagedFile
@@ -40,9 +41,6 @@ OUTSIDE = 1e-6
 
 SQUARE_GAIN = 0.002
 """Share of the images that square may break after the white-box attacks before a flag is set, as in the package."""
-
-SAME_LOGITS = 1e-4
-"""Relative distance between the logits of two passes up to which a network is deterministic, as in the package."""
 
 
 @dataclass(frozen=True)
@@ -251,15 +249,7 @@ class Cascade:
         The checks are those of the package, and of Athalye, Carlini and Wagner, Obfuscated gradients give a false sense
         of security, 2018.
         """
-        flags = []
-        few = images[: self._settings.batch_size]
-        with torch.no_grad():
-            first, second = self._model(few), self._model(few)
-        length = torch.linalg.vector_norm(first, dim=1, keepdim=True) + 1e-10
-        if bool((torch.linalg.vector_norm((first - second) / length, dim=1) > SAME_LOGITS).any()):
-            flags.append("the network is not deterministic")
-        if bool((first >= -1e-5).all()) and bool(((first.sum(1) - 1).abs() < 1e-5).all()):
-            flags.append("the network returns probabilities, not logits")
+        flags = output_signs(self._model, images[: self._settings.batch_size])
         if state.flat:
             flags.append(f"no gradient at {state.flat} images")
         after = list(state.accuracy_after.values())

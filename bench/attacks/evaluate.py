@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bench.attacks.autoattack import PASSES, Cascade, CascadeState
-from bench.attacks.outcome import Outcome
+from bench.attacks.masking import PROBED, GradientAttack, masking_signs
+from bench.attacks.outcome import Correct, Outcome
 from bench.attacks.pgd import cross_entropy, frozen_parameters, margin, pgd, random_start, train_mode
 from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, Threat
 from bench.data.batches import to_float
@@ -171,6 +173,19 @@ def attack_identity(attack: FinalAttack, threat: Threat) -> dict[str, Any]:
     return identity
 
 
+def _signs(
+    model: nn.Module, images: Images, correct: Correct, attack: GradientAttack | AutoAttack, threat: Threat, most: int
+) -> list[str]:
+    """Return the signs of masked gradients on `most` images, evenly spaced among those that `attack` left robust."""
+    robust = np.flatnonzero(correct)
+    spaced = robust[np.linspace(0, len(robust) - 1, min(most, len(robust))).astype(int)]
+    few = images.take(torch.from_numpy(spaced).to(images.labels.device))
+    random = generator(EVALUATION_SEED, "masking", device=images.labels.device)
+    with train_mode(model, enabled=False), frozen_parameters(model):
+        pixels = to_float(torch.cat(list(few.read(_batches(few))))) if len(few) else torch.empty(0)
+        return masking_signs(model, pixels, few.labels, float(correct.mean()), attack, threat, random)
+
+
 def evaluate(
     model: nn.Module,
     weights_sha256: str,
@@ -208,4 +223,7 @@ def evaluate(
             random = generator(EVALUATION_SEED, "evaluation", device=images.labels.device)
             correct = correct_under(model, subset, attack, threat, random, progress).cpu().numpy()
             seconds = time.monotonic() - started
+        if not isinstance(attack, Clean):
+            most = min(PROBED, identity.get("reduced_batch_size", PROBED))
+            detail["doubts"] = [*detail.get("doubts", ()), *_signs(model, subset, correct, attack, threat, most)]
     return Outcome(identity, attack.title, weights_sha256, correct, seconds, detail)

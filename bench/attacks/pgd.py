@@ -25,13 +25,14 @@ def cross_entropy(labels: Tensor) -> Objective:
 
 
 def margin(labels: Tensor) -> Objective:
-    """Return the objective of the margin: largest wrong logit minus true logit (`labels`: int64, [n]), summed."""
+    """Return the objective of the margins against `labels` (int64, [n]), summed over the batch."""
+    return lambda logits: margins(logits, labels).sum()
 
-    def objective(logits: Tensor) -> Tensor:
-        right = labels[:, None]  # indices: a mask would wait for the device to count its elements
-        return (logits.scatter(1, right, -torch.inf).amax(1) - logits.gather(1, right).squeeze(1)).sum()
 
-    return objective
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return each image's largest wrong logit minus its true logit, [n]."""
+    right = labels[:, None]  # indices: a mask would wait for the device to count its elements
+    return logits.scatter(1, right, -torch.inf).amax(1) - logits.gather(1, right).squeeze(1)
 
 
 @contextmanager
@@ -64,7 +65,7 @@ def project(perturbation: Tensor, threat: Threat) -> Tensor:
     """Return the nearest point of the ball to each `perturbation`, [n, channels, height, width]."""
     if threat.norm == "linf":
         return perturbation.clamp(-threat.eps, threat.eps)
-    return perturbation * (threat.eps / _l2(perturbation)).clamp(max=1)
+    return perturbation * (threat.eps / l2_norm(perturbation)).clamp(max=1)
 
 
 def random_start(
@@ -81,7 +82,7 @@ def random_start(
         noise = group.draw_like(images, lambda noise: noise.normal_(generator=random))
         count = group.size * len(images)
         radius = group.shard(torch.rand(count, 1, 1, 1, generator=random, device=images.device))
-        noise *= threat.eps * radius / _l2(noise)
+        noise *= threat.eps * radius / l2_norm(noise)
     return (images + noise).clamp_(0, 1)
 
 
@@ -113,13 +114,13 @@ def pgd(
         with torch.enable_grad():
             value = objective(model(adversarial))
         (gradient,) = torch.autograd.grad(value, adversarial)
-        direction = gradient.sign() if threat.norm == "linf" else gradient / _l2(gradient)
+        direction = gradient.sign() if threat.norm == "linf" else gradient / l2_norm(gradient)
         moved = adversarial.detach().add(direction, alpha=step_size).sub_(images)
         adversarial = project(moved, threat).add_(images).clamp_(0, 1)
     return adversarial.detach()
 
 
-def _l2(x: Tensor) -> Tensor:
+def l2_norm(x: Tensor) -> Tensor:
     """L2 norm of each image, [n, 1, 1, 1], at least 1e-12, because it is a divisor."""
     norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
     return norm.clamp(min=1e-12).view(-1, 1, 1, 1)

@@ -14,7 +14,7 @@ from bench.attacks.outcome import Correct
 from bench.config.attacks import STANDARD
 from bench.config.cell import EVALUATED
 from bench.config.hyperparameters import least_reliable
-from bench.reporting.autoattack_flags import Flag, flags_of
+from bench.reporting.flags import Flag, flags_of, unchecked
 from bench.reporting.statistics import (
     CONFIDENCE,
     Estimate,
@@ -99,6 +99,7 @@ class Row:
     a number. `origin` is the least reliable source of the parameters. `rank_interval`: the ranks
     that the row may have, see `statistics.rank_intervals`. `flags`: of all complete runs, averaged or not. `recorded`:
     of the same runs, the digest for each key of `RECORDED` by seed, None if a run of an older version does not say.
+    `unchecked`: indices of the attacks under which some run, of an older version, was not checked for flags.
     """
 
     rank: int | None
@@ -119,6 +120,7 @@ class Row:
     unfinished: tuple[int, ...]
     flags: tuple[Flag, ...]
     recorded: dict[str, dict[int, str | None]]
+    unchecked: tuple[int, ...]
 
     @property
     def evaluated_only(self) -> bool:
@@ -250,7 +252,14 @@ def _row(
         collapsed_at_last=tuple(seed.at(ranked_by) for seed in averaged if collapsed(seed.last[ranked_by], seed.run)),
         diverged={run.seed: run.diverged_in for run in group if run.status == "diverged"},
         unfinished=tuple(run.seed for run in group if run.status != "diverged" and run.fingerprint not in finished),
-        flags=tuple(flag for seed in complete for flag in flags_of(seed.run.seed, seed.best, seed.last)),
+        flags=tuple(
+            flag
+            for seed in complete
+            for flag in flags_of(seed.run.seed, seed.best, seed.last, _guessing(seed.run, seed.last[ranked_by].count))
+        ),
+        unchecked=tuple(
+            sorted({index for seed in complete for side in (seed.best, seed.last) for index in unchecked(side)})
+        ),
         recorded={
             key: {seed.run.seed: _digest(seed.run.environment.get(key)) for seed in complete} for key in RECORDED
         },
@@ -270,11 +279,13 @@ def collapsed(outcome: OutcomeRow, run: RunRow) -> bool:
     """
     if run.method == EVALUATED or run.protocol.content["training"]["attack"]["name"] == "none":
         return False
-    limit = NEAR_ZERO
-    if run.classes:
-        chance = 1 / run.classes
-        limit = max(limit, chance + 2 * binomial_error(chance, outcome.count))
-    return outcome.accuracy <= limit
+    return outcome.accuracy <= _guessing(run, outcome.count)
+
+
+def _guessing(run: RunRow, images: int) -> float:
+    """Return the highest accuracy on so many images that may come from guessing."""
+    chance = 1 / run.classes if run.classes else 0
+    return max(NEAR_ZERO, chance + 2 * binomial_error(chance, images))
 
 
 def _figures(seeds: Sequence[CompleteRun], attack: int) -> AttackSummary:

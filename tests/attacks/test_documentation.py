@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench.attacks.autoattack import PASSES, SAME_LOGITS, SQUARE_GAIN
+from bench.attacks import masking
+from bench.attacks.autoattack import PASSES, SQUARE_GAIN
 from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean
 from bench.config.protocol import Evaluation
-from bench.reporting.autoattack_flags import FAR_ABOVE
+from bench.reporting.flags import FAR_ABOVE
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "attacks.md").read_text(encoding="utf-8")
@@ -52,9 +53,19 @@ def test_the_numbers_are_those_of_the_code():
     for part, passes in PASSES.items():
         assert re.search(rf"\| `{part}` \|.*\| {passes:,} \|", TEXT)
     assert f"more than {100 * SQUARE_GAIN:g} % of the images" in TEXT
-    assert SAME_LOGITS == 1e-4
+    assert masking.SAME_LOGITS == 1e-4
     assert "10⁻⁴ of their length" in TEXT
     assert f"by more than {100 * FAR_ABOVE:g} points" in TEXT
+
+
+def test_the_limits_of_masked_gradients_are_those_of_the_code():
+    limits = re.findall(r"^\| .* \| .* \| (\d+) \|$", TEXT.partition("### Masked gradients")[2], re.MULTILINE)
+    code = [
+        masking.NO_GRADIENT, masking.WRONG_GRADIENT, masking.NOISE, masking.ONE_STEP, masking.RESCALED,
+        masking.OTHER_LOSS,
+    ]  # fmt: skip
+    assert [float(limit) for limit in limits] == [100 * limit for limit in code]
+    assert f"on {masking.PROBED} images" in TEXT
 
 
 def test_the_schema_of_reports_knows_every_setting():

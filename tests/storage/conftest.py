@@ -64,12 +64,14 @@ class Maker:
         package: str = "1.0",
         test_tracked: bool = True,
         doubts: Mapping[str, Sequence[str]] = {},
+        pgd_doubts: Sequence[str] | None = (),
         reduced: int | None = None,
         **resolved: Any,
     ) -> RunFolder:
         """Make one folder. `right`: per checkpoint, for each final attack the number right or the verdicts.
 
-        `doubts`: per checkpoint, what AutoAttack noticed. `reduced`: its batch size, where memory was short.
+        `doubts`: per checkpoint, what AutoAttack noticed. `pgd_doubts`: what the others did; None is an older version,
+        which did not look. `reduced`: its batch size, where memory was short.
         """
         protocol = protocol or protocol_of()
         fields = {"label": method.upper(), "params": {}, "version": 1, "custom": False, "origin": "paper"}
@@ -94,10 +96,11 @@ class Maker:
                 identity = {**attack.model_dump(mode="json", exclude_none=True), "precision": "fp32"}
                 if not isinstance(attack, Clean):
                     identity |= {**protocol.threat.model_dump(mode="json"), "seed": 0, "package": package}
+                    detail |= {} if pgd_doubts is None else {"doubts": list(pgd_doubts)}
                 if isinstance(attack, AutoAttack):
                     identity["attacks"] = list(attack.cascade)
                     identity |= {"reduced_batch_size": reduced} if reduced else {}
-                    detail |= {"doubts": list(doubts[name])} if name in doubts else {}
+                    detail["doubts"] = list(doubts.get(name, ()))
                 outcome = Outcome(identity, attack.title, entries[name]["sha256"], verdicts, 1.5, detail)
                 write_record(folder.outcome_path(name, f"{attack.name}-{number}"), outcome.to_record())
         if status is not None:

@@ -78,11 +78,7 @@ def _lines(board: Leaderboard) -> Iterator[dict[str, Any]]:
                 "ranks": index == board.ranked_by,
                 "images": attack.images,
                 **(_figures(row, index) if row.figures else {}),
-                "doubts": [
-                    {"seed": flag.seed, "checkpoint": flag.checkpoint, "reason": flag.reason}
-                    for flag in row.flags
-                    if flag.attack == index
-                ],
+                "doubts": _flags(row, index),
             }
     for line in board.published or ():
         yield {"record": "published", **about, **_of_paper(line)}
@@ -127,6 +123,15 @@ def _figures(row: Row, index: int) -> dict[str, Any]:
         parts = {"mean": figure.mean, "sd": figure.sd, "low": low, "high": high, "covers": figure.covers}
         cells |= {f"{side}_{part}": value for part, value in parts.items()} | {f"{side}_values": list(figure.values)}
     return cells
+
+
+def _flags(row: Row, index: int) -> list[dict[str, Any]] | None:
+    flags = [
+        {"seed": flag.seed, "checkpoint": flag.checkpoint, "reason": flag.reason}
+        for flag in row.flags
+        if flag.attack == index
+    ]
+    return None if index in row.unchecked and not flags else flags
 
 
 def _of_paper(line: PublishedComparison) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Why AutoAttack may flatter a network: what counts as a doubt, and how every format shows it."""
+"""Why an attack may flatter a network: what counts as a flag, and how every format shows it."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from bench.config.cell import EVALUATED
-from bench.reporting.autoattack_flags import FAR_ABOVE, Flag, far_above
+from bench.reporting.flags import FAR_ABOVE, Flag, far_above
 from bench.reporting.formats.csv import render_csv
 from bench.reporting.formats.html import render_html
 from bench.reporting.formats.json import render_json
@@ -100,10 +100,74 @@ def test_the_one_checkpoint_of_a_network_from_elsewhere_is_in_doubt_once(take, b
     ]  # fmt: skip
 
 
-def test_without_autoattack_there_is_none(take, board):
+PGD_ALONE = protocol_of(evaluation={"final": ["clean", {"name": "pgd", "steps": 20}]})
+MASKED = "128 of 128 robust images checked have no gradient where it starts"
+
+
+def test_pgd_is_far_above_autoattack_alone(take, board):
     final = ["clean", {"name": "pgd", "steps": 20}, {"name": "cw", "steps": 20}]
     take({"best": (150, 100, 20), "last": (150, 100, 20)}, protocol=protocol_of(evaluation={"final": final}))
     assert board().rows[0].flags == ()
+
+
+def test_every_attack_may_be_flagged(take, board):
+    take({"best": (150, 140), "last": (150, 140)}, protocol=PGD_ALONE, pgd_doubts=[MASKED])
+    assert board().rows[0].flags == (Flag(0, "best", 1, MASKED), Flag(0, "last", 1, MASKED))
+    assert f"Flags: PGD-20 may overestimate PGD_AT: seed 0 at best, {MASKED}" in render_text([board()])
+
+
+@pytest.mark.parametrize(
+    ("right", "flagged"),
+    [
+        ((150, 149), False),
+        ((150, 150), True),
+        ((150, 151), True),
+        ((99, 99), False),  # too few to expect that some are broken
+        ((20, 20), False),  # 10 % is guessing: one class for all images, which no attack changes
+    ],
+)
+def test_accuracy_under_attack_should_be_below_the_clean_one(take, board, right, flagged):
+    take({"last": right}, protocol=PGD_ALONE, method=EVALUATED, label="ours")
+    shares = [f"{100 * count / 200:.1f} %" for count in right]
+    reason = f"its accuracy of {shares[1]} is not below the clean one of {shares[0]}"
+    assert [flag.reason for flag in board().rows[0].flags] == [reason] * flagged
+
+
+def test_runs_of_older_versions_were_not_checked(take, board):
+    take({"best": (150, 140), "last": (150, 140)}, protocol=PGD_ALONE, pgd_doubts=None)
+    assert "Older versions did not check PGD-20 for masked gradients: all rows." in render_text([board()])
+    take({"best": (150, 120), "last": (150, 120)}, protocol=PGD_ALONE, method="fomo")
+    assert [(row.label, row.unchecked) for row in board().rows] == [("PGD_AT", (1,)), ("FOMO", ())]
+    assert "Older versions did not check PGD-20 for masked gradients: PGD_AT." in render_text([board()])
+    lines = csv.DictReader(io.StringIO(render_csv([board()]), newline=""))
+    assert [line["doubts"] for line in lines] == ["[]", "", "[]", "[]"]
+    jsonschema.validate(json.loads(render_json([board()])), schema())
+
+
+BOUND = "is an upper bound of robust accuracy: it counts what this attack did not find."
+
+
+@pytest.mark.parametrize(
+    ("final", "note"),
+    [
+        (["clean", {"name": "pgd", "steps": 20}], f"Accuracy under PGD-20 {BOUND}"),
+        (["clean", {"name": "autoattack", "attacks": ["apgd-ce"]}], f"Accuracy under AutoAttack (apgd-ce) {BOUND}"),
+        (["clean"], "Ranked by clean accuracy, without an attack: the ranks say nothing about robustness."),
+        (["clean", "autoattack"], None),
+    ],
+)
+def test_a_board_says_what_its_ranking_is_worth(take, store, board, final, note):
+    figures = (150, 100)[: len(final)]
+    take({"best": figures, "last": figures}, protocol=protocol_of(evaluation={"final": final}))
+    notes = [line for line in table(board()).notes if "upper bound" in line or "Ranked by" in line]
+    assert [line.startswith(note) for line in notes] == ([True] if note else [])
+    for text in (
+        render_text([board()]),
+        render_markdown(board()),
+        render_latex([board()]),
+        render_html(store, [board()]),
+    ):
+        assert ("upper bound" in text or "say nothing about robustness" in text) == bool(note)
 
 
 # --- how it is shown -------------------------------------------------------------------------------------------------

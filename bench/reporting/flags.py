@@ -1,4 +1,4 @@
-"""AutoAttack flags: signs that AutoAttack may overestimate robustness. docs/attacks.md lists them, with sources."""
+"""Flags: signs that an attack may overestimate robustness. docs/attacks.md lists them, with sources."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ on CIFAR and by up to 9.8 on SVHN, and only some of DOM by more than 10. Croce a
 that AutoAttack broke that it was "often by more than 10%".
 """
 
+ENOUGH = 100  # images classified correctly, of which an attack should break some
+
 ROUNDING = 1e-9  # of the difference of two shares
 
 
 @dataclass(frozen=True)
 class Flag:
-    """Why AutoAttack may overestimate the robustness of one checkpoint of one seed; see docs/attacks.md.
+    """Why an attack may overestimate the robustness of one checkpoint of one seed; see docs/attacks.md.
 
     `checkpoint`: best or last. `attack`: an index of the protocol's final attacks.
     """
@@ -34,8 +36,11 @@ class Flag:
     reason: str
 
 
-def flags_of(seed: int, best: Sequence[OutcomeRow], last: Sequence[OutcomeRow]) -> list[Flag]:
-    """Return the flags of a seed: those that AutoAttack raised itself, and PGD accuracy far above AutoAttack's.
+def flags_of(seed: int, best: Sequence[OutcomeRow], last: Sequence[OutcomeRow], guessing: float) -> list[Flag]:
+    """Return the flags of a seed: those stored with an outcome, and those that follow from several outcomes.
+
+    These are PGD accuracy far above AutoAttack's, and accuracy under an attack that is not below clean accuracy,
+    although this is above `guessing`.
 
     The one checkpoint of an external model, which counts as both, is reported as the last.
     """
@@ -43,17 +48,33 @@ def flags_of(seed: int, best: Sequence[OutcomeRow], last: Sequence[OutcomeRow]) 
     flags = []
     for checkpoint, outcomes in sides.items():
         for index, outcome in enumerate(outcomes):
-            if outcome.attack != "autoattack" or (checkpoint == "best" and outcome is last[index]):
+            if checkpoint == "best" and outcome is last[index]:
                 continue
             reasons = list(outcome.detail.get("doubts", ()))
-            reasons += [
-                f"gradients may be misleading: {other.title} accuracy {100 * other.accuracy:.1f} %, "
-                f"{outcome.title} {100 * outcome.accuracy:.1f} %"
-                for other in outcomes
-                if other.attack == "pgd" and far_above(other, outcome)
-            ]
+            for other in outcomes:
+                if (other.attack, outcome.attack) == ("pgd", "autoattack") and far_above(other, outcome):
+                    reasons.append(
+                        f"gradients may be misleading: {other.title} accuracy {100 * other.accuracy:.1f} %, "
+                        f"{outcome.title} {100 * outcome.accuracy:.1f} %"
+                    )
+                if other.attack == "clean" and guessing < other.accuracy and not_below(outcome, other):
+                    reasons.append(
+                        f"its accuracy of {100 * outcome.accuracy:.1f} % is not below the clean one of "
+                        f"{100 * other.accuracy:.1f} %"
+                    )
             flags += [Flag(seed, checkpoint, index, reason) for reason in reasons]
     return flags
+
+
+def unchecked(outcomes: Sequence[OutcomeRow]) -> list[int]:
+    """Return the indices of the attacks that older versions did not check for masked gradients."""
+    return [index for index, one in enumerate(outcomes) if one.attack != "clean" and "doubts" not in one.detail]
+
+
+def not_below(attacked: OutcomeRow, clean: OutcomeRow) -> bool:
+    """Return whether an attack lowered accuracy on none of at least `ENOUGH` images, the same ones."""
+    comparable = attacked.attack != "clean" and attacked.count == clean.count and clean.right >= ENOUGH
+    return comparable and attacked.accuracy >= clean.accuracy
 
 
 def far_above(pgd: OutcomeRow, autoattack: OutcomeRow) -> bool:
