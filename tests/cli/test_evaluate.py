@@ -230,6 +230,7 @@ def outcomes(folder):
     return {key: (record["correct"], record["detail"]) for key, record in folder.read_outcomes().items()}
 
 
+@pytest.mark.slow
 def test_interrupted_within_autoattack_and_continued(suite, trained, tmp_path):
     path = suite(AUTOATTACK)
     loaded, where = load_suite(str(path)), ExternalModel(source=str(trained), normalisation="none")

@@ -10,6 +10,7 @@ import pytest
 BENCH = [sys.executable, "-m", "bench"]
 
 
+@pytest.mark.slow
 def test_watching_a_run(bench, load, tmp_path):
     load({"epochs: 2": "epochs: 30", "seeds: [0]": "seeds: [0, 1]"})
     results, suite = tmp_path / "results", tmp_path / "suite.yaml"

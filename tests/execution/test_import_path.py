@@ -64,8 +64,10 @@ SHADOWED = ("numpy.py", "yaml.py", "typer.py")
 
 @pytest.mark.parametrize(
     ("path", "names"),
-    [("{}", (*SHADOWED, "random.py", "queue.py", "types.py")), ("{}:", SHADOWED)],
-    ids=["PYTHONPATH", "PYTHONPATH with an empty entry"],
+    [
+        pytest.param("{}", (*SHADOWED, "random.py", "queue.py", "types.py"), id="PYTHONPATH", marks=pytest.mark.slow),
+        pytest.param("{}:", SHADOWED, id="PYTHONPATH with an empty entry"),
+    ],
 )
 def test_the_working_directory_is_not_imported(tmp_path, suite, undisturbed, path, names):
     other_checkout(tmp_path)

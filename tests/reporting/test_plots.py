@@ -99,6 +99,7 @@ def test_equal_figures_give_equal_bytes(format):
     assert svg(data(), "gap") != svg(data(["PGD-AT", "SAT"]), "gap")
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_bytes_whatever_its_settings(tmp_path):
     """A file of settings in the working directory, another hash seed, another time."""
     (tmp_path / "matplotlibrc").write_text(

@@ -160,6 +160,7 @@ def test_a_cell_that_lost_a_process_goes_on_and_ends_as_on_one_device(load, tmp_
     assert [line["train_pflop"] for line in folder.epochs()] == [line["train_pflop"] for line in alone.folder.epochs()]
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_all_processes_as_it_ends_one(started):
     job, _ = started("full")
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
