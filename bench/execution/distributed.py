@@ -30,6 +30,7 @@ from bench import registry
 from bench.config.cell import Cell
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError
+from bench.execution.data_identity import identify_data
 from bench.storage.run_folder import RunFolder
 from bench.training.trainer import Trainer
 from bench.utils.device import out_of_memory, peak_memory, use_device
@@ -170,8 +171,9 @@ def _train_part(
         use_device(device, threads)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=SUM_TIMEOUT)
         dataset, group = dataset_of(cell.protocol.dataset), ProcessGroup(rank, len(devices), _add)
-        splits = dataset.splits(data).to(device)
-        Trainer(cell, dataset, splits, RunFolder.of(cell, results), device, group).run()
+        splits, folder = dataset.splits(data), RunFolder.of(cell, results)
+        identify_data(cell, folder, splits)  # the files may have changed since the worker read them
+        Trainer(cell, dataset, splits.to(device), folder, device, group).run()
         dist.destroy_process_group()
         return peak_memory(device)
     except _Abandoned as error:

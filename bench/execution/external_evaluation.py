@@ -58,7 +58,7 @@ def evaluate_network(
     paths = Paths(results, data)
     alone = replace(by_suite(settings, loaded), devices=1)
     with open_executor(alone, paths, [cell]) as executor:
-        state = plan_evaluation(cell, results)
+        state = plan_evaluation(cell, results, data)
         check_data([state], data)
         run_planned([state], executor, paths, store, RetryPolicy(), watch)
     return state

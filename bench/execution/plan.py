@@ -17,6 +17,7 @@ from bench.config.cell import Cell
 from bench.config.protocol import Protocol
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError, DamagedFile
+from bench.execution.data_identity import DataRoot
 from bench.execution.distributed import check_devices
 from bench.execution.estimate import Work, work_of
 from bench.storage.checkpoints import load_latest_valid
@@ -80,19 +81,20 @@ def plan(
     """Return the state of each cell, given what the results folder holds.
 
     Args:
-        data: root folder of the datasets, read only to count the images of datasets without a fixed number.
+        data: root folder of the datasets, read only to count the images of datasets without a fixed number, and to
+            compare them with those of runs.
         devices: of each cell.
 
     Raises:
-        BenchError: an incomplete run was started with other code, a final attack is not defined for the data, a method
-            refuses the network or its parameters, or it cannot train on so many devices.
+        BenchError: an incomplete run was started with other code, a run used other data, a final attack is not defined
+            for the data, a method refuses the network or its parameters, or it cannot train on so many devices.
     """
     for protocol in {cell.protocol for cell in cells}:
         check_attacks(protocol)
     works: dict[Protocol, Work | None] = {}
-    states, built = [], set()
+    states, built, root = [], set(), DataRoot(data)
     for cell in cells:
-        state = _state(cell, results, rerun)
+        state = _state(cell, results, rerun, root)
         states.append(state)
         if state.action is Action.SKIP:
             continue
@@ -110,14 +112,14 @@ def plan(
     return states
 
 
-def plan_evaluation(cell: Cell, results: Path) -> CellState:
+def plan_evaluation(cell: Cell, results: Path, data: Path | None = None) -> CellState:
     """Return the state of a cell that is only evaluated: one that failed resumes, one that finished is kept.
 
     Raises:
-        BenchError: a final attack is not defined for the data.
+        BenchError: a final attack is not defined for the data, or the cell was evaluated on other data.
     """
     check_attacks(cell.protocol)
-    state = _state(cell, results, Rerun.FAILED)
+    state = _state(cell, results, Rerun.FAILED, DataRoot(data))
     state.work = Work(training=0, tracking=0, final=1)
     return state
 
@@ -129,7 +131,7 @@ def check_attacks(protocol: Protocol) -> None:
             check_classes(dataset_of(protocol.dataset).classes, attack.cascade)
 
 
-def _state(cell: Cell, results: Path, rerun: Rerun) -> CellState:
+def _state(cell: Cell, results: Path, rerun: Rerun, data: DataRoot) -> CellState:
     folder = RunFolder.of(cell, results)
     try:
         status = folder.status()
@@ -140,6 +142,8 @@ def _state(cell: Cell, results: Path, rerun: Rerun) -> CellState:
     action = _action(folder, status, rerun)
     if action in {Action.RUN, Action.RESUME}:
         _check_code(folder)
+    if action is not Action.RESTART:
+        data.check(cell, folder)
     return CellState(cell, folder, status, action)
 
 

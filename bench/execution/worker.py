@@ -22,6 +22,7 @@ from bench import registry
 from bench.config.cell import Cell, ExternalModel
 from bench.data.dataset import Dataset, dataset_of
 from bench.errors import BenchError, DamagedFile
+from bench.execution.data_identity import identify_data
 from bench.execution.distributed import ProcessDied, train_together
 from bench.execution.final_evaluation import attack_key, evaluate_checkpoints
 from bench.models.external import load_external
@@ -160,13 +161,13 @@ def execute(job: Job) -> CellStatus:
         check_precision(cell.protocol.training.precision, device)
         folder.begin(cell, describe(device, job.threads))
         log.info("%s, fingerprint %s, on %s with %d threads", cell, cell.fingerprint, device, job.threads)
-        reuse_training(cell, folder)
         folder.progress(force=True, phase="loading")
         dataset = dataset_of(cell.protocol.dataset)
+        splits = dataset.splits(job.data)
+        reuse_training(cell, folder, identify_data(cell, folder, splits))
         network = import_external(cell, cell.network, dataset, folder) if cell.network else None
         if network is None and len(job.devices) > 1 and not load_latest_valid(folder)[0].finished:
             peak = train_together(cell, job.results, job.devices, job.data, job.threads)
-        splits = dataset.splits(job.data)
         if network is None:
             Trainer(cell, dataset, splits.to(device), folder, device).run()
         evaluate_checkpoints(cell, dataset, splits.test.to(device), folder, device, network)
@@ -212,11 +213,12 @@ def _cost(folder: RunFolder, job: Job, peak: int) -> dict[str, Any]:
     }
 
 
-def reuse_training(cell: Cell, folder: RunFolder) -> None:
+def reuse_training(cell: Cell, folder: RunFolder, data: dict[str, str]) -> None:
     """Copy the checkpoints of a run that differs only in the final attacks, so that nothing is trained twice.
 
-    Outcomes under common attacks are copied, too. Every file is verified. The index, which makes the training valid,
-    comes last. A cell with an archived run is to be trained again, and reuses nothing.
+    That run must record the same code, and the digests `data` of its images. Outcomes under common attacks are copied,
+    too. Every file is verified. The index, which makes the training valid, comes last. A cell with an archived run is
+    to be trained again, and reuses nothing.
     """
     archived = list(folder.path.parent.glob(f"{folder.path.name}{ARCHIVED}*"))
     if archived or (folder.checkpoints / INDEX).exists():
@@ -233,6 +235,10 @@ def reuse_training(cell: Cell, folder: RunFolder) -> None:
                 continue
             if record["environment"].get("code") != code_digest():
                 log.warning("not reusing %s: it was trained by other code", donor.path.name)
+                continue
+            used = record["environment"].get("data") or {}
+            if any(used.get(part) != digest for part, digest in data.items()):
+                log.warning("not reusing %s: it was trained or evaluated on other data", donor.path.name)
                 continue
             donor.refuse_links()
             curve = donor.committed_epochs(trained.finished_epochs, trained.curve_sha256)

@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bench.attacks.outcome import Correct, PackedBits
 from bench.config.suite import LoadedSuite
-from bench.errors import BenchError, DamagedFile, NothingMeasured
+from bench.errors import BenchError, DamagedFile, NotComparable, NothingMeasured
 from bench.reporting.rows import collapsed, complete_run, ranking
 from bench.storage.schema import OutcomeRow, RunRow
 from bench.storage.store import Epoch, Store
-from bench.utils.environment import code_digest
+from bench.utils.environment import DATA, code_digest, different_data
 from bench.utils.files import canonical_json, fingerprint, read_record, write_record
 
 FORMAT = 1
@@ -111,7 +111,7 @@ class Row(Record):
 
 
 class Snapshot(Record):
-    """The results of a suite's runs. `made_with`: the distinct environments of the runs."""
+    """The results of a suite's runs. `made_with`: the distinct environments of the runs, with digests of the images."""
 
     format: Literal[1]
     suite: str
@@ -135,6 +135,11 @@ class Snapshot(Record):
             raise ValueError("cells have different numbers of images")
         return self
 
+    @property
+    def data(self) -> dict[str, str]:
+        """The digests of the images, see `environment.DATA`; empty in baselines of older versions."""
+        return {key: value for environment in self.made_with for key, value in environment.get("data", {}).items()}
+
     def require_complete(self) -> None:
         """Raise NothingMeasured unless every cell has finished or diverged, which a baseline needs."""
         incomplete = [
@@ -155,6 +160,7 @@ def snapshot(store: Store, loaded: LoadedSuite) -> Snapshot:
     Raises:
         DamagedFile: what the store holds contradicts itself, such as runs on different images.
         NothingMeasured: the runs were made by other code than this, and say nothing of it.
+        NotComparable: the runs used different data.
     """
     protocol = loaded.suite.protocol
     runs = {run.fingerprint: run for run in store.runs(protocol=protocol.fingerprint, bits=True)}
@@ -179,6 +185,9 @@ def snapshot(store: Store, loaded: LoadedSuite) -> Snapshot:
     found = [_environment(runs[name].environment) for name in cells if name in runs]
     environments = {canonical_json(environment): environment for environment in found}
     _check_code([runs[name].environment for name in cells if name in runs])
+    used = {str(cells[name]): runs[name].environment for name in cells if name in runs}
+    if different := different_data(used):
+        raise NotComparable(f"not comparable: the runs of {loaded.suite.name} used different data: {different}")
     try:
         return Snapshot(
             format=FORMAT,
@@ -226,9 +235,11 @@ def _checkpoint(name: str, outcomes: Sequence[OutcomeRow], run: RunRow) -> Check
 
 def _environment(environment: dict[str, Any]) -> dict[str, Any]:
     """Return what figures may depend on, without the host's name, so that equal baselines have equal files."""
-    return {
+    kept = {
         key: environment[key] for key in ("device", "cpu", "gpu", "threads", "versions", "git") if key in environment
     }
+    data = {part: digest for part, digest in (environment.get("data") or {}).items() if part in DATA}
+    return kept | ({"data": data} if data else {})
 
 
 def _check_code(environments: Sequence[dict[str, Any]]) -> None:
@@ -242,6 +253,23 @@ def _check_code(environments: Sequence[dict[str, Any]]) -> None:
                 f"the runs were made {made}, so nothing of this code was measured; run the suite again with "
                 "--rerun all, or into another --results"
             )
+
+
+def check_same_images(run: Snapshot, baseline: Snapshot) -> None:
+    """Raise NotComparable if the images of two snapshots differ in number, or in their digests if both have any."""
+    counts = [
+        next(
+            (tuple(one.count for one in seed.best.judged) for row in side.rows for seed in row.seeds if seed.best), None
+        )
+        for side in (baseline, run)
+    ]
+    if None not in counts and counts[0] != counts[1]:
+        raise NotComparable(f"not comparable: the baseline has {counts[0]} test images, these runs {counts[1]}")
+    if different := different_data({"baseline": {"data": baseline.data}, "now": {"data": run.data}}):
+        raise NotComparable(
+            f"not comparable: these runs used other data than the baseline's: {different}; if this is intended, create "
+            "a new baseline with --update"
+        )
 
 
 # --- the file --------------------------------------------------------------------------------------------------------

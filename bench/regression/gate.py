@@ -31,7 +31,7 @@ import numpy as np
 
 from bench.attacks.outcome import Correct
 from bench.errors import NotComparable, NothingMeasured
-from bench.regression.baseline import CHECKPOINTS, CheckpointResult, Row, SeedResult, Snapshot
+from bench.regression.baseline import CHECKPOINTS, CheckpointResult, Row, SeedResult, Snapshot, check_same_images
 from bench.regression.evidence import least_spread, students_t
 from bench.reporting.comparison import differing_settings
 from bench.reporting.statistics import holm, mcnemar
@@ -124,7 +124,7 @@ def check(run: Snapshot, baseline: Snapshot, *, tolerance: float = TOLERANCE) ->
         tolerance: points (hundredths) that a figure may move whatever the evidence.
 
     Raises:
-        NotComparable: the protocol or the number of images is not the baseline's.
+        NotComparable: the protocol, the number of images or the images are not the baseline's.
         NothingMeasured: no cell of the suite has finished or diverged.
     """
     if run.fingerprint != baseline.fingerprint:
@@ -138,7 +138,7 @@ def check(run: Snapshot, baseline: Snapshot, *, tolerance: float = TOLERANCE) ->
         raise NothingMeasured(
             f"nothing to check: no run of {run.suite} has finished; run `bench run {run.suite}` first"
         )
-    _check_same_images(run, baseline)
+    check_same_images(run, baseline)
     rows = {row.key: row for row in run.rows}
     pairs = [(expected, rows[expected.key]) for expected in baseline.rows if expected.key in rows]
     findings = [finding for expected, row in pairs for finding in _row(row, expected, tolerance / 100)]
@@ -152,17 +152,6 @@ def check(run: Snapshot, baseline: Snapshot, *, tolerance: float = TOLERANCE) ->
         new=tuple(row.label for row in run.rows if row.key not in known),
         notes=tuple(_notes(run, baseline, pairs)),
     )
-
-
-def _check_same_images(run: Snapshot, baseline: Snapshot) -> None:
-    counts = [
-        next(
-            (tuple(one.count for one in seed.best.judged) for row in side.rows for seed in row.seeds if seed.best), None
-        )
-        for side in (baseline, run)
-    ]
-    if None not in counts and counts[0] != counts[1]:
-        raise NotComparable(f"not comparable: the baseline has {counts[0]} test images, these runs {counts[1]}")
 
 
 def _missing_rows(run: Snapshot, baseline: Snapshot) -> list[str]:
@@ -203,6 +192,9 @@ def _notes(run: Snapshot, baseline: Snapshot, pairs: Sequence[tuple[Row, Row]]) 
         notes.append(
             "the environment differs (baseline, now): " + "; ".join(differing_settings(expected[0], versions[0]))
         )
+    if not (baseline.data and run.data):
+        side = "baseline" if run.data else "runs"
+        notes.append(f"the {side} of an older version did not record the images; whether they are the same is unknown")
     if any(made.get("git", {}).get("dirty") for made in run.made_with):
         notes.append("the checkout had uncommitted changes when these runs were made")
     return notes

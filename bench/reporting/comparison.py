@@ -27,6 +27,7 @@ from bench.reporting.rows import (
 from bench.reporting.statistics import Difference, compare, compare_gaps
 from bench.storage.schema import RunRow
 from bench.storage.store import Store
+from bench.utils.environment import different_data
 from bench.utils.files import canonical_json
 
 
@@ -98,7 +99,7 @@ def compared(
 
     Raises:
         BenchError: a name is unknown or ambiguous.
-        NotComparable: the two have different protocols or test images.
+        NotComparable: the two have different protocols, or used different images.
         NothingMeasured: one of them has no complete run.
     """
     runs = store.runs(protocol=protocol, bits=True)
@@ -112,6 +113,9 @@ def compared(
         raise BenchError(f"'{a:.80}' and '{b:.80}' are the same; name two methods or two runs")
     attacks = row_a[0].protocol.content["evaluation"]["final"]
     (side_a, done_a), (side_b, done_b) = (_side(row, attacks, selection) for row in (row_a, row_b))
+    used = {f"{run.run.label} seed {run.run.seed}": run.run.environment for run in (*done_a, *done_b)}
+    if different := different_data(used):
+        raise NotComparable(f"not comparable: they used different data: {different}")
     titles = disambiguate([outcome.title for outcome in done_a[0].best], attacks)
     figures = [figure for index, title in enumerate(titles) for figure in _figures(title, index, done_a, done_b)]
     return Comparison(chosen, selection, side_a, side_b, tuple(figures), _variants(titles, [*done_a, *done_b]))

@@ -97,6 +97,7 @@ def leaderboards(
     attack. The first row has rank 1. Every other row is compared with the first row of the rank above it
     (`statistics.compare`, 5 % level): it shares that rank if the test does not separate them, and otherwise its rank is
     its place in the table. Its rank interval comes from its comparisons with all rows (`statistics.rank_intervals`).
+    No row has a rank if the runs record different data.
 
     Args:
         store: where the runs are.

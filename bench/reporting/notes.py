@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from bench.reporting.leaderboard import Leaderboard
@@ -188,21 +189,23 @@ def _on_variants(board: Leaderboard) -> list[str]:
 
 def _on_records(board: Leaderboard) -> list[str]:
     """Return which rows differ in what should be equal for all, such as the code, or do not say."""
-    notes = []
+    notes, unknown = [], defaultdict[str, list[str]](list)
     for key, name in RECORDED.items():
         groups: dict[str | None, list[str]] = {}
         for row in board.rows:
-            values = row.recorded[key]
+            values = row.recorded.get(key, {})
             for value in dict.fromkeys(values.values()):
                 seeds = ", ".join(str(seed) for seed, other in values.items() if other == value)
                 part = f" (seed {seeds})" if len(set(values.values())) > 1 else ""
                 groups.setdefault(value, []).append(row.label + part)
         listed = [f"{value[:12]}: {', '.join(rows)}" for value, rows in groups.items() if value]
         if len(listed) > 1:
-            notes.append(f"Rows were measured with different {name}, compare with care: {'; '.join(listed)}.")
+            so = "so no row has a rank" if key.startswith("data.") else "compare with care"
+            notes.append(f"Rows were measured with different {name}, {so}: {'; '.join(listed)}.")
         if None in groups:
-            which = ", ".join(groups[None]) if listed else "all rows"
-            notes.append(f"Older versions did not record the {name}; it is unknown, and may differ, for: {which}.")
+            unknown[", ".join(groups[None]) if listed else "all rows"].append(f"the {name}")
+    for rows, names in unknown.items():
+        notes.append(f"Older versions did not record {', '.join(names)}; unknown, and may differ, for: {rows}.")
     return notes
 
 

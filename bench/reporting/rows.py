@@ -27,6 +27,7 @@ from bench.reporting.statistics import (
     wilson_interval,
 )
 from bench.storage.schema import OutcomeRow, RunRow
+from bench.utils.environment import DATA, different_data
 from bench.utils.files import canonical_json, fingerprint
 
 Selection = Literal["validation", "test"]
@@ -43,7 +44,7 @@ NEAR_ZERO = 0.01
 REDUCED = "reduced_batch_size"
 """In AutoAttack's identity, if the protocol's batch did not fit in memory."""
 
-RECORDED = {"code": "code"}
+RECORDED = {"code": "code"} | {f"data.{part}": words for part, words in DATA.items()}
 """What should be equal for all runs of a board: keys of a run's environment, each with its name in notes."""
 
 _UNSET = {"images": None, "restarts": None, "iterate": None, "attacks": list(STANDARD)}
@@ -93,13 +94,14 @@ class Cost:
 class Row:
     """A method with its parameters.
 
-    `seeds` are averaged; without any, `rank` is None and `figures` (one for each attack) is empty. `collapsed` seeds
+    `seeds` are averaged; without any, `figures` (one for each attack) is empty, and `rank` is None. `collapsed` seeds
     are not averaged: their best checkpoint is no better than guessing. `collapsed_at_last` ones are: only their last
     checkpoint is, which the gap measures. `diverged` maps a seed to the epoch (from 0) in which its loss was no longer
     a number. `origin` is the least reliable source of the parameters. `rank_interval`: the ranks
     that the row may have, see `statistics.rank_intervals`. `flags`: of all complete runs, averaged or not. `recorded`:
-    of the same runs, the digest for each key of `RECORDED` by seed, None if a run of an older version does not say.
-    `unchecked`: indices of the attacks under which some run, of an older version, was not checked for flags.
+    of the same runs, the digest for each key of `RECORDED` by seed, None if a run of an older version does not say;
+    an external model has no training images. `unchecked`: indices of the attacks under which some run, of an older
+    version, was not checked for flags.
     """
 
     rank: int | None
@@ -222,7 +224,8 @@ def rows_of(
         averaged = [run for run in complete if not collapsed(run.best[ranked_by], run.run)]
         at_best = correct([run.best[ranked_by] for run in averaged]) if averaged else None
         rows.append((_row(label, group, complete, averaged, ranked_by, selection), at_best))
-    return _ranked(rows, ranked_by)
+    same_data = different_data({name: complete.run.environment for name, complete in done.items()}) is None
+    return _ranked(rows, ranked_by, same_data=same_data)
 
 
 def _row(
@@ -261,12 +264,17 @@ def _row(
             sorted({index for seed in complete for side in (seed.best, seed.last) for index in unchecked(side)})
         ),
         recorded={
-            key: {seed.run.seed: _digest(seed.run.environment.get(key)) for seed in complete} for key in RECORDED
+            key: {seed.run.seed: _digest(seed.run.environment, key) for seed in complete}
+            for key in RECORDED
+            if first.method != EVALUATED or key != "data.training"
         },
     )
 
 
-def _digest(recorded: Any) -> str | None:
+def _digest(environment: Mapping[str, Any], key: str) -> str | None:
+    recorded: Any = environment
+    for word in key.split("."):
+        recorded = (recorded or {}).get(word)
     return recorded if recorded is None or isinstance(recorded, str) else fingerprint(recorded)
 
 
@@ -360,15 +368,19 @@ def _text(value: Any) -> str:
 # --- ranks -----------------------------------------------------------------------------------------------------------
 
 
-def _ranked(rows: Sequence[tuple[Row, Correct | None]], ranked_by: int) -> tuple[Row, ...]:
+def _ranked(rows: Sequence[tuple[Row, Correct | None]], ranked_by: int, *, same_data: bool) -> tuple[Row, ...]:
     """Return the rows, best first, with their ranks; those without an averaged seed come last and have none.
 
+    No row has a rank unless all were measured with the same data: a test pairs the results of each image.
     See `leaderboards` for the rule.
     """
     ranked_rows = sorted(
         ((row, at_best) for row, at_best in rows if at_best is not None),
         key=lambda pair: (-pair[0].figures[ranked_by].best.mean, pair[0].label),
     )
+    without = sorted((row for row, at_best in rows if at_best is None), key=lambda row: row.label)
+    if not same_data:
+        return (*(row for row, _ in ranked_rows), *without)
     pairs = pairwise([at_best for _, at_best in ranked_rows])
     ranked: list[Row] = []
     leader = 0
@@ -378,5 +390,4 @@ def _ranked(rows: Sequence[tuple[Row, Correct | None]], ranked_by: int) -> tuple
         # Rank and interval come from different sets of tests; the interval always contains the rank.
         interval = min(first, leader + 1), max(last, leader + 1)
         ranked.append(replace(row, rank=leader + 1, rank_interval=interval))
-    without = sorted((row for row, at_best in rows if at_best is None), key=lambda row: row.label)
     return (*ranked, *without)

@@ -172,6 +172,11 @@ class RunFolder:
         """Return the content of `cell.json`."""
         return read_record(self.path / "cell.json")
 
+    def record_data(self, data: dict[str, Any]) -> None:
+        """Add the digests of the run's images to the environment in `cell.json`."""
+        content = self.cell()
+        write_record(self.path / "cell.json", content | {"environment": content["environment"] | {"data": data}})
+
     # --- epochs ------------------------------------------------------------------------------------------------------
 
     def append_epoch(self, record: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from bench.storage.database import name_of, reported
 from bench.storage.run_folder import CHECKPOINTS, RunFolder, run_folders
 from bench.storage.schema import Base, RunRow
 from bench.storage.store import Store
+from bench.utils.environment import different_data
 from bench.utils.files import fingerprint
 
 REPAIR_RUN = "`bench run SUITE --rerun failed` repairs it"
 REPAIR_STORE = "`bench ingest` imports it again"
+SEPARATE = "move those of the wrong data away, delete the database, and rebuild it with `bench ingest`"
 
 VALID = text("SELECT conname FROM pg_constraint WHERE convalidated AND connamespace = current_schema()::regnamespace")
 
@@ -39,17 +42,23 @@ def verify(store: Store, results: Path) -> Report:
     """
     damaged, folders, ended = database_damage(store.engine), run_folders(results), set()
     problems = list(damaged)
+    environments: defaultdict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     with Store("sqlite:///:memory:") as rebuilt:
         for folder in folders:
             damage = folder_damage(folder)
             try:
                 if not damage:
+                    cell = folder.cell()
+                    environments[cell["protocol_fingerprint"]][folder.path.name] = cell["environment"]
                     rebuilt.ingest(folder)
                     if folder.result() is not None:
                         ended.add(folder.cell()["fingerprint"])
             except DamagedFile as error:
                 damage = [str(error)]
             problems += [f"{sentence}; {REPAIR_RUN}" for sentence in damage]
+        for protocol, of_runs in environments.items():
+            if different := different_data(of_runs):
+                problems.append(f"runs of protocol {protocol[:12]} used different data: {different}; {SEPARATE}")
         if damaged:
             return Report(0, len(folders), 0, problems)
         runs, fresh = ({run.fingerprint: run for run in source.runs(bits=True)} for source in (store, rebuilt))

@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 import socket
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import torch
 from bench.utils.device import cores
 
 PACKAGES = ("robust-overfitting-bench", "torch", "torchvision", "numpy", "pyautoattack", "robustbench", "timm")
+
+DATA = {"training": "training images", "test": "test images"}
+"""The digests in `data` of a run's environment, each with its name in sentences."""
 
 
 def versions() -> dict[str, str | None]:
@@ -41,6 +45,23 @@ def code_digest() -> str:
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             digest.update(f"{path.relative_to(package.parent).as_posix()} {content}\n".encode())
     return digest.hexdigest()
+
+
+def different_data(environments: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return which of the named environments had which data, in words; None if all that they record is equal.
+
+    Older versions recorded none, and an external model has no training images.
+    """
+    parts = []
+    for part, words in DATA.items():
+        names: dict[str, list[str]] = {}
+        for name, environment in environments.items():
+            if digest := (environment.get("data") or {}).get(part):
+                names.setdefault(digest, []).append(name)
+        if len(names) > 1:
+            listed = "; ".join(f"{digest[:12]}: {', '.join(some)}" for digest, some in names.items())
+            parts.append(f"{words} ({listed})")
+    return ", ".join(parts) or None
 
 
 def git_revision(folder: Path) -> dict[str, Any]:

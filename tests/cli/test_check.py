@@ -10,7 +10,7 @@ from bench.config.suite import load_suite
 from bench.storage.store import Store
 from bench.utils.environment import code_digest
 
-from ..storage.conftest import make_run, results
+from ..storage.conftest import DATA, make_run, results
 
 __all__ = ["make_run", "results"]
 
@@ -58,6 +58,16 @@ def ran(path, make_run, results):
 @pytest.fixture
 def check(bench, path, tmp_path, results):
     return lambda *words: bench("check", path, "--baseline", tmp_path / "base.json", "--results", results, *words)
+
+
+def test_other_images_are_not_compared(ran, check):
+    ran()
+    assert check("--update").code == 0
+    made = {"device": "cpu", "code": code_digest()}
+    ran(environment={**made, "data": DATA | {"training": "0" * 64}})
+    found = check()
+    assert found.code == 4
+    assert "these runs used other data than the baseline's: training images" in found.err
 
 
 def test_update_then_check(ran, check, tmp_path):

@@ -151,7 +151,7 @@ def test_a_damaged_donor_is_passed_over(load, finished, tmp_path):
     (finished.checkpoints / "index.json").write_text("{}")
     folder = RunFolder.of(more, tmp_path)
     folder.begin(more, {})
-    reuse_training(more, folder)
+    reuse_training(more, folder, finished.cell()["environment"]["data"])
     assert not (folder.checkpoints / "index.json").exists()
 
 
@@ -248,7 +248,7 @@ def test_training_of_other_code_is_not_reused(load, finished, tmp_path):
         record["environment"]["code"] = code
         write_record(finished.path / "cell.json", record)
         folder = RunFolder.of(more, tmp_path)
-        reuse_training(more, folder)
+        reuse_training(more, folder, record["environment"]["data"])
         assert not folder.checkpoints.exists()
 
 

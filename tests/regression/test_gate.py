@@ -445,6 +445,19 @@ def test_a_planted_regression_is_seen_and_other_seeds_raise_no_alarm(tmp_path):
     assert {one.test for one in other.findings} == {"seeds"}
 
 
+def test_runs_on_other_images_are_not_compared():
+    def on(**data):
+        return BASE.model_copy(update={"made_with": ({**BASE.made_with[0], "data": data},)})
+
+    known = on(training="a" * 64, test="b" * 64)
+    assert "the runs of an older version did not record the images" in " ".join(check(BASE, known).notes)
+    assert "the baseline of an older version did not record the images" in " ".join(check(known, BASE).notes)
+    same = check(known, known)
+    assert (same.exit_code(), "images" in " ".join(same.notes)) == (0, False)
+    with pytest.raises(NotComparable, match=r"other data than the baseline's: test images \(b+: baseline; c+: now\)"):
+        check(on(training="a" * 64, test="c" * 64), known)
+
+
 def test_runs_of_other_code_measure_nothing():
     now = code_digest()
     module._check_code([{"code": now}, {"code": now}])

@@ -8,7 +8,7 @@ from scipy.stats import t as student
 from bench.errors import BenchError, NotComparable, NothingMeasured
 from bench.reporting.comparison import compared, differing_settings
 
-from ..storage.conftest import protocol_of
+from ..storage.conftest import DATA, protocol_of
 
 
 def upto(right: int, count: int = 100) -> np.ndarray:
@@ -49,6 +49,17 @@ def test_the_gap_of_one_seed_each(take, store):
     error = np.std(np.arange(100) < 10, ddof=1) / 10  # ten images fell, and no others
     assert gap.difference.p == pytest.approx(2 * norm.cdf(-0.1 / error))
     assert gap.difference.interval == pytest.approx((0.1 - norm.ppf(0.975) * error, 0.1 + norm.ppf(0.975) * error))
+
+
+def test_runs_of_different_images_are_not_paired(take, store):
+    take(method="a")
+    take(method="b", environment={"data": DATA | {"test": "0" * 64}})
+    take(method="c", environment={"data": None})
+    with pytest.raises(
+        NotComparable, match=r"they used different data: test images \(7e57\w+: A seed 0; 0+: B seed 0\)"
+    ):
+        compared(store, "a", "b")
+    assert compared(store, "a", "c")  # unknown, as the leaderboard says
 
 
 def test_several_seeds(take, store):

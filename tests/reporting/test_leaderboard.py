@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from bench.attacks.outcome import PackedBits
+from bench.config.cell import EVALUATED
 from bench.errors import BenchError, NothingMeasured
 from bench.reporting import rows
 from bench.reporting.leaderboard import leaderboards
@@ -16,7 +17,7 @@ from bench.reporting.rows import differences, disambiguate
 from bench.reporting.table import table
 from bench.storage.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
 
-from ..storage.conftest import CODE
+from ..storage.conftest import CODE, DATA
 from .conftest import CLASSES, protocol_of
 
 
@@ -285,14 +286,14 @@ def test_diverged_runs_alone_are_a_result(take, board):
 
 
 def test_rows_of_different_or_unknown_code_are_named(take, board):
-    older, unknown = {"code": "0" * 64}, {"code": None}
+    older, unknown = {"code": "0" * 64}, {"code": None, "data": None}
     take(method="a")
     assert not any("code" in note for note in table(board()).notes)
     take(method="b", seed=0)
     take(method="b", seed=1, environment=older)
     take(method="c", environment=unknown)
     found = board()
-    assert {row.label: row.recorded for row in found.rows} == {
+    assert {row.label: {"code": row.recorded["code"]} for row in found.rows} == {
         "A": {"code": {0: CODE}}, "B": {"code": {0: CODE, 1: "0" * 64}}, "C": {"code": {0: None}}
     }  # fmt: skip
     notes = "\n".join(table(found).notes)
@@ -300,7 +301,27 @@ def test_rows_of_different_or_unknown_code_are_named(take, board):
         f"Rows were measured with different code, compare with care: {CODE[:12]}: A, B (seed 0); "
         f"{'0' * 12}: B (seed 1)."
     ) in notes
-    assert "Older versions did not record the code; it is unknown, and may differ, for: C." in notes
+    assert "Older versions did not record the code, the training images, the test images; unknown, and" in notes
+    assert "may differ, for: C." in notes
+
+
+def test_rows_of_different_images_are_named_and_have_no_rank(take, board):
+    other = {"data": {"training": "0" * 64, "test": "1" * 64}}
+    take({"best": (150, 100, 60), "last": (160, 90, 40)}, method="a")
+    take({"best": (150, 100, 50), "last": (160, 90, 40)}, method="b")
+    take(method=EVALUATED, label="Theirs", environment={"data": {"test": DATA["test"]}})
+    found = board()
+    assert [row.rank for row in found.rows if row.label in {"A", "B"}] == [1, 2]
+    assert "images" not in "".join(note for note in table(found).notes if "Rows were measured" in note)
+    take({"best": (150, 100, 50), "last": (160, 90, 40)}, method="b", seed=1, environment=other)
+    found = board()
+    assert [(row.rank, row.rank_interval) for row in found.rows] == [(None, None)] * 3
+    assert [row.label for row in found.rows][:2] == ["A", "B"]
+    notes = "\n".join(table(found).notes)
+    own = DATA["training"][:12]
+    assert f"Rows were measured with different training images, so no row has a rank: {own}: A, B (seed 0);" in notes
+    assert f"different test images, so no row has a rank: {DATA['test'][:12]}: A, B (seed 0), Theirs; 1111" in notes
+    assert "Older versions" not in notes
 
 
 def test_costs_by_device(take, board):

@@ -26,6 +26,8 @@ IMAGES = 200
 
 CODE = "c0de" * 16  # the digest of the code that measured
 
+DATA = {"training": "da7a" * 16, "test": "7e57" * 16}  # the digests of its images
+
 
 def protocol_of(**changes: Any) -> Protocol:
     """Return a protocol with three final attacks on 200 images, the last one on a subset of 100."""
@@ -78,7 +80,7 @@ class Maker:
         row = ResolvedMethod(name=method, **{"final_is_best": False, **fields, **resolved})
         cell = Cell(protocol=protocol, method=row, seed=seed, suite=suite)
         folder = RunFolder.of(cell, self.results)
-        folder.begin(cell, {"code": CODE, **environment})
+        folder.begin(cell, {"code": CODE, "data": DATA, **environment})
         for epoch in range(2):
             folder.append_epoch(epoch_record(epoch, test_tracked=test_tracked))
         right = {"best": (150, 100, 50), "last": (160, 90, 40)} if right is None else right

@@ -19,7 +19,7 @@ from bench.storage.store import Store
 from bench.storage.verify import database_damage
 from bench.utils.files import fingerprint, read_record, write_record
 
-from .conftest import CODE, contents, empty, protocol_of
+from .conftest import CODE, DATA, contents, empty, protocol_of
 
 # --- taking in -------------------------------------------------------------------------------------------------------
 
@@ -40,7 +40,7 @@ def test_a_run_is_stored_whole(make_run, store):
     assert (run.train_seconds, run.track_seconds, run.evaluation_seconds) == (3600, 360, 1440)
     assert run.peak_memory_bytes == 5 * 2**30
     assert run.train_pflop == 1.5
-    assert run.environment == {"code": CODE, "device": "cpu", "cpu": "A Processor"}
+    assert run.environment == {"code": CODE, "data": DATA, "device": "cpu", "cpu": "A Processor"}
     assert run.folder == f"runs/{folder.path.name}"
     assert set(run.checkpoints) == {"best", "last"}  # the resume state is none that is judged
     assert run.checkpoints["last"].epoch == 1

@@ -13,6 +13,7 @@ from bench.storage.ingest import ingest_results
 from bench.storage.run_folder import RunFolder
 from bench.storage.store import Store
 from bench.storage.verify import REPAIR_RUN, REPAIR_STORE, folder_damage, verify
+from bench.utils.files import read_record, write_record
 
 from .conftest import empty
 
@@ -136,6 +137,18 @@ def test_a_damaged_folder(ran, store_url):
     (problem,) = problems(ran, store_url)
     assert problem.startswith(f"{path} is damaged: its bytes do not match its SHA-256")
     assert problem.endswith(REPAIR_RUN)
+
+
+def test_runs_of_different_images_are_named(ran, store_url):
+    path = next(ran.glob("runs/*-seed1-*")) / "cell.json"
+    record = read_record(path)
+    test = record["environment"]["data"]["test"]
+    record["environment"]["data"]["test"] = "0" * 64
+    write_record(path, record)
+    different, outdated = problems(ran, store_url)
+    assert "differs from its folder" in outdated
+    assert f"used different data: test images ({test[:12]}: pgd-at-seed0-" in different
+    assert "; 000000000000: pgd-at-seed1-" in different
 
 
 def test_a_run_that_goes_on_may_lag_behind(ran, store_url):
