@@ -68,15 +68,22 @@ def numbers(text: str | None) -> list[int]:
 
 @contextmanager
 def interruptible(saved: Callable[[], str]) -> Iterator[None]:
-    """When the block is interrupted by Ctrl-C or SIGTERM, print on stderr what is `saved` and exit with 130."""
-    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """When the block is interrupted by Ctrl-C, SIGTERM or SIGHUP, print on stderr what is `saved` and exit with 130.
+
+    SIGHUP, of a terminal that is closed, stays ignored under `nohup`.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in handlers.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
         print(f"bench: interrupted; {saved()}", file=sys.stderr)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def how_to_resume(results: Path) -> str:

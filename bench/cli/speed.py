@@ -12,6 +12,8 @@ from bench.cli.options import Data, Json, complete_suite, interruptible
 from bench.cli.output import print_json
 from bench.errors import ExitCode
 
+PARTS = ("training", "autoattack")
+
 
 class What(StrEnum):
     """What is measured."""
@@ -103,22 +105,34 @@ def speed(
         "model": protocol.model,
         "precision": recipe.precision,
         "machine": describe(where, resources.threads),
+        "partial": True,
     }
-    with interruptible(lambda: "nothing was measured"), _status(quiet=json) as report:
-        if what is not What.AUTOATTACK:
-            report("products of matrices")
-            peaks = measure_peak(setup, repetitions)
-            measured["peak_tflops"] = {name: value / 1e12 for name, value in peaks.items()}
-            measure = measure_changes if what is What.CHANGES else measure_training
-            measured["training"] = measure(setup, repetitions, peaks, report)
-        if what in {What.AUTOATTACK, What.ALL}:
-            measured["autoattack"] = measure_autoattack(setup, repetitions, report)
-    print_json(measured) if json else _print(measured)
+    try:
+        with interruptible(lambda: _extent(measured)), _status(quiet=json) as report:
+            if what is not What.AUTOATTACK:
+                report("products of matrices")
+                peaks = measure_peak(setup, repetitions)
+                measured["peak_tflops"] = {name: value / 1e12 for name, value in peaks.items()}
+                measure = measure_changes if what is What.CHANGES else measure_training
+                for measured["training"] in measure(setup, repetitions, peaks, report):
+                    pass
+            if what in {What.AUTOATTACK, What.ALL}:
+                for measured["autoattack"] in measure_autoattack(setup, repetitions, report):
+                    pass
+            measured["partial"] = False
+    finally:  # also if it is interrupted, or a candidate fails
+        if not measured["partial"] or measured.keys() & PARTS:
+            print_json(measured) if json else _print(measured)
     wrong = not measured.get("training", {}).get("same", {}).get("same", True)
     differing = measured.get("autoattack", {}).get("differing", {})
     different = differing.get("bench in fp32", differing.get("bench", 0))
     if wrong or different:
         raise typer.Exit(ExitCode.DIFFERENT)
+
+
+def _extent(measured: dict[str, Any]) -> str:
+    """Return how much was measured until an interruption."""
+    return "the figures are partial" if measured.keys() & PARTS else "nothing was measured"
 
 
 def _status(*, quiet: bool) -> Any:
@@ -148,7 +162,9 @@ def _print(measured: dict[str, Any]) -> None:
         f"{machine['threads']} threads, torch {versions['torch']}",
         highlight=False,
     )
-    for part in ("training", "autoattack"):
+    if measured["partial"]:
+        console.print("partial: not all repetitions were made, or not all checks", highlight=False)
+    for part in PARTS:
         if part not in measured:
             continue
         result = measured[part]

@@ -11,14 +11,12 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
@@ -35,7 +33,7 @@ from bench.storage.run_folder import RunFolder
 from bench.training.trainer import Trainer
 from bench.utils.device import out_of_memory, peak_memory, use_device
 from bench.utils.distributed import ProcessGroup
-from bench.utils.processes import import_no_working_directory
+from bench.utils.processes import end_with_parent, import_no_working_directory
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +89,6 @@ def train_together(cell: Cell, results: Path, devices: Sequence[str], data: Path
     import_no_working_directory()
     context = get_context("spawn")
     errors: SimpleQueue[Exception] = context.SimpleQueue()
-    worker_end, own_end = context.Pipe(duplex=False)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -106,9 +103,7 @@ def train_together(cell: Cell, results: Path, devices: Sequence[str], data: Path
     )
     try:
         with _restored_signal_handlers():
-            peaks: dict[int, int] = elastic_launch(config, _train_part)(
-                cell, results, devices, data, threads, errors, worker_end
-            )
+            peaks: dict[int, int] = elastic_launch(config, _train_part)(cell, results, devices, data, threads, errors)
     except SignalException as error:  # the launcher has ended the processes; raise the signal again
         signal.raise_signal(error.sigval)
         raise KeyboardInterrupt from None
@@ -117,8 +112,6 @@ def train_together(cell: Cell, results: Path, devices: Sequence[str], data: Path
             raise errors.get() from None
         _, failure = error.get_first_failure()
         raise ProcessDied(f"a training process died: {exit_cause(failure.exitcode)}") from None
-    finally:
-        own_end.close()
     return max(peaks.values())
 
 
@@ -152,15 +145,13 @@ def _train_part(
     data: Path | None,
     threads: int,
     errors: SimpleQueue[Exception],
-    worker_end: Connection,
 ) -> int:
     """Train on this process's part of every batch, and return its peak memory in bytes.
 
-    An error is sent through `errors`, which needs no disk; then the process ends. It also ends when the worker dies,
-    which closes the other end of `worker_end`.
+    An error is sent through `errors`, which needs no disk; then the process ends. It also ends when the worker dies.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the launcher may end it with SIGINT while it waits for the others
-    threading.Thread(target=_end_with, args=(worker_end,), daemon=True).start()
+    end_with_parent()
     rank = int(os.environ["RANK"])
     level, layout = logging.INFO if rank == 0 else logging.WARNING, f"%(asctime)s %(levelname)s [{rank}] %(message)s"
     logging.basicConfig(stream=sys.stderr, level=level, format=layout, force=True)
@@ -183,14 +174,6 @@ def _train_part(
         log.exception("failed")
         errors.put(_portable(error))
     os._exit(1)  # at once: an orderly exit may wait forever
-
-
-def _end_with(worker_end: Connection) -> None:
-    """End this process when the other end of `worker_end` is closed."""
-    try:
-        worker_end.recv()
-    except EOFError:
-        os._exit(1)
 
 
 def _add(tensor: Tensor) -> None:

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,12 +31,11 @@ from bench.training.trainer import Diverged, Trainer
 from bench.utils.device import check_precision, out_of_memory, peak_memory, use_device
 from bench.utils.environment import code_digest, describe
 from bench.utils.files import write_atomically, write_record
+from bench.utils.processes import end_with_parent
 
 log = logging.getLogger(__name__)
 
-PARENT_SECONDS = 1  # between two checks whether the driver is alive
-
-LOCK_SECONDS = 4 * PARENT_SECONDS  # to wait for another worker, whose driver may have been killed a moment ago
+LOCK_SECONDS = 4  # to wait for another worker, whose driver may have been killed a moment ago
 
 LOG_BYTES = 2**20  # kept of the log when a worker starts
 
@@ -86,14 +84,17 @@ class Job:
 
 
 def work_in_process(job: Job, pipe: Connection) -> None:
-    """Run `job` as the whole of this process, and send the `WorkerResult` through `pipe`: the disk may be full."""
+    """Run `job` as the whole of this process, and send the `WorkerResult` through `pipe`: the disk may be full.
+
+    The process ends with its driver.
+    """
+    end_with_parent()
     pipe.send(work(job))
 
 
 def work(job: Job) -> WorkerResult:
     """Run `job` as the whole of this process, whose output goes into the run's log."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver ends workers with SIGTERM
-    _end_with_parent()
     folder = job.folder
     if job.code != code_digest():
         where = Path(__file__).parents[1]
@@ -129,18 +130,6 @@ def _shorten(log_file: Path) -> None:
     with suppress(FileNotFoundError):
         if log_file.stat().st_size > LOG_BYTES:
             write_atomically(log_file, log_file.read_bytes()[-LOG_BYTES:])
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent dies, so that a killed driver leaves no worker."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(PARENT_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def execute(job: Job) -> CellStatus:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -60,8 +60,12 @@ def measure_peak(setup: Setup, repetitions: int) -> dict[str, float]:
     return peaks
 
 
-def measure_training(setup: Setup, repetitions: int, peaks: Mapping[str, float], report: Report) -> dict[str, Any]:
-    """Return the speed of training as JSON data: `ratio`, the candidates, and how far fast and plain weights differ.
+def measure_training(
+    setup: Setup, repetitions: int, peaks: Mapping[str, float], report: Report
+) -> Iterator[dict[str, Any]]:
+    """Yield the speed of training as JSON data after each repetition: `ratio` and the candidates.
+
+    The last one also states how far fast and plain weights differ.
 
     Raises:
         BenchError: the reference does not support the attack, or a candidate failed.
@@ -70,22 +74,27 @@ def measure_training(setup: Setup, repetitions: int, peaks: Mapping[str, float],
     builds: Builds = {"reference": ("fp32", training.public), "bench": (precision, training.harness)}
     if importlib.util.find_spec("torchattacks"):
         builds["torchattacks"] = ("fp32", training.public_with_torchattacks)
-    result = _interleaved(setup, builds, repetitions, peaks, report)
+    for result in _interleaved(setup, builds, repetitions, peaks, report):
+        yield result
     report("comparing the weights")
     with Candidate(training.difference, setup) as pair:
         _, (weights, gradients) = pair.work(CHECKED_STEPS)
-    result["same"] = {
+    same = {
         "weights_in_double_precision": weights,
         "steps": CHECKED_STEPS,
         "gradients_in_fp32": gradients,
         "limit": SAME,
         "same": max(weights, gradients) <= SAME,
     }
-    return result
+    yield {**result, "same": same}
 
 
-def measure_changes(setup: Setup, repetitions: int, peaks: Mapping[str, float], report: Report) -> dict[str, Any]:
-    """Return, as JSON data, the speed of the reference loop with one change after the other, and of the harness.
+def measure_changes(
+    setup: Setup, repetitions: int, peaks: Mapping[str, float], report: Report
+) -> Iterator[dict[str, Any]]:
+    """Yield, as JSON data, the speed of the reference loop with one change after the other, and of the harness.
+
+    Once after each repetition.
 
     Raises:
         BenchError: as `measure_training`.
@@ -99,7 +108,7 @@ def measure_changes(setup: Setup, repetitions: int, peaks: Mapping[str, float], 
             partial(training.changed, changes=wanted[:count]),
         )
     builds["bench"] = (precision, training.harness)
-    return _interleaved(setup, builds, repetitions, peaks, report)
+    yield from _interleaved(setup, builds, repetitions, peaks, report)
 
 
 Builds = dict[str, tuple[str, Callable[[Setup], Work]]]
@@ -108,12 +117,14 @@ Builds = dict[str, tuple[str, Callable[[Setup], Work]]]
 
 def _interleaved(
     setup: Setup, builds: Builds, repetitions: int, peaks: Mapping[str, float], report: Report
-) -> dict[str, Any]:
-    """Measure the training of all candidates, interleaved."""
+) -> Iterator[dict[str, Any]]:
+    """Measure the training of all candidates, interleaved; yield the figures after each repetition."""
     protocol = setup.cell.protocol
     if protocol.threat.norm != "linf" or protocol.training.attack.name != "pgd":
         raise BenchError("the reference loop supports PGD under Linf only; name a suite that trains with it")
     batch = protocol.training.batch_size
+    forward = size_of(registry.MODELS.get(protocol.model), (setup.dataset.classes, *setup.dataset.shape))[1]
+    work = forward * (2 * protocol.training.attack.steps + 3)
     with ExitStack() as stack:
         report("warming up")
         entered = {name: stack.enter_context(Candidate(build, setup)) for name, (_, build) in builds.items()}
@@ -126,21 +137,19 @@ def _interleaved(
             report(f"training, {number + 1} of {repetitions}")
             for name, candidate in entered.items():
                 times[name].append(candidate.work(steps)[0] / (steps * batch))
-        memory = {name: candidate.peak_memory() for name, candidate in entered.items()}
-    forward = size_of(registry.MODELS.get(protocol.model), (setup.dataset.classes, *setup.dataset.shape))[1]
-    work = forward * (2 * protocol.training.attack.steps + 3)
-    results = [_measured(name, of, times, memory[name], work, peaks) for name, (of, _) in builds.items()]
-    return {
-        "ratio": next(candidate.ratio for candidate in results if candidate.name == "bench"),
-        "repetitions": repetitions,
-        "batch_size": batch,
-        "steps": steps,
-        "contenders": [candidate.__dict__ for candidate in results],
-    }
+            memory = {name: candidate.peak_memory() for name, candidate in entered.items()}
+            results = [_measured(name, of, times, memory[name], work, peaks) for name, (of, _) in builds.items()]
+            yield {
+                "ratio": next(candidate.ratio for candidate in results if candidate.name == "bench"),
+                "repetitions": number + 1,
+                "batch_size": batch,
+                "steps": steps,
+                "contenders": [candidate.__dict__ for candidate in results],
+            }
 
 
-def measure_autoattack(setup: Setup, repetitions: int, report: Report) -> dict[str, Any]:
-    """Return the speed of AutoAttack as JSON data: `ratio`, the candidates, and the numbers of images that differ.
+def measure_autoattack(setup: Setup, repetitions: int, report: Report) -> Iterator[dict[str, Any]]:
+    """Yield the speed of AutoAttack as JSON data after each batch: `ratio`, candidates, numbers of images that differ.
 
     The images are divided into as many batches as there are repetitions; the candidates alternate after every batch.
 
@@ -169,21 +178,21 @@ def measure_autoattack(setup: Setup, repetitions: int, report: Report) -> dict[s
                 seconds, correct = candidate.work((eps, batch, batch_labels))
                 times[name].append(seconds / len(batch))
                 robust[name] += correct
-        memory = {name: candidate.peak_memory() for name, candidate in entered.items()}
-    results = [_measured(name, of, times, memory[name], None, {}) for name, (of, _) in builds.items()]
-    differing = {
-        name: sum(a != b for a, b in zip(robust["reference"], correct, strict=True)) for name, correct in robust.items()
-    }
-    return {
-        "ratio": results[-1].ratio,
-        "images": len(labels),
-        "what": what,
-        "eps": eps,
-        "batches": len(batches),
-        "standing": sum(robust["reference"]),
-        "differing": differing,
-        "contenders": [candidate.__dict__ for candidate in results],
-    }
+            memory = {name: candidate.peak_memory() for name, candidate in entered.items()}
+            results = [_measured(name, of, times, memory[name], None, {}) for name, (of, _) in builds.items()]
+            yield {
+                "ratio": results[-1].ratio,
+                "images": len(robust["reference"]),
+                "what": what,
+                "eps": eps,
+                "batches": number + 1,
+                "standing": sum(robust["reference"]),
+                "differing": {
+                    name: sum(a != b for a, b in zip(robust["reference"], correct, strict=True))
+                    for name, correct in robust.items()
+                },
+                "contenders": [candidate.__dict__ for candidate in results],
+            }
 
 
 def _chunks(values: Tensor, parts: int) -> tuple[Tensor, ...]:

@@ -6,6 +6,7 @@ of them runs at a time, so they do not compete for the machine.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from bench.config.cell import Cell
 from bench.data.dataset import Dataset, dataset_of
 from bench.errors import BenchError
 from bench.utils.device import exact_arithmetic, peak_memory
-from bench.utils.processes import import_no_working_directory
+from bench.utils.processes import end_with_parent, ignoring_interrupts, import_no_working_directory
 
 Work = Callable[[Any], Any]
 """The work of a candidate: from a request to a result, both plain data."""
@@ -51,18 +52,23 @@ class Candidate:
         context = get_context("spawn")
         self._line, remote = context.Pipe()
         self._process = context.Process(target=_serve, args=(remote, build, setup), daemon=False)
-        self._process.start()
+        with ignoring_interrupts():
+            self._process.start()
         remote.close()
-        self._receive()
+        try:
+            self._receive()
+        except BaseException:
+            self._process.kill()
+            raise
 
     def __enter__(self) -> Candidate:
         return self
 
     def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
+        self, _type: type[BaseException] | None, error: BaseException | None, _at: TracebackType | None
     ) -> None:
         self._line.close()
-        self._process.join(10)
+        self._process.join(0 if error else 10)
         if self._process.is_alive():
             self._process.kill()
 
@@ -91,7 +97,10 @@ _PEAK = "peak memory"
 
 
 def _serve(line: Connection, build: Callable[[Setup], Work], setup: Setup) -> None:
-    """Build a candidate and serve requests until the connection closes."""
+    """Build a candidate and serve requests until the connection closes or the process that measures ends."""
+    end_with_parent()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # sent to the whole group by `timeout`
+        signal.signal(number, signal.SIG_IGN)
     device = torch.device(setup.device)
     try:
         torch.set_num_threads(setup.threads)

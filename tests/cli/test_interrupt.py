@@ -74,18 +74,6 @@ def test_interrupted_and_continued(path, tmp_path, ways):
     assert folder.log.read_text().count("resumed after epoch") == len(ways)
 
 
-def test_a_killed_driver_leaves_no_worker_behind(path, tmp_path):
-    folder = RunFolder.of(load_suite(str(path)).cells[0], tmp_path / "results")
-    process = start(path, tmp_path / "results")
-    wait_for_epochs(folder, 1)
-    os.kill(process.pid, signal.SIGKILL)  # the driver alone
-    process.communicate(timeout=60)
-    time.sleep(3)
-    before = len(folder.epochs())
-    time.sleep(2)
-    assert len(folder.epochs()) == before
-
-
 def test_a_cell_that_another_run_holds_is_left_alone(bench, path, tmp_path):
     folder = RunFolder.of(load_suite(str(path)).cells[0], tmp_path / "results")
     folder.path.mkdir(parents=True)

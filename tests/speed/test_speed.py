@@ -1,7 +1,10 @@
 """`bench speed`: the candidates do what they stand for, and the figures are what was measured."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -185,3 +188,50 @@ def test_a_recipe_without_a_reference_is_refused(load, tmp_path):
     load({"norm: linf, eps: 0.15": "norm: l2, eps: 0.5"})
     done = CliRunner().invoke(app, ["speed", str(tmp_path / "suite.yaml"), "--repetitions", "1"])
     assert "PGD under Linf only" in str(done.exception)
+
+
+FIGURES = {
+    "ratio": 2.0,
+    "repetitions": 3,
+    "batch_size": 64,
+    "steps": 1,
+    "contenders": [measure._measured("bench", "fp32", {"reference": [4.0], "bench": [2.0]}, 7, None, {}).__dict__],
+}
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt(), BenchError("a measuring process has died")])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_was_measured_until_the_end_is_printed_as_partial(monkeypatch, ending, as_json):
+    def measured(*_):
+        yield FIGURES
+        raise ending
+
+    monkeypatch.setattr(measure, "measure_peak", lambda *_: {"fp32": 1e9, "bf16": 1e9})
+    monkeypatch.setattr(measure, "measure_training", measured)
+    done = CliRunner().invoke(app, ["speed", "quickstart", "--threads", "1", *(["--json"] if as_json else [])])
+    if as_json:
+        found = json.loads(done.stdout)
+        assert (found["partial"], found["training"]) == (True, json.loads(json.dumps(FIGURES)))
+    else:
+        assert "partial: not all repetitions were made" in done.stdout
+        assert "medians of 3 turns" in done.stdout
+    if isinstance(ending, KeyboardInterrupt):
+        assert done.exit_code == 130
+        assert "interrupted; the figures are partial" in done.stderr
+
+
+def test_nothing_is_printed_if_nothing_was_measured(monkeypatch):
+    monkeypatch.setattr(measure, "measure_peak", mock.Mock(side_effect=KeyboardInterrupt))
+    done = CliRunner().invoke(app, ["speed", "quickstart", "--threads", "1"])
+    assert (done.exit_code, done.stdout) == (130, "")
+    assert "nothing was measured" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_time_limit(make_setup, tmp_path):
+    make_setup()  # writes the suite
+    words = [sys.executable, "-m", "bench", "speed", str(tmp_path / "suite.yaml"), "--repetitions", "1000", "--json"]
+    done = subprocess.run(["timeout", "40", *words], capture_output=True, text=True, check=False)
+    assert done.returncode in {124, 130}
+    assert json.loads(done.stdout)["training"]["repetitions"] > 0
+    assert "Traceback" not in done.stderr
