@@ -51,16 +51,19 @@ def check(
     name: Name,
     data: Data = None,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image, and list the damaged ones.")] = False,
+    ignore_unread: Annotated[
+        bool, typer.Option("--ignore-unread", help="Accept files in the dataset's folders that are not read.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Verify the files of a dataset.
 
-    Exit 2 if files are missing, incomplete or damaged.
+    Exit 2 if files are missing, incomplete, damaged or not read.
     """
     from bench.data import status
 
     with _progress("decoding") as progress:
-        facts = status.check(status.named(name), data, decode=decode, progress=progress)
+        facts = status.check(status.named(name), data, decode=decode, ignore_unread=ignore_unread, progress=progress)
     if json:
         print_json(facts)
     else:

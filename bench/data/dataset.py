@@ -26,6 +26,9 @@ LARGE_PIXELS = 128 * 128
 CHUNK = 256
 """Images read at a time for their digest."""
 
+SHOWN = 5
+"""Files that a sentence names."""
+
 ABSENT = -1
 """The label of an official index whose image is not among the files."""
 
@@ -125,6 +128,7 @@ class Located:
 
     `test` is None for files without test images. `digest()` returns the SHA-256 of the files' names and contents.
     `state()` returns that of their names, sizes and times, which is quick: where it is equal, so are the contents.
+    `unread()` returns the paths of what lies among the files and is none of the images, nor known to belong there.
     """
 
     where: Path | None
@@ -132,6 +136,13 @@ class Located:
     test: Split | None
     digest: Callable[[], str] | None = None
     state: Callable[[], str] | None = None
+    unread: Callable[[], list[str]] | None = None
+
+    def not_read(self) -> str | None:
+        """Return a sentence on the files that are not read, None if there are none."""
+        paths = self.unread() if self.unread else []
+        listed = ", ".join(paths[:SHOWN]) + (", ..." if len(paths) > SHOWN else "")
+        return f"{len(paths)} {'file is' if len(paths) == 1 else 'files are'} not read: {listed}" if paths else None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -56,6 +56,25 @@ def labelled(folder: Path, labels: Mapping[str, int]) -> tuple[list[Path], NDArr
             raise BenchError(f"the class folder {folder / name} holds no images")
     counts = [len(images) for images in images_of.values()]
     return list(chain.from_iterable(images_of.values())), np.repeat(np.array([*labels.values()], np.int64), counts)
+
+
+def unread(folders: Iterable[Path], read: Iterable[Path], other: Container[str] = ()) -> list[str]:
+    """Return the paths of the files below `folders` that are not in `read`, in order; hidden ones do not count.
+
+    `other`: names of folders right below that are none of the dataset's.
+    """
+    known = {os.fspath(path) for path in read}
+
+    def walk(folder: str | Path, other: Container[str] = ()) -> Iterator[str]:
+        for entry in _entries(Path(folder)):
+            back = entry.is_symlink() and Path(folder).resolve().is_relative_to(Path(entry.path).resolve())
+            if not entry.is_dir() or back:
+                if entry.path not in known:
+                    yield entry.path
+            elif entry.name not in other:
+                yield from walk(entry.path)
+
+    return [path for folder in folders if folder.is_dir() for path in walk(folder, other)]
 
 
 def state_of(folder: Path, files: Iterable[Path]) -> str:

@@ -34,7 +34,8 @@ def prepare(
 
     Args:
         progress: called with the numbers of finished and of all images.
-        say: called with a message while waiting for another process, and if arrays are damaged.
+        say: called with a message while waiting for another process, if arrays are damaged, and if there are files
+            that are not read.
 
     Returns:
         The prepared images, every array verified, and whether they existed before.
@@ -56,6 +57,8 @@ def prepare(
     assert located.digest is not None
     assert located.state is not None
     state, digest = located.state(), located.digest()  # in this order: files may change meanwhile
+    if sentence := located.not_read():
+        say(sentence)
     with _writing(folder, say):
         prepared = _intact(folder, say)
         if prepared and prepared.digest == digest:

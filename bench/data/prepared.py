@@ -115,7 +115,7 @@ class ImageFiles:
             if damage:
                 log.warning("%s; reading the image files instead", damage)
             elif prepared and prepared.made_of(located):
-                located = prepared.located
+                located = replace(prepared.located, unread=located.unread)
             elif prepared:
                 log.warning(
                     "%s was prepared from other files than those in %s, or by an older version; reading the files; "

@@ -84,21 +84,31 @@ def prepared_twice(root: Path) -> Iterator[Path]:
 
 
 def check(
-    dataset: Dataset, root: Path | None, *, decode: bool = False, progress: ProgressCallback = no_progress
+    dataset: Dataset,
+    root: Path | None,
+    *,
+    decode: bool = False,
+    ignore_unread: bool = False,
+    progress: ProgressCallback = no_progress,
 ) -> dict[str, Any]:
     """Return the state of a configured dataset, and under `problems` one sentence per problem.
 
     `prepared` is None for a dataset without image files, else "no", "yes" (every array verified), "outdated" or
-    "damaged". `digest` is the value for a suite's `digest`. With `decode`, every image file is decoded, and
-    `progress` is called with the numbers of finished and of all images.
+    "damaged". `digest` is the value for a suite's `digest`. `unread` counts the files that are not read, a problem
+    unless `ignore_unread`. With `decode`, every image file is decoded, and `progress` is called with the numbers of
+    finished and of all images.
     """
     problems: list[str] = []
-    facts: dict[str, Any] = {"name": dataset.name, "where": None, "train": None, "test": None, "digest": None}
+    facts: dict[str, Any] = {"name": dataset.name}
+    facts |= dict.fromkeys(("where", "train", "test", "digest", "unread"))
     try:
         located = dataset.locate(root)
         facts["where"] = located.where and str(located.where)
         facts |= {"train": _counts(located.train), "test": located.test and _counts(located.test)}
         facts["digest"] = located.digest and located.digest()
+        facts["unread"] = located.unread and len(located.unread())
+        if not ignore_unread and (sentence := located.not_read()):
+            problems.append(f"{sentence}; move them away, or accept them with --ignore-unread")
         dataset.select(located)
     except BenchError as error:
         problems.append(str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from bench.storage.verify import folder_damage
 from bench.training.build import build_without_data
 from bench.utils.environment import code_digest
 from bench.utils.files import fingerprint
+
+log = logging.getLogger(__name__)
 
 
 class Rerun(StrEnum):
@@ -175,9 +178,14 @@ def _action(folder: RunFolder, status: CellStatus, rerun: Rerun) -> Action:
 def check_data(states: Sequence[CellState], root: Path | None) -> None:
     """Check that the images of the cells to run exist, before anything starts; none is decoded.
 
+    Files of a dataset that are not read are named in a warning.
+
     Raises:
         NotFound, BenchError: as `Dataset.locate` and `Dataset.choose` do.
     """
     for settings in {state.cell.protocol.dataset for state in states if state.action is not Action.SKIP}:
         dataset = dataset_of(settings)
-        dataset.select(dataset.locate(root))
+        located = dataset.locate(root)
+        dataset.select(located)
+        if sentence := located.not_read():
+            log.warning("%s; see `bench data check`", sentence)

@@ -38,6 +38,16 @@ def test_list(bench, tmp_path):
     assert "as a suite says" in bench("data", "list").out
 
 
+def test_unread_files(bench, pets):
+    root, path = pets
+    (next(root.rglob("train/*")) / "more.jfif").touch()
+    found = bench("data", "check", path, "--data", root)
+    assert found.code == 2
+    assert "unread: 1\n" in found.out
+    assert "problem: 1 file is not read: " in found.out
+    assert bench("data", "check", path, "--data", root, "--ignore-unread").code == 0
+
+
 def test_check_and_prepare(bench, pets):
     root, path = pets
     found = json.loads(bench("data", "check", path, "--data", root, "--json").out)

@@ -412,7 +412,10 @@ def test_hidden_files_and_files_beside_the_classes_are_no_images(images):
     place(images, ".00003.jpg")
     place(images, "list.txt", "train", b"?")
     (images / "cifar10" / "train" / ".thumbnails").mkdir()
-    assert (find(images).train.labels != ABSENT).all()
+    found = find(images)
+    assert (found.train.labels != ABSENT).all()
+    place(images, "1.png", "extra/cat", b"?")
+    assert found.unread() == [f"{images}/cifar10/{name}" for name in ("extra/cat/1.png", "train/list.txt")]
 
 
 def test_a_broken_image_is_named(images):

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from bench.data.folder import classes_in, content_digest, images_in, labelled, state_of
+from bench.data.folder import classes_in, content_digest, images_in, labelled, state_of, unread
 from bench.errors import BenchError
 
 
@@ -43,6 +43,20 @@ def test_a_class_without_images_is_named(tree):
         labelled(tree / "b", {"c": 0})
     with pytest.raises(BenchError, match=r"/nope cannot be read: No such file or directory$"):
         labelled(tree, {"nope": 0})
+
+
+def test_what_is_not_read_is_named(tree, tmp_path_factory):
+    deep = tree / "b" / "nested" / "deeper"
+    deep.mkdir(parents=True)
+    (deep / "1.png").touch()
+    (tree / "c").symlink_to(tmp_path_factory.mktemp("elsewhere"), target_is_directory=True)
+    (tree / "c" / "x.heic").touch()
+    (tree / "b" / "loop").symlink_to(tree, target_is_directory=True)
+    (tree / "b" / "gone").symlink_to(tree / "nowhere")
+    read = images_in(tree / "b") + images_in(tree / "a")
+    expected = ["a/notes.txt", "b/gone", "b/loop", "b/nested/deeper/1.png", "c/x.heic", "loose.png"]
+    assert unread([tree, tree / "missing"], read) == [str(tree / name) for name in expected]
+    assert unread([tree], read, {"b", "c", "nested"}) == [str(tree / name) for name in ("a/notes.txt", "loose.png")]
 
 
 def test_the_digest_is_of_sorted_names_and_contents(tree):

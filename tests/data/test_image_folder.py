@@ -127,3 +127,11 @@ def test_real_images(real, own, folder, classes, train, test):
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (train - 100, 100, test)
     assert set(splits.test.labels.tolist()) <= set(range(classes))
     assert len(splits.train.pixels.float().std(dim=(1, 2, 3)).unique()) > 500  # pictures, not blanks
+
+
+def test_what_lies_beside_the_images_is_named(pets, own, draw):
+    assert own().locate(pets).unread() == []
+    (pets / "pets" / "train" / "cat" / ".DS_Store").touch()
+    assert own().locate(pets).not_read() is None
+    draw(pets / "pets" / "extra" / "cat" / "1.png")
+    assert own().locate(pets).not_read() == f"1 file is not read: {pets}/pets/extra/cat/1.png"

@@ -111,3 +111,11 @@ def test_nothing_there(own, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(BenchError, match="folder is no .npz file, or a damaged one: .*Is a directory"):
         own("npz", path="folder").locate(tmp_path)
+
+
+def test_arrays_that_are_not_read_are_named(tmp_path, own):
+    images, labels = np.zeros((4, 6, 6), np.uint8), np.arange(4) % 2
+    arrays = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
+    np.savez(tmp_path / "a.npz", **arrays, val_images=images, val_labels=labels, x_train=images, extra=labels)
+    found = own("npz", path="a.npz", shape=(1, 6, 6)).locate(tmp_path)
+    assert found.unread() == [f"{tmp_path}/a.npz/x_train", f"{tmp_path}/a.npz/extra"]

@@ -85,6 +85,17 @@ def test_other_classes_of_imagenet_are_no_part_of_it(plant):
     digest = located(root).digest()
     plant(train=("n01440764",), val=("n01440764",))  # tench
     assert located(root).digest() == digest
+    assert located(root).unread() == []
+
+
+def test_what_lies_beside_the_images_is_named(plant):
+    root = plant()
+    for name in (f"train/{DOG}/more/1.JPEG", f"val/{DOG}/1.npy", "val/dogs/1.JPEG", "val/loose.JPEG"):
+        path = root / "imagenet" / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    names = [f"train/{DOG}/more/1.JPEG", "val/dogs/1.JPEG", "val/loose.JPEG", f"val/{DOG}/1.npy"]
+    assert located(root).unread() == [f"{root}/imagenet/{name}" for name in names]
 
 
 def test_what_is_missing_is_named(plant):

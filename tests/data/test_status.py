@@ -129,6 +129,22 @@ def test_own_files(pets, own):
     assert status.check(own(), pets)["prepared"] == "yes"
 
 
+def test_files_that_are_not_read_are_a_problem_unless_ignored(pets, own, draw):
+    names = [f"train/cat/{number}.heic" for number in range(5)] + ["test/dog/more/1.png", "val/cat/1.png"]
+    for name in names:
+        draw(pets / "pets" / name)
+    found = status.check(own(), pets)
+    assert found["unread"] == 7
+    (problem,) = found["problems"]
+    listed = ", ".join(str(pets / "pets" / name) for name in [names[5], *names[:4]])
+    assert problem == f"7 files are not read: {listed}, ...; move them away, or accept them with --ignore-unread"
+    assert status.check(own(), pets, ignore_unread=True)["problems"] == []
+    said = []
+    status.fetch(own(), pets, nothing, said.append)
+    assert said == [problem.partition(";")[0]]
+    assert status.check(own(), pets)["unread"] == 7  # although the prepared images are used
+
+
 def test_states_of_prepared_images(pets, own, draw):
     made, _ = prepare(own(), pets)
     draw(pets / "pets" / "train" / "cat" / "new.png")

@@ -111,6 +111,17 @@ def test_a_wrong_folder_is_one_sentence(root, change, said):
         tiny().locate(root)
 
 
+def test_what_lies_beside_the_images_is_named(root):
+    folder = root / "tiny-imagenet-200"
+    (folder / "words.txt").touch()
+    (folder / "train" / WNIDS[0] / f"{WNIDS[0]}_boxes.txt").touch()
+    assert tiny().locate(root).unread() == []
+    for name in (f"train/{WNIDS[0]}/images/{WNIDS[0]}_3.npy", f"train/{WNIDS[3]}/{WNIDS[3]}_1.JPEG"):
+        (folder / name).touch()
+    names = f"{WNIDS[3]}/{WNIDS[3]}_1.JPEG", f"{WNIDS[0]}/images/{WNIDS[0]}_3.npy"
+    assert tiny().locate(root).unread() == [f"{folder}/train/{name}" for name in names]
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(
         NotFound, match=r"'tiny_imagenet' not found: looked for \S+/tiny-imagenet-200/wnids.txt or \S+/wnids"

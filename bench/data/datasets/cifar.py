@@ -18,7 +18,7 @@ from bench import registry
 from bench.config.protocol import Crop, DatasetSettings, Flip, Rotate
 from bench.data.dataset import ABSENT, Dataset, Located, Split, missing
 from bench.data.downloads import OfficialFile, torchvision_datasets, unpack
-from bench.data.folder import state_of
+from bench.data.folder import state_of, unread
 from bench.data.readers import ArrayReader, FileReader, Pixels
 from bench.errors import BenchError, NotFound, did_you_mean
 
@@ -72,7 +72,10 @@ class Cifar:
             for folder in self._image_folders(root):
                 train, train_paths = self._images(folder / "train", self.train_images)
                 test, test_paths = self._images(folder / "test", self.test_images)
-                return Located(folder, train, test, state=partial(state_of, folder, train_paths + test_paths))
+                paths = train_paths + test_paths
+                places = [folder / "train", folder / "test"] if folder == root else [folder]
+                described = partial(state_of, folder, paths), partial(unread, places, paths)
+                return Located(folder, train, test, None, *described)
             if (archive := root / self.archive).is_file():
                 raise NotFound(f"{archive} is not unpacked; run `bench data prepare {self.name}`")
         except OSError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.config.protocol import DatasetSettings
 from bench.data.dataset import Located, Split, missing, own_dataset
-from bench.data.folder import classes_in, content_digest, labelled, state_of
+from bench.data.folder import classes_in, content_digest, labelled, state_of, unread
 from bench.data.prepared import ImageFiles
 from bench.data.readers import FileReader
 from bench.errors import BenchError
@@ -41,7 +41,7 @@ def locate(root: Path | None, settings: DatasetSettings) -> Located:
     paths = [path for part, _ in parts for path in part]
     train, *test = (Split(FileReader(part, files.shape), labels) for part, labels in parts)
     described = partial(content_digest, folder, paths), partial(state_of, folder, paths)
-    return Located(folder, train, test[0] if test else None, *described)
+    return Located(folder, train, test[0] if test else None, *described, partial(unread, [folder], paths))
 
 
 image_folder = own_dataset(

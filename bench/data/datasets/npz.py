@@ -23,6 +23,9 @@ NAMES = {
 }
 """The keys of images and labels, MedMNIST's and Keras's."""
 
+UNUSED = {"val_images", "val_labels"}
+"""MedMNIST's keys of further images."""
+
 
 def find(root: Path | None, settings: DatasetSettings) -> Located:
     """Return the arrays in the file below `root` at the suite's `files.path`, as `Dataset.find` does.
@@ -44,12 +47,14 @@ def find(root: Path | None, settings: DatasetSettings) -> Located:
         train, test = (_part(path, arrays, part, files) for part in ("train", "test"))
     if train is None:
         raise BenchError(f"{path} has no key 'train_images' or 'x_train'; it has {', '.join(arrays.files) or 'none'}")
-    return Located(path, train, test, partial(file_sha256, path), lambda: state)
+    used = {key for part in NAMES for key in _keys(arrays, part) or ()} | UNUSED
+    rest = [str(path / key) for key in arrays.files if key not in used]
+    return Located(path, train, test, partial(file_sha256, path), lambda: state, lambda: rest)
 
 
 def _part(path: Path, arrays: Any, part: str, files: Files) -> Split | None:
     """Return the images and labels of a part, None if the file has no images of it."""
-    names = next(((images, labels) for images, labels in NAMES[part] if images in arrays), None)
+    names = _keys(arrays, part)
     if names is None:
         return None
     images, labels = (_array(path, arrays, key) for key in names)
@@ -72,6 +77,10 @@ def _part(path: Path, arrays: Any, part: str, files: Files) -> Split | None:
     if len(absent):
         raise BenchError(f"{path}: '{names[1]}' has no image of class {absent[0]}; there are {files.classes} classes")
     return Split(ArrayReader(images.transpose(0, 3, 1, 2)), labels)
+
+
+def _keys(arrays: Any, part: str) -> tuple[str, str] | None:
+    return next((names for names in NAMES[part] if names[0] in arrays), None)
 
 
 def _array(path: Path, arrays: Any, key: str) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.config.protocol import Crop, DatasetSettings, Flip
 from bench.data.dataset import Dataset, Located, Split, missing
-from bench.data.folder import classes_in, content_digest, images_in, labelled, state_of
+from bench.data.folder import classes_in, content_digest, images_in, labelled, state_of, unread
 from bench.data.prepared import ImageFiles
 from bench.data.readers import FileReader
 from bench.errors import BenchError
@@ -32,6 +32,7 @@ SUPER_CLASSES = {
 TEST_IMAGES = 10_150  # 50 of each of the 203 synsets
 SHAPE = (3, 224, 224)
 SHORTER_SIDE = 256  # pixels; the middle 224x224 are cut out
+SYNSET = "n[0-9]{8}"  # its name
 SHOWN = 5  # missing synsets that an error names
 FOLDERS = ("imagenet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC", ".")
 
@@ -62,7 +63,7 @@ def locate(root: Path | None, settings: DatasetSettings) -> Located:
     if folder is None:
         raise missing(restricted_imagenet, [folder / "train" for folder in folders], root)
     labels = synsets()
-    parts, paths, problems = [], [], []
+    parts, paths, problems, others = [], [], [], set[str]()
     for name in ("train", "val"):
         there = {synset: label for synset, label in labels.items() if (folder / name / synset).is_dir()}
         if not there:
@@ -72,6 +73,7 @@ def locate(root: Path | None, settings: DatasetSettings) -> Located:
                     "folder for each synset first, as those of train are"
                 )
             raise BenchError(f"{folder / name} has none of the {len(labels)} synset folders of Restricted ImageNet")
+        others |= {name for name in classes_in(folder / name) if re.fullmatch(SYNSET, name) and name not in labels}
         if absent := [synset for synset in labels if synset not in there]:
             shown = ", ".join(absent[:SHOWN]) + (", ..." if len(absent) > SHOWN else "")
             problems.append(f"{name} lacks {len(absent)} of the {len(labels)} synsets ({shown})")
@@ -87,7 +89,8 @@ def locate(root: Path | None, settings: DatasetSettings) -> Located:
             f"{folder} is not all of Restricted ImageNet: {'; '.join(problems)}; a suite that is to use just these "
             f"images states 'digest: {digest()}'"
         )
-    return Located(folder, parts[0], parts[1], digest, partial(state_of, folder, paths))
+    rest = partial(unread, [folder / "train", folder / "val"], paths, others)
+    return Located(folder, parts[0], parts[1], digest, partial(state_of, folder, paths), rest)
 
 
 def _holds_imagenet(folder: Path, *, named: bool) -> bool:
@@ -96,7 +99,7 @@ def _holds_imagenet(folder: Path, *, named: bool) -> bool:
     if named:
         return bool(parts)
     return not (folder / "wnids.txt").exists() and any(  # Tiny ImageNet has it
-        re.fullmatch("n[0-9]{8}", name) for part in parts for name in classes_in(part)
+        re.fullmatch(SYNSET, name) for part in parts for name in classes_in(part)
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.config.protocol import Crop, DatasetSettings, Flip
 from bench.data.dataset import ABSENT, Dataset, Located, Split, missing
-from bench.data.folder import content_digest, images_in, state_of
+from bench.data.folder import content_digest, images_in, state_of, unread
 from bench.data.prepared import ImageFiles, with_gaps
 from bench.data.readers import FileReader
 from bench.errors import BenchError
@@ -56,7 +56,9 @@ def locate(root: Path | None, _settings: DatasetSettings) -> Located:
         if not images:
             raise BenchError(f"{folder / part} holds no images")
     files = [classes, annotations, *(path for images in (train, test) for path, _ in images.values())]
-    described = partial(content_digest, folder, files), partial(state_of, folder, files)
+    boxes = [folder / "train" / name / f"{name}_boxes.txt" for name in names]
+    rest = partial(unread, [folder / "train", folder / "val"], files + boxes)
+    described = partial(content_digest, folder, files), partial(state_of, folder, files), rest
     return Located(folder, _part(train, CLASSES * OF_A_CLASS), _part(test, 10_000), *described)
 
 
