@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from bench.attacks.apgd import apgd, cross_entropy, targeted_dlr
 from bench.attacks.masking import output_signs
 from bench.attacks.outcome import Correct, PackedBits
-from bench.config.attacks import STANDARD, AutoAttack, Threat
+from bench.config.attacks import AutoAttack, Threat
 from bench.errors import BenchError, DamagedFile
 from bench.utils.device import out_of_memory
 from bench.utils.progress import ProgressCallback
@@ -33,7 +33,6 @@ from bench.utils.progress import ProgressCallback
 PASSES: Mapping[str, int] = {"apgd-ce": 200, "apgd-t": 1800, "fab-t": 3600, "square": 5000}
 """Work of each attack on a robust image, in forward passes: an upper bound."""
 
-MIN_CLASSES = 4  # the targeted DLR loss compares the largest logit with the third and the fourth largest
 MAX_TARGETS = 9
 
 OUTSIDE = 1e-6
@@ -77,14 +76,6 @@ class CascadeState:
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedFile(f"not the AutoAttack state of this version ({error})") from error
-
-
-def check_classes(classes: int, attacks: Sequence[str] = STANDARD) -> None:
-    """Raise BenchError if one of the attacks is not defined for this number of classes."""
-    if "apgd-t" in attacks and classes < MIN_CLASSES:
-        raise BenchError(
-            f"AutoAttack's targeted attacks need at least {MIN_CLASSES} classes, not {classes}; use pgd instead"
-        )
 
 
 class Cascade:
@@ -143,7 +134,7 @@ class Cascade:
         """Return the number of classes, after checking it, the labels and the images."""
         with torch.no_grad():
             classes: int = self._model(images[:1]).shape[1]
-        check_classes(classes, self._settings.cascade)
+        self._settings.check_classes(classes)
         if int(labels.min()) < 0 or int(labels.max()) >= classes:
             raise BenchError(
                 f"labels from {int(labels.min())} to {int(labels.max())}, but the network has {classes} classes"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -9,6 +11,11 @@ from pydantic_core import PydanticCustomError
 
 from bench.config.base import BaseConfig, Number, named
 from bench.config.hyperparameters import AttackRegime
+from bench.errors import BenchError
+
+MAX_L2 = 32.0  # published radii end at about 5
+
+MIN_CLASSES = 4  # the targeted DLR loss compares the largest logit with the third and the fourth largest
 
 
 class Threat(BaseConfig):
@@ -21,8 +28,26 @@ class Threat(BaseConfig):
     @model_validator(mode="after")
     def _radius_fits_the_pixel_range(self) -> Threat:
         if self.norm == "linf" and self.eps > 1:
-            raise PydanticCustomError("eps", f"eps {self.eps:g} exceeds the pixel range [0, 1]; write 8/255, not 8")
+            raise PydanticCustomError("eps", f"eps {self.eps:g} exceeds the pixel range [0, 1]; {of_pixels(self.eps)}")
         return self
+
+    def check_size(self, shape: Sequence[int]) -> None:
+        """Raise BenchError if any image of `shape` can become uniformly grey, or the radius exceeds `MAX_L2`."""
+        most = 0.5 if self.norm == "linf" else min(MAX_L2, 0.5 * math.sqrt(math.prod(shape)))
+        if self.eps > most:
+            hint = of_pixels(self.eps)
+            raise BenchError(f"must be at most {most:.3g} for pixels in [0, 1] (got {self.eps:g}); {hint}")
+
+    def check_step(self, step_size: float) -> None:
+        """Raise BenchError if a step is longer than the diameter of the ball."""
+        if step_size > 2 * self.eps * (1 + 1e-9):
+            hint = of_pixels(step_size) if step_size >= 0.5 else f"write at most {2 * self.eps:.4g}"
+            raise BenchError(f"{step_size:g} exceeds the diameter of the ball of radius {self.eps:.4g}; {hint}")
+
+
+def of_pixels(value: float) -> str:
+    """Return the hint for a value that seems to be in units of the pixel range 0 to 255."""
+    return f"write {value:g}/255, not {value:g}"
 
 
 class TrainingAttack(BaseConfig):
@@ -153,6 +178,13 @@ class AutoAttack(BaseConfig):
         if attacks and len(set(attacks)) < len(attacks):
             raise PydanticCustomError("attacks", "duplicate attack")
         return attacks
+
+    def check_classes(self, classes: int) -> None:
+        """Raise BenchError if an attack is not defined for this number of classes."""
+        if "apgd-t" in self.cascade and classes < MIN_CLASSES:
+            raise BenchError(
+                f"AutoAttack's targeted attacks need at least {MIN_CLASSES} classes, not {classes}; use pgd instead"
+            )
 
     @property
     def cascade(self) -> tuple[AutoAttackPart, ...]:

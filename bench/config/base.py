@@ -11,8 +11,9 @@ from pydantic_core import PydanticCustomError
 
 from bench.errors import did_you_mean
 
-_FRACTION = re.compile(r"\s*([+-]?[0-9]+(?:\.[0-9]+)?)\s*/\s*([0-9]+(?:\.[0-9]+)?)\s*")
-_DECIMAL = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*")
+_UNSIGNED = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
+_FRACTION = re.compile(rf"\s*([+-]?{_UNSIGNED})\s*/\s*({_UNSIGNED})\s*")
+_DECIMAL = re.compile(rf"\s*[+-]?{_UNSIGNED}(?:[eE][+-]?[0-9]+)?\s*")
 
 
 def parse_number(value: Any) -> float:

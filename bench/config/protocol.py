@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from bench.config.attacks import PGD, AutoAttack, Clean, FinalAttack, NamedTrainingAttack, Threat, TrainingAttack
 from bench.config.base import BaseConfig, Indices, Number, named, parse_indices, ranges
+from bench.errors import BenchError
 from bench.utils.files import fingerprint
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$", max_length=100)]
@@ -65,6 +67,16 @@ class Files(BaseConfig):
             if values is not None and len(values) != self.shape[0]:
                 raise PydanticCustomError("channels", f"'{name}' needs {self.shape[0]} values, one a channel")
         return self
+
+
+def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise BenchError for means or standard deviations in units of 0 to 255."""
+    for name, values, most in (("mean", mean, 1), ("standard deviation", std, 2)):
+        if max(values) > most:
+            raise BenchError(
+                f"a {name} of {max(values):g} is too large for pixels in [0, 1]; divide means and standard deviations "
+                "in units of 0 to 255 by 255"
+            )
 
 
 class DatasetSettings(BaseConfig):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,12 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from bench import registry
+from bench.config.attacks import CW, PGD, AutoAttack, FinalAttack, TrainingAttack
 from bench.config.base import BaseConfig, named
 from bench.config.cell import EVALUATED, Cell, ResolvedMethod
 from bench.config.hyperparameters import MethodInfo, MethodParams, least_reliable
 from bench.config.messages import sentence
-from bench.config.protocol import Crop, Name, Protocol, Seed
+from bench.config.protocol import Crop, Name, Protocol, Seed, check_normalisation
 from bench.config.yaml_file import Location, SuiteFile, read_suite_file
 from bench.errors import BenchError, did_you_mean
 
@@ -138,6 +139,9 @@ class LoadedSuite:
             info = registered.configured(dataset)
         with self._at("dataset", "validation"):
             info.check_split()
+        if dataset.files:
+            with self._at("dataset", "files"):
+                check_normalisation(info.mean, info.std)
         with self._at("training", "batch_size"):
             left = info.left_to_train
             if left is not None and training.batch_size > left:
@@ -150,6 +154,25 @@ class LoadedSuite:
                 if isinstance(step, Crop) and step.mode == "reflect" and step.padding >= min(info.shape[1:]):
                     size = f"{info.shape[1]}x{info.shape[2]}"
                     raise BenchError(f"an image of {size} pixels cannot be reflected into a border of {step.padding}")
+        self._check_attacks(info.shape, info.classes)
+
+    def _check_attacks(self, shape: Sequence[int], classes: int) -> None:
+        """Refuse a radius or a step that the images do not allow, and attacks that need more classes."""
+        threat, evaluation = self.suite.threat, self.suite.evaluation
+        with self._at("threat", "eps"):
+            threat.check_size(shape)
+        attacks: dict[Location, TrainingAttack | FinalAttack] = {
+            ("training", "attack"): self.suite.training.attack,
+            ("evaluation", "track", "attack"): evaluation.track.attack,
+            **{("evaluation", "final", index): attack for index, attack in enumerate(evaluation.final)},
+        }
+        for location, attack in attacks.items():
+            if isinstance(attack, TrainingAttack | PGD | CW) and "step_size" in attack.model_fields_set:
+                with self._at(*location, "step_size"):
+                    threat.check_step(attack.step_size)
+            if isinstance(attack, AutoAttack):
+                with self._at(*location):
+                    attack.check_classes(classes)
 
     def _resolve(self, index: int, entry: MethodEntry) -> ResolvedMethod:
         """Fill in the canonical parameters of one row and validate those that the suite gives."""

@@ -11,7 +11,7 @@ from bench.data.dataset import dataset_of
 from bench.errors import BenchError
 from bench.execution.driver import RetryPolicy, Watch, by_suite, open_executor, run_planned
 from bench.execution.executor import ExecutorSettings, Paths
-from bench.execution.plan import CellState, check_attacks, check_data, plan_evaluation
+from bench.execution.plan import CellState, check_data, plan_evaluation
 from bench.models.external import load_external, with_absolute_paths
 
 MAX_LABEL = 80  # characters, as in a suite
@@ -44,7 +44,6 @@ def evaluate_network(
     """
     protocol = loaded.suite.protocol
     _check_name(name, loaded)
-    check_attacks(protocol)
     params = load_external(network, dataset_of(protocol.dataset), protocol).params
     row = {"version": 1, "params": params, "label": name, "custom": False, "origin": None, "final_is_best": False}
     cell = Cell(

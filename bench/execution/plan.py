@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-from bench.attacks.autoattack import check_classes
-from bench.config.attacks import AutoAttack
 from bench.config.cell import Cell
 from bench.config.protocol import Protocol
 from bench.data.dataset import dataset_of
@@ -89,11 +87,9 @@ def plan(
         devices: of each cell.
 
     Raises:
-        BenchError: an incomplete run was started with other code, a run used other data, a final attack is not defined
-            for the data, a method refuses the network or its parameters, or it cannot train on so many devices.
+        BenchError: an incomplete run was started with other code, a run used other data, a method refuses the network
+            or its parameters, or it cannot train on so many devices.
     """
-    for protocol in {cell.protocol for cell in cells}:
-        check_attacks(protocol)
     works: dict[Protocol, Work | None] = {}
     states, built, root = [], set(), DataRoot(data)
     for cell in cells:
@@ -119,19 +115,11 @@ def plan_evaluation(cell: Cell, results: Path, data: Path | None = None) -> Cell
     """Return the state of a cell that is only evaluated: one that failed resumes, one that finished is kept.
 
     Raises:
-        BenchError: a final attack is not defined for the data, or the cell was evaluated on other data.
+        BenchError: the cell was evaluated on other data.
     """
-    check_attacks(cell.protocol)
     state = _state(cell, results, Rerun.FAILED, DataRoot(data))
     state.work = Work(training=0, tracking=0, final=1)
     return state
-
-
-def check_attacks(protocol: Protocol) -> None:
-    """Raise BenchError if a final attack is not defined for the data."""
-    for attack in protocol.evaluation.final:
-        if isinstance(attack, AutoAttack):
-            check_classes(dataset_of(protocol.dataset).classes, attack.cascade)
 
 
 def _state(cell: Cell, results: Path, rerun: Rerun, data: DataRoot) -> CellState:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bench import registry
 from bench.config.attacks import Threat
 from bench.config.cell import ExternalModel
-from bench.config.protocol import Protocol
+from bench.config.protocol import Protocol, check_normalisation
 from bench.data.dataset import Dataset
 from bench.errors import BenchError, did_you_mean
 from bench.models.architecture import Network, build_network
@@ -133,6 +133,10 @@ def parse_normalisation(text: str, dataset: Dataset) -> Normalisation:
             f"--normalisation '{text:.60}': {dataset.name} needs {channels} finite means and as many standard "
             "deviations above 0"
         )
+    try:
+        check_normalisation(mean, std)
+    except BenchError as error:
+        raise BenchError(f"--normalisation '{text:.60}': {error}") from None
     return mean, std
 
 

@@ -8,7 +8,7 @@ import torch
 from pyautoattack import AutoAttack
 from torch import nn
 
-from bench.attacks.autoattack import Cascade, CascadeState, check_classes
+from bench.attacks.autoattack import Cascade, CascadeState
 from bench.attacks.evaluate import balanced_subset
 from bench.config.attacks import STANDARD, Threat
 from bench.config.attacks import AutoAttack as AutoAttackSettings
@@ -141,7 +141,8 @@ def test_a_network_that_is_always_wrong_is_done_at_once(trained):
 
 def test_too_few_classes_are_refused(trained):
     with pytest.raises(BenchError, match="at least 4 classes, not 3"):
-        check_classes(3)
+        AutoAttackSettings().check_classes(3)
+    AutoAttackSettings(attacks=("apgd-ce", "square")).check_classes(2)
     model, images, labels = trained(4)
 
     class Three(nn.Module):

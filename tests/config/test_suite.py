@@ -28,6 +28,7 @@ WRONG = {
     "eps: 0.15": {
         "eps: eight": "4: threat.eps: 'eight' is not a number; write 0.05, 5e-4 or 8/255",
         "eps: 8": "4: threat: eps 8 exceeds the pixel range [0, 1]; write 8/255, not 8",
+        "eps: 1": "4: threat.eps: must be at most 0.5 for pixels in [0, 1] (got 1); write 1/255, not 1",
         "eps: -8/255": "4: threat.eps: must be greater than 0 (got -0.03137254901960784)",
     },
     ", eps: 0.15": {
@@ -89,11 +90,34 @@ WRONG = {
         "{name: digits, files: {path: x, classes: 2, shape: [1, 8, 8], std: [1, 1]}}": (
             "2: dataset.files: 'std' needs 1 values, one a channel"
         ),
+        "{name: npz, validation: 2, files: {path: x, classes: 4, shape: [1, 8, 8], mean: [33.3]}}": (
+            "2: dataset.files: a mean of 33.3 is too large for pixels in [0, 1]; divide means and standard deviations "
+            "in units of 0 to 255 by 255"
+        ),
+        "{name: npz, validation: 2, files: {path: x, classes: 4, shape: [1, 8, 8], mean: [0], std: [64]}}": (
+            "2: dataset.files: a standard deviation of 64 is too large for pixels in [0, 1]; divide means and standard "
+            "deviations in units of 0 to 255 by 255"
+        ),
         "{name: digits, files: {path: x, classes: 2, shape: [8, 8]}}": (
             "2: dataset.files.shape.0: must be at most 4 (got 8)"
         ),
     },
+    "norm: linf, eps: 0.15": {
+        "norm: l2, eps: 128": "4: threat.eps: must be at most 4 for pixels in [0, 1] (got 128); write 128/255, not 128",
+        "norm: l2, eps: 4.01": (
+            "4: threat.eps: must be at most 4 for pixels in [0, 1] (got 4.01); write 4.01/255, not 4.01"
+        ),
+    },
+    "steps: 2, step_size: 0.1}\neval": {
+        "steps: 2, step_size: 2}\neval": (
+            "8: training.attack.step_size: 2 exceeds the diameter of the ball of radius 0.15; write 2/255, not 2"
+        ),
+    },
     "{attack: {name: pgd, steps: 2, step_size: 0.1}}": {
+        "{attack: {name: pgd, step_size: 0.31}}": (
+            "10: evaluation.track.attack.step_size: 0.31 exceeds the diameter of the ball of radius 0.15; "
+            "write at most 0.3"
+        ),
         "{attack: {name: pgd, images: 5}}": (
             "10: evaluation.track.attack: 'images' is for final attacks; tracking measures every image"
         ),
@@ -103,6 +127,9 @@ WRONG = {
     },
     "{name: pgd, steps: 3, step_size: 0.05}": {
         "{name: pdg}": "11: evaluation.final.1: unknown name 'pdg'; did you mean 'pgd'?",
+        "{name: cw, step_size: 1}": (
+            "11: evaluation.final.1.step_size: 1 exceeds the diameter of the ball of radius 0.15; write 1/255, not 1"
+        ),
         "{steps: 3}": "11: evaluation.final.1: this needs a key 'name'",
         "{name: pgd, stepz: 3}": "11: evaluation.final.1.stepz: unknown key 'stepz'; did you mean 'steps'?",
         "{name: pgd, steps: five}": "11: evaluation.final.1.steps: must be a whole number (got 'five')",
@@ -151,6 +178,34 @@ def test_one_sentence_with_file_line_and_key(load, tmp_path, old, new, sentence)
     with pytest.raises(BenchError) as error:
         load({old: new})
     assert str(error.value) == f"{tmp_path / 'suite.yaml'}:{sentence}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps: 2, step_size: 0.1}\neval": "steps: 1, step_size: 0.1875}\neval"},  # FGSM-RS: 1.25 times the radius
+        {"steps: 2, step_size: 0.1}\neval": "steps: 1, step_size: 0.3}\neval"},
+        {"norm: linf, eps: 0.15": "norm: l2, eps: 2.5"},
+        {
+            "eps: 0.15": "eps: 0.002",  # half of the default step, which is nobody's mistake
+            "step_size: 0.1}\neval": "random_start: true}\neval",
+            "step_size: 0.1}}": "random_start: true}}",
+            "step_size: 0.05": "random_start: true",
+        },
+    ],
+    ids=["single step", "diameter", "l2", "default step"],
+)
+def test_radii_and_steps_of_publications_are_accepted(load, changes):
+    load(changes)
+
+
+def test_autoattack_needs_enough_classes(load):
+    npz = "{name: npz, validation: 2, files: {path: x, classes: 3, shape: [1, 8, 8]}}"
+    files = {"{name: digits, validation: 200}": npz}
+    few = "AutoAttack's targeted attacks need at least 4 classes, not 3; use pgd instead"
+    with pytest.raises(BenchError, match=f"suite.yaml:11: evaluation.final.1: {few}"):
+        load({**files, "{name: pgd, steps: 3, step_size: 0.05}": "autoattack"})
+    load({**files, "{name: pgd, steps: 3, step_size: 0.05}": "{name: autoattack, attacks: [apgd-ce, square]}"})
 
 
 @pytest.mark.parametrize(

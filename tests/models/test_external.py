@@ -115,6 +115,12 @@ def test_a_normalisation_of_other_channels_or_no_numbers(text):
     assert parse_normalisation("0,0.5,1/1,0.1,2", COLOURS) == ((0, 0.5, 1), (1, 0.1, 2))
 
 
+@pytest.mark.parametrize("text", ["125.3,123,113.9/63,62.1,66.7", "0.49,0.48,113.9/0.2,0.2,0.2", "0,0,0/1,1,255"])
+def test_a_normalisation_in_units_of_0_to_255(text):
+    with pytest.raises(BenchError, match=r"is too large for pixels in \[0, 1\]; divide means and standard deviations"):
+        parse_normalisation(text, COLOURS)
+
+
 @pytest.mark.parametrize(
     ("source", "options", "said"),
     [
