@@ -6,16 +6,14 @@ Built-in and third-party entries are registered in the same ways: through the en
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import sys
 from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from bench import outside
 from bench.errors import BenchError, did_you_mean
 
 
@@ -31,6 +29,7 @@ class Registry:
         self.kind = kind
         self._group = group
         self._added: dict[str, Any] = {}
+        self._digests: dict[str, str] = {}
 
     @cached_property
     def _entry_points(self) -> dict[str, EntryPoint]:
@@ -77,17 +76,32 @@ class Registry:
         if name not in self._entry_points:
             raise BenchError(f"unknown {self.kind} '{name}'{did_you_mean(name, self.names())}")
         point = self._entry_points[name]
-        try:
+        with outside.running(f"{self.kind} '{name}' ({point.value}) cannot be imported"):
             self._added[name] = point.load()
-        except (ImportError, AttributeError) as error:
-            raise BenchError(f"{self.kind} '{name}' ({point.value}) cannot be imported: {error}") from error
+        if point.module.partition(".")[0] not in outside.OURS:
+            self._digests[name] = outside.package_digest(point.module)
         return self._added[name]
 
-    def add(self, name: str, entry: Any) -> None:
-        """Register `entry`; the same object again is allowed, another object under the name is an error."""
+    def add(self, name: str, entry: Any, digest: str | None = None) -> None:
+        """Register `entry`; the same object again is allowed, another object under the name is an error.
+
+        `digest`: that of the plug-in file that brings it.
+        """
         if name in self.names() and self.entry(name) is not entry:
             raise BenchError(f"the {self.kind} name '{name}' is registered already")
         self._added[name] = entry
+        if digest is not None:
+            self._digests[name] = digest
+
+    def digest(self, name: str) -> str | None:
+        """Return the digest of the sources of an entry, or of its family; None if it is built in or unknown.
+
+        It is of the plug-in file and what this imports from outside, or of the installed package.
+        """
+        name = name if name in self.names() else name.partition("/")[0]
+        if name in self._entry_points:
+            self.entry(name)
+        return self._digests.get(name)
 
 
 def _is_family(entry: Any) -> bool:
@@ -100,39 +114,6 @@ DATASETS = Registry("dataset", "bench.datasets")
 MODELS = Registry("model", "bench.models")
 
 
-def import_file(path: Path, what: str) -> ModuleType:
-    """Import a trusted Python file; the same file again returns the same module.
-
-    Args:
-        path: the file.
-        what: its description in errors, such as "plug-in".
-
-    Raises:
-        BenchError: the file is missing, or cannot be imported.
-    """
-    try:
-        path = path.resolve()
-        exists = path.is_file()
-    except (OSError, ValueError):  # not a valid file name
-        exists = False
-    if not exists:
-        raise BenchError(f"{what} {path}: no such file")
-    name = f"bench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise BenchError(f"{what} {path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise BenchError(f"{what} {path} does not import: {type(error).__name__}: {error}") from error
-    return module
-
-
 def load_plugin(path: Path) -> None:
     """Import a trusted plug-in file and register its entries.
 
@@ -142,7 +123,7 @@ def load_plugin(path: Path) -> None:
     Raises:
         BenchError: the file is missing, cannot be imported, lists nothing, or uses a name that exists.
     """
-    module = import_file(path, "plug-in")
+    module = outside.import_file(path, "plug-in")
     path = Path(str(module.__file__))
     try:
         parts = [
@@ -154,10 +135,11 @@ def load_plugin(path: Path) -> None:
             raise BenchError(f"plug-in {path} lists no parts: it needs METHODS, DATASETS or MODELS")
         if not all(isinstance(entries, Mapping) for _, entries in parts):
             raise BenchError(f"plug-in {path}: METHODS, DATASETS and MODELS map names to entries")
+        digest = outside.file_digest(path)
         for registry, entries in parts:
             for entry_name, entry in entries.items():
                 try:
-                    registry.add(entry_name, entry)
+                    registry.add(entry_name, entry, digest)
                 except BenchError as error:
                     raise BenchError(f"plug-in {path}: {error}") from error
     except BenchError:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     # A room imports only from itself and from rooms before it in this list.
     "errors",
+    "outside",
     "registry",
     "utils",
     "config",

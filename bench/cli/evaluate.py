@@ -64,6 +64,10 @@ def evaluate(
             autocompletion=complete_normalisation,
         ),
     ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option("--prefix", help="Beginning of the network's names in a file with several networks."),
+    ] = None,
     model_dir: Annotated[Path, typer.Option("--model-dir", help="Local folder of RobustBench's zoo.")] = Path("models"),
     results: Results = Path("results"),
     store: StoreURL = None,
@@ -86,7 +90,9 @@ def evaluate(
     from bench.execution.external_evaluation import evaluate_network
 
     try:
-        where = ExternalModel(source=network, model=model, normalisation=normalisation, model_dir=str(model_dir))
+        where = ExternalModel(
+            source=network, model=model, normalisation=normalisation, prefix=prefix, model_dir=str(model_dir)
+        )
     except ValidationError:
         raise BenchError(f"--model '{model:.60}' is not a name") from None
     loaded = load_suite(suite)

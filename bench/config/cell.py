@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+from bench import registry
 from bench.config.base import BaseConfig
 from bench.config.hyperparameters import Provenance
 from bench.config.protocol import Name, Protocol, Seed
@@ -39,6 +40,8 @@ class ExternalModel(BaseConfig):
     """Architecture of a weights file."""
     normalisation: str | None = None
     """Of a weights file: none, dataset, or means and standard deviations as "m,m,m/s,s,s"."""
+    prefix: str | None = None
+    """The beginning of the names of the network's tensors, in a weights file with several networks."""
     model_dir: str = "models"
     """Local folder of RobustBench's zoo."""
 
@@ -71,6 +74,16 @@ class Cell(BaseConfig):
         identity = self.identity()
         del identity["protocol"]["evaluation"]["final"]
         return fingerprint(identity)
+
+    def plugin_digests(self) -> dict[str, str]:
+        """Return the digest of the sources of each plug-in that this cell uses: {"method mine": SHA-256 (hex)}."""
+        model = (self.network and self.network.model) or self.protocol.model
+        used = (
+            (registry.METHODS, self.method.name),
+            (registry.DATASETS, self.protocol.dataset.name),
+            (registry.MODELS, model),
+        )
+        return {f"{kind.kind} {name}": digest for kind, name in used if (digest := kind.digest(name))}
 
     def __str__(self) -> str:
         return self.method.label if self.network else f"{self.method.label} seed {self.seed}"

@@ -23,7 +23,7 @@ from bench.storage.checkpoints import load_latest_valid
 from bench.storage.run_folder import CellStatus, RunFolder
 from bench.storage.verify import folder_damage
 from bench.training.build import build_without_data
-from bench.utils.environment import code_digest
+from bench.utils.environment import other_code
 from bench.utils.files import fingerprint
 
 log = logging.getLogger(__name__)
@@ -132,20 +132,20 @@ def _state(cell: Cell, results: Path, rerun: Rerun, data: DataRoot) -> CellState
         status = CellStatus.FAILED
     action = _action(folder, status, rerun)
     if action in {Action.RUN, Action.RESUME}:
-        _check_code(folder)
+        _check_code(cell, folder)
     if action is not Action.RESTART:
         data.check(cell, folder)
     return CellState(cell, folder, status, action)
 
 
-def _check_code(folder: RunFolder) -> None:
+def _check_code(cell: Cell, folder: RunFolder) -> None:
     """Raise BenchError if the run was started with other code than this; older versions did not record theirs."""
     with suppress(OSError, DamagedFile):
-        code = folder.cell()["environment"].get("code")
-        if code not in (None, code_digest()):
+        environment = folder.cell()["environment"]
+        if environment.get("code") and (code := other_code(environment, cell.plugin_digests())):
             raise BenchError(
-                f"{folder.path} was started with other code (digest {code[:12]}, here {code_digest()[:12]}); restore "
-                "that code to resume, or run it from the start with --rerun all"
+                f"{folder.path} was started with {code}; restore that code to resume, or run it from the start with "
+                "--rerun all"
             )
 
 

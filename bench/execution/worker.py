@@ -24,12 +24,12 @@ from bench.errors import BenchError, DamagedFile
 from bench.execution.data_identity import identify_data
 from bench.execution.distributed import ProcessDied, train_together
 from bench.execution.final_evaluation import attack_key, evaluate_checkpoints
-from bench.models.external import load_external
+from bench.models.external import OUTPUTS, load_external
 from bench.storage.checkpoints import INDEX, Checkpoints, load_latest_valid
 from bench.storage.run_folder import ARCHIVED, CellStatus, RunFolder, RunFolderLocked
 from bench.training.trainer import Diverged, Trainer
 from bench.utils.device import check_precision, out_of_memory, peak_memory, use_device
-from bench.utils.environment import code_digest, describe
+from bench.utils.environment import code_digest, describe, other_code
 from bench.utils.files import write_atomically, write_record
 from bench.utils.processes import end_with_parent
 
@@ -62,7 +62,7 @@ class Job:
     """The input of a worker: the cell, and where and how to run it.
 
     `devices`: one, or several whose processes share the cell's batches; `threads`: CPU threads of each process;
-    `code`: the digest of the driver's sources, which the worker must import too.
+    `code`, `plugins`: the digests of the driver's sources and plug-ins, which the worker must import too.
     """
 
     cell: Cell
@@ -71,6 +71,10 @@ class Job:
     data: Path | None
     threads: int
     code: str = field(default_factory=code_digest)
+    plugins: dict[str, str] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plugins", self.cell.plugin_digests())  # of the driver, for the worker
 
     @property
     def device(self) -> torch.device:
@@ -148,7 +152,9 @@ def execute(job: Job) -> CellStatus:
             registry.load_plugin(Path(plugin))
         use_device(device, job.threads)
         check_precision(cell.protocol.training.precision, device)
-        folder.begin(cell, describe(device, job.threads))
+        if cell.plugin_digests() != job.plugins:
+            raise BenchError("a plug-in has changed since the suite was loaded")
+        folder.begin(cell, describe(device, job.threads, job.plugins))
         log.info("%s, fingerprint %s, on %s with %d threads", cell, cell.fingerprint, device, job.threads)
         folder.progress(force=True, phase="loading")
         dataset = dataset_of(cell.protocol.dataset)
@@ -222,8 +228,8 @@ def reuse_training(cell: Cell, folder: RunFolder, data: dict[str, str]) -> None:
             record = donor.cell()
             if record["training_fingerprint"] != cell.training_fingerprint or not trained.finished:
                 continue
-            if record["environment"].get("code") != code_digest():
-                log.warning("not reusing %s: it was trained by other code", donor.path.name)
+            if code := other_code(record["environment"], cell.plugin_digests()):
+                log.warning("not reusing %s: it was trained by %s", donor.path.name, code)
                 continue
             used = record["environment"].get("data") or {}
             if any(used.get(part) != digest for part, digest in data.items()):
@@ -249,8 +255,9 @@ def import_external(cell: Cell, where: ExternalModel, dataset: Dataset, folder: 
     Raises:
         BenchError: as `load_external`, or the network has changed since the cell was planned.
     """
-    external = load_external(where, dataset, cell.protocol)
-    if external.params != cell.method.params:
+    external = load_external(where, dataset, cell.protocol, keep_imports=True)
+    # Rounded outputs may differ between machines; equal code and weights are the same network a moment later.
+    if {**external.params, OUTPUTS: None} != {**cell.method.params, OUTPUTS: None}:
         raise BenchError(f"{where.source} has changed since the cell was planned")
     checkpoints = Checkpoints(folder.checkpoints)
     if not checkpoints.finished:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench import registry
-from bench.config.attacks import Threat
+from bench import outside, registry
+from bench.config.attacks import AutoAttack, Clean, FinalAttack, Threat
 from bench.config.cell import ExternalModel
 from bench.config.protocol import Protocol, check_normalisation
 from bench.data.dataset import Dataset
@@ -24,13 +24,15 @@ from bench.errors import BenchError, did_you_mean
 from bench.models.architecture import Network, build_network
 from bench.models.robustbench_zoo import load_from_zoo, zoo_files
 from bench.models.state_dict import load_weights
-
-FORMATS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+from bench.utils.files import fingerprint
 
 Normalisation: TypeAlias = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation, per channel in units of [0, 1]."""
 
 _ZOO = re.compile(r"robustbench:(?:([^/]*)/)?(.*)")
+OUTPUTS = "outputs_sha256"
+"""Of a factory's network: the digest of its rounded outputs. It tells constants from each other that are no tensors."""
+
 _FACTORY = re.compile(r"(.+\.py)(?::(\w*))?")
 
 
@@ -38,8 +40,8 @@ _FACTORY = re.compile(r"(.+\.py)(?::(\w*))?")
 class LoadedModel:
     """An external model on the CPU, in eval mode: float [n, channels, height, width] in [0, 1] -> logits.
 
-    `params` identifies it: `model` and `weights_sha256`; `mean` and `std` if images are normalised first;
-    `code_sha256` of a factory's file.
+    `params` identifies it: `model` and `weights_sha256`; `mean` and `std` if images are normalised first; `prefix` if
+    one was named; for a factory `code_sha256`, of its file and all that this imports from outside, and `OUTPUTS`.
     """
 
     network: nn.Module
@@ -54,31 +56,43 @@ def with_absolute_paths(where: ExternalModel) -> ExternalModel:
     return where.model_copy(update={"source": source, "model_dir": str(Path(where.model_dir).absolute())})
 
 
-def load_external(where: ExternalModel, dataset: Dataset, protocol: Protocol) -> LoadedModel:
+def load_external(
+    where: ExternalModel, dataset: Dataset, protocol: Protocol, *, keep_imports: bool = False
+) -> LoadedModel:
     """Load an external model and test it on images of the dataset's shape.
 
     Args:
         where: the path or name of the model.
         dataset: the dataset to classify, as the protocol configures it.
         protocol: its threat model must be that of a zoo network; its architecture is the default for weights files.
+        keep_imports: leave the modules beside a factory importable, also where they hide installed ones.
 
     Raises:
         BenchError: there is no such model, its architecture or normalisation is not stated, its weights do not fit or
-            are not plain tensors, or it does not return one finite logit per class.
+            are not plain tensors, it does not return one finite logit per class, its logits depend on the batch, or
+            they have no gradient though an attack needs it.
     """
     zoo, factory = _ZOO.fullmatch(where.source), _FACTORY.fullmatch(where.source)
-    if (zoo or factory) and (where.model or where.normalisation):
+    if (zoo or factory) and (where.model or where.normalisation or where.prefix is not None):
         raise BenchError(
-            f"{where.source}: --model and --normalisation are for weights files; this network takes images in [0, 1]"
+            f"{where.source}: --model, --normalisation and --prefix are for weights files; this network takes images "
+            "in [0, 1]"
         )
-    if zoo:
-        loaded = _from_zoo(zoo[1] or "", zoo[2], Path(where.model_dir), dataset, protocol.threat)
-    elif factory:
-        loaded = _from_factory(Path(factory[1]), factory[2] or "")
-    else:
-        loaded = _from_weights(where, where.model or protocol.model, dataset)
-    loaded.network.eval().requires_grad_(False)
-    _check(loaded.network, where.source, dataset)
+    with nullcontext() if keep_imports else outside.imports_undone():
+        if zoo:
+            loaded = _from_zoo(zoo[1] or "", zoo[2], Path(where.model_dir), dataset, protocol.threat)
+        elif factory:
+            loaded = _from_factory(Path(factory[1]), factory[2] or "")
+        else:
+            loaded = _from_weights(where, where.model or protocol.model, dataset)
+        with outside.running(where.source):
+            loaded.network.eval()
+            for parameter in loaded.network.parameters():
+                parameter.requires_grad_(False)
+        logits = _check(loaded.network, where.source, dataset, protocol)
+        if factory:
+            loaded.params[OUTPUTS] = _rounded_sha256(logits)
+            loaded.params["code_sha256"] = _code_sha256(Path(factory[1]))
     return loaded
 
 
@@ -89,12 +103,12 @@ def _from_weights(where: ExternalModel, model: str, dataset: Dataset) -> LoadedM
     path = Path(where.source)
     if not path.is_file():
         raise BenchError(f"weights {path}: no such file{_hint(where.source)}")
-    if path.suffix not in FORMATS:
-        raise BenchError(f"weights {path}: unknown format; known: {', '.join(FORMATS)}")
     stated = None if where.normalisation is None else parse_normalisation(where.normalisation, dataset)
     network = build_network(registry.MODELS.get(model), dataset, 0)
+    if stated is not None:
+        network = Network(network.body, *stated)
     digest = _digest([path])
-    if load_weights(network, path):
+    if load_weights(network, path, where.prefix):
         recorded = _floats(network.mean), _floats(network.std)
         if stated is not None and tuple(map(tuple, stated)) != recorded:
             raise BenchError(f"weights {path}: the file states another normalisation; remove --normalisation")
@@ -106,7 +120,9 @@ def _from_weights(where: ExternalModel, model: str, dataset: Dataset) -> LoadedM
         )
     mean, std = stated
     plain = all(value == 0 for value in mean) and all(value == 1 for value in std)
-    named = {} if plain else {"mean": list(mean), "std": list(std)}
+    named: dict[str, Any] = {} if plain else {"mean": list(mean), "std": list(std)}
+    if where.prefix is not None:
+        named["prefix"] = where.prefix
     return LoadedModel(Network(network.body, mean, std), {"model": model, **named, "weights_sha256": digest})
 
 
@@ -178,23 +194,39 @@ def _from_zoo(threat_name: str, name: str, folder: Path, dataset: Dataset, threa
 def _from_factory(path: Path, name: str) -> LoadedModel:
     if not name:
         raise BenchError(f"{path}: name the function that returns the network: {path}:FACTORY")
-    if (folder := str(path.parent.absolute())) not in sys.path:
-        sys.path.append(folder)  # the file may import its neighbours
-    module = registry.import_file(path, "network")
+    module = outside.import_file(path, "network", afresh=True)
     factory = getattr(module, name, None)
     if not callable(factory):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise BenchError(f"{path} has no function '{name}'{did_you_mean(name, known)}")
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # the same random weights in every call
-            network = factory()
-    except Exception as error:
-        raise BenchError(f"{path}:{name} failed: {type(error).__name__}: {error}") from error
+    with outside.running(f"{path}:{name} failed"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same random weights in every call
+        network = factory()
     if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
         raise BenchError(f"{path}:{name} returned {type(network).__name__}, not a torch module with parameters")
-    params = {"model": f"{path.name}:{name}", "code_sha256": _digest([path])}
-    return LoadedModel(network, {**params, "weights_sha256": state_sha256(network)})
+    with outside.running(f"{path}:{name}"):
+        network = _uncompiled(network)
+        params = {"model": f"{path.name}:{name}", "weights_sha256": state_sha256(network)}
+    return LoadedModel(network, params)
+
+
+def _uncompiled(network: nn.Module) -> nn.Module:
+    """Return a network whose compiled parts are the modules they were made of; one that is a script gets a wrapper.
+
+    Compilation takes long and needs a C++ compiler; scripts take no hooks.
+    """
+    network = getattr(network, "_orig_mod", network)
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if hasattr(child, "_orig_mod"):
+                setattr(module, name, child._orig_mod)
+    return nn.Sequential(network) if isinstance(network, torch.jit.ScriptModule) else network
+
+
+def _code_sha256(path: Path) -> str:
+    """Return the SHA-256 of a factory's file, or if it imports others from outside, of all of them."""
+    files = {path.resolve(), *outside.imported_afresh()}
+    return outside.sources_digest(files, path.resolve().parent) if len(files) > 1 else _digest([path])
 
 
 def state_sha256(network: nn.Module) -> str:
@@ -215,18 +247,63 @@ def state_sha256(network: nn.Module) -> str:
 # --- what all must do ------------------------------------------------------------------------------------------------
 
 
-def _check(network: nn.Module, source: str, dataset: Dataset) -> None:
-    """Raise BenchError unless the network returns one finite logit for each class, on black images."""
+IMAGES = 4  # on which a network is tested
+
+BATCH_TOLERANCE = 0.02  # of the largest logit; reduced precision rounds differently in batches of other sizes
+
+
+def _check(network: nn.Module, source: str, dataset: Dataset, protocol: Protocol) -> Tensor:
+    """Return the network's logits on fixed random images, if it is one that can be evaluated.
+
+    Raises:
+        BenchError: see `load_external`.
+    """
     size = "x".join(map(str, dataset.shape))
-    try:
-        with torch.no_grad():
-            logits = network(torch.zeros(2, *dataset.shape))
-    except Exception as error:  # a network can raise anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BenchError(f"{source} does not take {size} images: {reason[:200]}") from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2 or not logits.is_floating_point():
+    taking = f"{source} does not take {size} images"
+    with outside.running(taking), torch.no_grad():
+        black = network(torch.zeros(2, *dataset.shape))
+    if not isinstance(black, Tensor) or black.ndim != 2 or len(black) != 2 or not black.is_floating_point():
         raise BenchError(f"{source} is not a classifier: it does not return one row of logits per image")
-    if logits.shape[1] != dataset.classes:
-        raise BenchError(f"{source} has {logits.shape[1]} classes, but {dataset.name} has {dataset.classes}")
-    if not logits.isfinite().all():
+    if black.shape[1] != dataset.classes:
+        raise BenchError(f"{source} has {black.shape[1]} classes, but {dataset.name} has {dataset.classes}")
+    if not black.isfinite().all():
         raise BenchError(f"{source} returns values that are not finite numbers for a black image")
+    needing = [attack.title for attack in protocol.evaluation.final if not _works_without_gradient(attack)]
+    images = torch.rand(IMAGES, *dataset.shape, generator=torch.Generator().manual_seed(0))
+    images *= torch.linspace(0.25, 1, IMAGES).view(-1, 1, 1, 1)  # so that statistics of a part are not those of all
+    images.requires_grad_(bool(needing))
+    before = {name: buffer.clone() for name, buffer in network.named_buffers() if buffer.is_floating_point()}
+    needed = f"{source} has no gradient with respect to the images, which {needing[0]} needs" if needing else taking
+    with outside.running(needed), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        logits: Tensor = network(images)
+        again, part = network(images), network(images[: IMAGES // 2])
+        if needing and (not logits.requires_grad or not _has_gradient(logits, images)):
+            raise BenchError("it is computed without gradients, or detached")
+    after = dict(network.named_buffers())
+    if any(module.training for module in network.modules()) or any(
+        name in after and not torch.equal(buffer, after[name]) for name, buffer in before.items()
+    ):
+        raise BenchError(f"{source} switches itself to train mode, or changes its buffers, when it is called")
+    logits, again, part = logits.detach().float(), again.detach().float(), part.detach().float()
+    if torch.equal(logits, again) and (logits[: len(part)] - part).abs().max() > BATCH_TOLERANCE * logits.abs().max():
+        raise BenchError(f"{source}: its logits of an image depend on the other images of the batch, as in train mode")
+    return logits
+
+
+def _works_without_gradient(attack: FinalAttack) -> bool:
+    return isinstance(attack, Clean) or (isinstance(attack, AutoAttack) and set(attack.cascade) == {"square"})
+
+
+def _has_gradient(logits: Tensor, images: Tensor) -> bool:
+    return torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is not None
+
+
+def _rounded_sha256(logits: Tensor) -> str:
+    """Return the SHA-256 of the first logits, rounded to a thousandth to a hundredth of the largest.
+
+    Rounding errors of other processors, or numbers of threads, hardly ever change it.
+    """
+    largest = float(logits.abs().max())
+    unit = 10.0 ** (math.floor(math.log10(largest)) - 2) if largest > 0 else 1.0
+    return fingerprint([unit, (logits.flatten()[:40].double() / unit).round().int().tolist()])

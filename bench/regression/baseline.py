@@ -17,7 +17,7 @@ from bench.errors import BenchError, DamagedFile, NotComparable, NothingMeasured
 from bench.reporting.rows import collapsed, complete_run, ranking
 from bench.storage.schema import OutcomeRow, RunRow
 from bench.storage.store import Epoch, Store
-from bench.utils.environment import DATA, code_digest, different_data
+from bench.utils.environment import DATA, different_data, other_code
 from bench.utils.files import canonical_json, fingerprint, read_record, write_record
 
 FORMAT = 1
@@ -184,7 +184,12 @@ def snapshot(store: Store, loaded: LoadedSuite) -> Snapshot:
         )
     found = [_environment(runs[name].environment) for name in cells if name in runs]
     environments = {canonical_json(environment): environment for environment in found}
-    _check_code([runs[name].environment for name in cells if name in runs])
+    for name, cell in cells.items():
+        if name in runs and (code := other_code(runs[name].environment, cell.plugin_digests())):
+            raise NothingMeasured(  # complete cells are never run again
+                f"the run of {cell} was made by {code}, so nothing of this code was measured; run the suite again "
+                "with --rerun all, or into another --results"
+            )
     used = {str(cells[name]): runs[name].environment for name in cells if name in runs}
     if different := different_data(used):
         raise NotComparable(f"not comparable: the runs of {loaded.suite.name} used different data: {different}")
@@ -240,19 +245,6 @@ def _environment(environment: dict[str, Any]) -> dict[str, Any]:
     }
     data = {part: digest for part, digest in (environment.get("data") or {}).items() if part in DATA}
     return kept | ({"data": data} if data else {})
-
-
-def _check_code(environments: Sequence[dict[str, Any]]) -> None:
-    """Raise NothingMeasured unless all runs were made by the code that is here: complete cells are never run again."""
-    now = code_digest()
-    for environment in environments:
-        then = environment.get("code")
-        if then != now:
-            made = f"by other code (digest {then[:12]}, here {now[:12]})" if then else "by code that they do not name"
-            raise NothingMeasured(
-                f"the runs were made {made}, so nothing of this code was measured; run the suite again with "
-                "--rerun all, or into another --results"
-            )
 
 
 def check_same_images(run: Snapshot, baseline: Snapshot) -> None:

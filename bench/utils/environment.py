@@ -64,6 +64,26 @@ def different_data(environments: Mapping[str, Mapping[str, Any]]) -> str | None:
     return ", ".join(parts) or None
 
 
+def other_code(recorded: Mapping[str, Any], plugins: Mapping[str, str]) -> str | None:
+    """Return what code made a run, if it is not the code that is here.
+
+    Args:
+        recorded: the run's environment.
+        plugins: the digests of the plug-ins that the run would use here.
+    """
+    then, now = recorded.get("code"), code_digest()
+    if then is None:
+        return "code that it does not name"
+    if then != now:
+        return f"other code (digest {then[:12]}, here {now[:12]})"
+    before = recorded.get("plugins", {})
+    for name in sorted({*before, *plugins}):
+        if before.get(name) != plugins.get(name):
+            digests = [str(digest)[:12] for digest in (before.get(name), plugins.get(name))]
+            return f"other code of the plug-in for the {name} (digest {digests[0]}, here {digests[1]})"
+    return None
+
+
 def git_revision(folder: Path) -> dict[str, Any]:
     """Return the commit of the checkout that holds `folder` and whether files differ from it; empty outside one."""
     try:
@@ -91,12 +111,13 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def describe(device: torch.device, threads: int) -> dict[str, Any]:
-    """Return the environment of a run on `device` as JSON data."""
+def describe(device: torch.device, threads: int, plugins: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the environment of a run on `device` as JSON data. `plugins`: the digests of those that it uses."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "versions": versions(),
         "code": code_digest(),
+        "plugins": dict(plugins or {}),
         "git": git_revision(Path(__file__).parent),
         "system": platform.platform(),
         "host": socket.gethostname(),

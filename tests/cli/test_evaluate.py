@@ -197,6 +197,59 @@ def test_every_command_bears_such_a_row(bench, evaluate, suite, weights, tmp_pat
     assert bench("check", suite(), "--results", results).code == 2  # no baseline
 
 
+def test_one_of_several_networks_is_named(evaluate, suite, weights, tmp_path):
+    state = torch.load(weights)["net"]
+    torch.manual_seed(2)
+    other = {f"module.{name}": value for name, value in SmallCNN(classes=10, channels=1).state_dict().items()}
+    torch.save({**state, **other}, tmp_path / "two.pt")
+    words = ("--normalisation", "none", "--json")
+    check_refused(evaluate(tmp_path / "two.pt", suite(), *words), "several networks, with the prefixes '', 'module.'")
+    assert not (tmp_path / "results").exists()
+    found = {}
+    for prefix in ("", "module"):
+        result = evaluate(tmp_path / "two.pt", suite(), *words, "--prefix", prefix, name=f"ours, {prefix!r}")
+        assert result.code == 0, result.err
+        found[prefix] = json.loads(result.out)
+        assert found[prefix]["network"]["prefix"] == prefix
+    assert found[""]["outcomes"] != found["module"]["outcomes"]
+
+
+def test_a_factory_that_talks_leaves_json_alone(bench, evaluate, suite, tmp_path):
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import os\nfrom torch import nn\nprint('imported')\ndef build():\n    print('built')\n"
+        "    os.system('echo from a process')\n    return nn.Sequential(nn.Flatten(), Talking())\n"
+        "class Talking(nn.Linear):\n    def __init__(self):\n        super().__init__(64, 10)\n"
+        "    def forward(self, x):\n        print('called')\n        return super().forward(x)\n"
+    )
+    result = evaluate(f"{file}:build", suite(), "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["status"] == "finished"
+    assert "called" in folder_of(tmp_path / "results").log.read_text()
+
+
+def test_a_helper_that_changes_makes_another_row(evaluate, suite, tmp_path):
+    (tmp_path / "helper.py").write_text("SCALE = 1.0\n")
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nimport helper\nclass Net(nn.Linear):\n    def forward(self, x):\n"
+        "        return super().forward(x.flatten(1)) * helper.SCALE\ndef build():\n    return Net(64, 10)\n"
+    )
+    assert evaluate(f"{tmp_path / 'net.py'}:build", suite()).code == 0
+    assert "nothing to do" in evaluate(f"{tmp_path / 'net.py'}:build", suite()).err
+    (tmp_path / "helper.py").write_text("SCALE = 2.0\n")
+    assert "nothing to do" not in evaluate(f"{tmp_path / 'net.py'}:build", suite(), name="other").err
+    assert len(list((tmp_path / "results/runs").glob("evaluated-*"))) == 2
+
+
+def test_a_network_without_gradients_leaves_no_run(evaluate, suite, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\nclass Net(torch.nn.Linear):\n    @torch.no_grad()\n    def forward(self, x):\n"
+        "        return super().forward(x.flatten(1))\ndef build():\n    return Net(64, 10)\n"
+    )
+    check_refused(evaluate(f"{tmp_path / 'net.py'}:build", suite()), "has no gradient with respect to the images")
+    assert not (tmp_path / "results").exists()
+
+
 # --- interrupted -----------------------------------------------------------------------------------------------------
 
 AUTOATTACK = {

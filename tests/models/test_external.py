@@ -1,5 +1,6 @@
 """Networks trained elsewhere: from weights, and from a factory in a Python file."""
 
+import os
 import re
 import sys
 
@@ -14,10 +15,17 @@ from bench.errors import BenchError
 from bench.models.architecture import build_network
 from bench.models.external import load_external, parse_normalisation, state_sha256, with_absolute_paths
 from bench.models.small_cnn import SmallCNN, small_cnn
+from bench.outside import sources_digest
 from bench.utils.files import file_sha256
 
 PROTOCOL = Protocol.model_validate(
-    {"dataset": "digits", "model": "small_cnn", "threat": {"norm": "linf", "eps": 0.1}, "training": {"epochs": 1}}
+    {
+        "dataset": "digits",
+        "model": "small_cnn",
+        "threat": {"norm": "linf", "eps": 0.1},
+        "training": {"epochs": 1},
+        "evaluation": {"final": ["clean", {"name": "pgd", "steps": 3, "step_size": 0.05}]},
+    }
 )
 DIGITS = dataset_of(PROTOCOL.dataset)
 COLOURS = dataset_of(DatasetSettings(name="cifar10"))
@@ -129,11 +137,11 @@ def test_a_normalisation_in_units_of_0_to_255(text):
         ("robustbnch:Linf/Wong2020Fast", {}, "did you mean 'robustbench'?"),
         ("w.pt", {"model": "smal_cnn", "normalisation": "none"}, "unknown model 'smal_cnn'; did you mean 'small_cnn'?"),
         ("w.pt", {"model": "resnet18", "normalisation": "none"}, "they do not fit the network"),
-        ("net.py:build", {"model": "small_cnn"}, "--model and --normalisation are for weights files"),
+        ("net.py:build", {"model": "small_cnn"}, "--model, --normalisation and --prefix are for weights files"),
         ("net.py", {}, "name the function that returns the network"),
         ("none.py:build", {}, "no such file"),
         ("robustbench:Wong2020Fast", {}, "named robustbench:<threat>/<name>"),
-        ("w.txt", {}, "unknown format; known: .pt, .pth"),
+        ("w.txt", {}, "not a file of plain tensors"),
     ],
 )
 def test_what_cannot_be_loaded_is_one_sentence(tmp_path, monkeypatch, weights, source, options, said):
@@ -191,12 +199,10 @@ def broken():
 
 
 @pytest.fixture
-def file(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", sys.path.copy())
+def file(tmp_path):
     (tmp_path / "beside.py").write_text("CLASSES = 10\n")
     (tmp_path / "net.py").write_text(FACTORIES)
-    yield tmp_path / "net.py"
-    sys.modules.pop("beside", None)
+    return tmp_path / "net.py"
 
 
 def test_a_factory(file, images):
@@ -206,8 +212,9 @@ def test_a_factory(file, images):
     assert found.network(images).shape == (5, 10)
     assert found.params == {
         "model": "net.py:build",
-        "code_sha256": file_sha256(file),
+        "code_sha256": sources_digest([file, file.with_name("beside.py")], file.parent),
         "weights_sha256": state_sha256(found.network),
+        "outputs_sha256": found.params["outputs_sha256"],
     }
     assert again.params == found.params
 
@@ -226,6 +233,262 @@ def test_a_factory(file, images):
 )
 def test_a_factory_that_gives_no_network(file, name, said):
     assert said in refused(f"{file}:{name}")
+
+
+HELPED = """\
+from torch import nn
+from methods.wrap import Wrapped
+def build():
+    import late
+    return Wrapped(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), late.SCALE)
+"""
+
+WRAP = """\
+from torch import nn
+SHIFT = 0.0
+class Wrapped(nn.Module):
+    def __init__(self, body, scale):
+        super().__init__()
+        self.body, self.scale = body, scale
+    def forward(self, x):
+        import in_forward
+        return self.body(x - SHIFT) * self.scale + in_forward.BIAS
+"""
+
+
+@pytest.fixture
+def helped(tmp_path):
+    """A factory that imports from a folder `methods`, within a function, and within `forward`."""
+    folder = tmp_path / "helped"
+    (folder / "methods").mkdir(parents=True)
+    (folder / "methods/wrap.py").write_text(WRAP)
+    (folder / "late.py").write_text("SCALE = 1.0\n")
+    (folder / "in_forward.py").write_text("BIAS = 0.0\n")
+    (folder / "net.py").write_text(HELPED)
+    return folder / "net.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("methods/wrap.py", "0.0", "0.5"),
+        ("late.py", "1.0", "2.0"),
+        ("in_forward.py", "0.0", "0.0  # the same"),
+        ("net.py", "build", "build "),
+    ],
+)
+def test_what_a_factory_imports_is_part_of_its_identity(helped, images, name, before, after):
+    import methods
+
+    def described():
+        found = load(f"{helped}:build")
+        return found.params, found.network.body(images)
+
+    (first, outputs), (again, _) = described(), described()
+    assert first == again
+    file = helped.parent / name
+    stat = file.stat()
+    file.write_text(file.read_text().replace(before, after, 1))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # so that its old bytecode would look current
+    changed, others = described()
+    assert changed["code_sha256"] != first["code_sha256"]
+    assert changed["weights_sha256"] == first["weights_sha256"]
+    assert (changed["outputs_sha256"] == first["outputs_sha256"]) == (name in {"net.py", "in_forward.py"})
+    assert torch.equal(outputs, others)
+    assert sys.modules["methods"] is methods
+    assert not {"late", "in_forward", "methods.wrap"} & sys.modules.keys()
+    assert str(helped.parent) not in sys.path
+
+
+def test_constants_in_a_data_file_are_part_of_the_identity(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import json, pathlib\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.linear = nn.Linear(64, 10)\n"
+        "        self.mean = json.loads(pathlib.Path(__file__).with_name('mean.json').read_text())\n"
+        "    def forward(self, x):\n"
+        "        return self.linear((x - self.mean).flatten(1))\n"
+    )
+    found = set()
+    for mean in ("0.5", "0.5001", "0.49"):
+        (tmp_path / "mean.json").write_text(mean)
+        params = load(f"{tmp_path / 'net.py'}:Net").params
+        found.add(params["outputs_sha256"])
+    assert len(found) >= 2
+
+
+def test_a_file_beside_a_factory_hides_no_standard_module(helped, tmp_path):
+    for name in ("random.py", "torch.py", "bench.py"):
+        (helped.parent / name).write_text("raise SystemExit")
+    load(f"{helped}:build")
+
+
+ODD = """\
+import os, sys
+import torch
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+def ends():
+    sys.exit(0)
+
+def ends_at_once():
+    os._exit(0)
+
+def needs(depth):
+    return net()
+
+class Odd(BaseException):
+    def __str__(self):
+        raise ValueError
+
+def raises():
+    raise Odd
+
+def many_lines():
+    raise ValueError("first\\nsecond")
+
+def compiled():
+    return torch.compile(net())
+
+def compiled_in_part():
+    return nn.Sequential(nn.Flatten(), torch.compile(nn.Linear(64, 10)))
+
+def scripted():
+    return torch.jit.script(net())
+
+def traced():
+    return torch.jit.trace(net(), torch.rand(2, 1, 8, 8))
+
+def parser():
+    import argparse
+    words = argparse.ArgumentParser()
+    words.add_argument("--classes", type=int, default=10)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, words.parse_args().classes))
+
+def talks():
+    print("words of the factory")
+    os.system("echo words of a process")
+    return net()
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+        self.hidden = [nn.BatchNorm2d(1)]
+        self.linear = nn.Linear(64, 10)
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+class Exits(Net):
+    def forward(self, x):
+        sys.exit(3)
+
+class Trains(Net):
+    def forward(self, x):
+        self.train()
+        return super().forward(self.norm(x))
+
+class TrainsAndBack(Net):
+    def forward(self, x):
+        self.train()
+        x = self.norm(x)
+        self.eval()
+        return super().forward(x)
+
+class TrainsForAttacks(Net):
+    def forward(self, x):
+        self.norm.training = x.requires_grad
+        return super().forward(self.norm(x))
+
+class Hidden(Net):
+    def forward(self, x):
+        self.hidden[0].track_running_stats = False
+        return super().forward(self.hidden[0](x))
+
+class Functional(Net):
+    def forward(self, x):
+        return super().forward(nn.functional.batch_norm(x, None, None, training=True))
+
+class NoGrad(Net):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+class Inference(Net):
+    @torch.inference_mode()
+    def forward(self, x):
+        return super().forward(x)
+
+class Detached(Net):
+    def forward(self, x):
+        return super().forward(x.detach()) + 0 * self.linear.weight.sum()
+
+class ByNumpy(Net):
+    def forward(self, x):
+        return super().forward(torch.from_numpy(x.numpy()))
+
+class Chosen(Net):
+    def forward(self, x):
+        return nn.functional.one_hot(super().forward(x).argmax(1), 10).float()
+"""
+
+NO_GRADIENT = "has no gradient with respect to the images, which PGD-3 needs: "
+
+
+@pytest.fixture
+def odd(tmp_path):
+    (tmp_path / "odd.py").write_text(ODD)
+    return tmp_path / "odd.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ends", "odd.py:ends failed: SystemExit: 0"),
+        ("ends_at_once", "odd.py:ends_at_once failed: SystemExit: 0"),
+        ("needs", "odd.py:needs failed: TypeError: needs() missing 1 required positional argument: 'depth'"),
+        ("raises", "odd.py:raises failed: Odd: its text cannot be read"),
+        ("many_lines", "odd.py:many_lines failed: ValueError: first"),
+        ("Exits", "does not take 1x8x8 images: SystemExit: 3"),
+        ("Trains", "switches itself to train mode, or changes its buffers, when it is called"),
+        ("TrainsAndBack", "switches itself to train mode, or changes its buffers, when it is called"),
+        ("TrainsForAttacks", "switches itself to train mode, or changes its buffers, when it is called"),
+        ("Hidden", "depend on the other images of the batch"),
+        ("Functional", "depend on the other images of the batch"),
+        ("NoGrad", f"{NO_GRADIENT}it is computed without gradients, or detached"),
+        ("Inference", f"{NO_GRADIENT}it is computed without gradients, or detached"),
+        ("Detached", f"{NO_GRADIENT}it is computed without gradients, or detached"),
+        ("Chosen", f"{NO_GRADIENT}it is computed without gradients, or detached"),
+        ("ByNumpy", f"{NO_GRADIENT}RuntimeError: Can't call numpy() on Tensor that requires grad"),
+    ],
+)
+def test_a_factory_that_is_refused(odd, name, said):
+    found = refused(f"{odd}:{name}")
+    assert said in found
+    assert "\n" not in found
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["compiled", "compiled_in_part", "scripted", "traced", "parser", "talks"])
+def test_a_factory_that_is_taken_as_it_is(odd, images, capfd, name):
+    network = load(f"{odd}:{name}").network
+    network.register_forward_pre_hook(lambda *_: None)
+    assert torch.allclose(network(images), load(f"{odd}:net").network(images)) or name == "compiled_in_part"
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert ("words of a process" in err and "words of the factory" in err) == (name == "talks")
+
+
+def test_clean_images_need_no_gradient(odd):
+    content = PROTOCOL.model_dump(mode="json")
+    for final in (["clean"], ["clean", {"name": "autoattack", "attacks": ["square"]}]):
+        content["evaluation"]["final"] = final
+        load_external(ExternalModel(source=f"{odd}:NoGrad"), DIGITS, Protocol.model_validate(content))
 
 
 def test_a_file_that_does_not_import(tmp_path):

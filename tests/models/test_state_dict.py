@@ -1,3 +1,4 @@
+import gzip
 import pickle
 import re
 import zipfile
@@ -9,9 +10,10 @@ from torch import nn
 
 from bench.data.datasets.digits import digits
 from bench.errors import BenchError
-from bench.models.architecture import build_network
+from bench.models import wide_resnet
+from bench.models.architecture import Network, build_network
 from bench.models.small_cnn import SmallCNN, small_cnn
-from bench.models.state_dict import load_weights, read_state_dict
+from bench.models.state_dict import load_weights, read_state_dicts
 
 
 def network(seed):
@@ -40,12 +42,27 @@ WRITERS = {
     "wrapped twice": lambda path: torch.save({"model": {"state_dict": STATE}, "args": {"lr": 0.1}}, path),
     "average": lambda path: torch.save({"ema": STATE, "step": 7}, path),
     "model_state_dict": lambda path: torch.save({"model_state_dict": STATE}, path),
+    "best accuracy": lambda path: torch.save({"state_dict": STATE, "best": {"acc": 0.5}}, path),
+    "parameters of the training": lambda path: torch.save({"model_state_dict": STATE, "params": {"lr": 0.1}}, path),
+    "name of the model": lambda path: torch.save({"model": {"name": "small"}, "state_dict": STATE}, path),
+    "optimiser": lambda path: torch.save(
+        {"generator": STATE, "optimizer": {"state": {0: {"momentum_buffer": torch.ones(16, 1, 3, 3)}}}}, path
+    ),
+    "list": lambda path: torch.save({"nets": [{"weights": STATE}]}, path),
+    "average of SWA": lambda path: torch.save(
+        {"n_averaged": torch.tensor(7), **{f"module.{k}": v for k, v in STATE.items()}}, path
+    ),
+    "twice": lambda path: torch.save({"model": STATE, "ema": {k: v.clone() for k, v in STATE.items()}}, path),
+    "twice, by prefix": lambda path: torch.save(
+        {f"module.{place}{k}": v for place in ("model.", "attacker.model.") for k, v in STATE.items()}, path
+    ),
 }
 
 
+@pytest.mark.parametrize("name", ["weights.pt", "weights.pth.tar", "weights.pt.best", "weights.safetensors", "weights"])
 @pytest.mark.parametrize("writer", WRITERS)
-def test_the_usual_files_are_read(tmp_path, writer):
-    path = tmp_path / ("weights.safetensors" if writer == "safetensors" else "weights.pt")
+def test_the_usual_files_are_read_whatever_their_names(tmp_path, writer, name):
+    path = tmp_path / name
     WRITERS[writer](path)
     loaded = network(2)
     assert load_weights(loaded, path)  # with the normalisation that they state
@@ -79,6 +96,111 @@ def test_a_missing_count_of_batches_is_no_matter(tmp_path):
     load_weights(loaded, path)
     assert loaded.body.bn1.num_batches_tracked == 5
     assert torch.equal(loaded.body.conv1.weight, STATE["body.conv1.weight"])
+
+
+OTHER = {name: value + 1 for name, value in STATE.items()}
+BODY = {name.removeprefix("body."): value for name, value in OTHER.items() if name.startswith("body.")}
+
+
+def under(prefix, state):
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+SEVERAL = {
+    "bare first": ({**STATE, **under("module.", OTHER)}, "'', 'module.'"),
+    "bare last": ({**under("module.", OTHER), **STATE}, "'', 'module.'"),
+    "containers": ({"model": STATE, "ema": OTHER}, "'ema.', 'model.'"),
+    "nested containers": ({"model": {"net": STATE, "avg": {"net": OTHER}}}, "'model.avg.net.', 'model.net.'"),
+    "unknown names": ({"teacher": under("module.", STATE), "student": OTHER}, "'student.', 'teacher.module.'"),
+    "container and prefix": (
+        {"state_dict": {**under("a.", STATE), **under("b.", OTHER)}},
+        "'state_dict.a.', 'state_dict.b.'",
+    ),
+    "list": ({"nets": [STATE, OTHER]}, "'nets.0.', 'nets.1.'"),
+    "one without normalisation": ({"net": STATE, "swa": BODY}, "'net.', 'swa.'"),
+    "other normalisations": ({"a": STATE, "b": {**STATE, "mean": STATE["mean"] + 1}}, "'a.', 'b.'"),
+    "one in part": ({"net": STATE, "ema": dict([*OTHER.items()][:-3])}, "'ema.', 'net.'"),
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_of_several_networks_one_must_be_named(tmp_path, kind):
+    content, prefixes = SEVERAL[kind]
+    torch.save(content, tmp_path / "w.pt")
+    loaded = network(2)
+    with pytest.raises(BenchError) as error:
+        load_weights(loaded, tmp_path / "w.pt")
+    assert f"it holds several networks, with the prefixes {prefixes}; name one with --prefix" in str(error.value)
+    assert equal(loaded.state_dict(), network(2).state_dict())
+    for name in re.findall("'([^']*)'", prefixes):
+        for written_as in {name, name.removesuffix(".")}:
+            if kind == "one in part" and name == "ema.":
+                with pytest.raises(
+                    BenchError, match="3 tensors of the network missing|2 tensors of the network missing"
+                ):
+                    load_weights(loaded, tmp_path / "w.pt", written_as)
+                continue
+            loaded = network(2)
+            load_weights(loaded, tmp_path / "w.pt", written_as)
+            expected = STATE if equal(loaded.body.conv1.state_dict(), {"weight": STATE["body.conv1.weight"]}) else OTHER
+            assert equal(loaded.body.state_dict(), under("", {k[5:]: v for k, v in expected.items() if "body." in k}))
+    with pytest.raises(BenchError, match=r"no network of this architecture has the prefix 'none\.'; prefixes of those"):
+        load_weights(loaded, tmp_path / "w.pt", "none")
+
+
+def test_the_order_of_names_does_not_matter(tmp_path):
+    for content in (SEVERAL["bare first"][0], SEVERAL["bare last"][0]):
+        torch.save(content, tmp_path / "w.pt")
+        for prefix, expected in (("", STATE), ("module", OTHER)):
+            loaded = network(2)
+            load_weights(loaded, tmp_path / "w.pt", prefix)
+            assert equal(loaded.state_dict(), expected)
+
+
+@pytest.mark.parametrize("names", [("normalizer.new_mean", "normalizer.new_std"), ("mu", "sigma"), ("mean", "std")])
+def test_a_normalisation_beside_the_network_must_be_that_in_use(tmp_path, names):
+    mean, std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2023, 0.1994, 0.2010])
+    torch.manual_seed(0)
+    body = SmallCNN(classes=10, channels=3)
+    content = {names[0]: mean.view(3, 1, 1), names[1]: std.view(3, 1, 1), **under("model.", body.state_dict())}
+    torch.save({"model": under("module.", content)}, tmp_path / "w.pt")
+    loaded = Network(SmallCNN(classes=10, channels=3), mean.tolist(), std.tolist())
+    assert not load_weights(loaded, tmp_path / "w.pt")
+    assert equal(loaded.body.state_dict(), body.state_dict())
+    with pytest.raises(
+        BenchError, match=rf"its 'module\.{names[0]}' is 0\.4914,0\.4822,0\.4465, but the normalisation"
+    ):
+        load_weights(Network(SmallCNN(classes=10, channels=3), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), tmp_path / "w.pt")
+
+
+def test_a_part_that_the_code_of_trades_does_not_use(tmp_path):
+    torch.manual_seed(0)
+    body = wide_resnet.member("10-1").build(10, (3, 32, 32))
+    state = body.state_dict()
+    twins = {f"sub_{name}": value + 1 for name, value in state.items() if name.startswith("block1.")}
+    loaded = wide_resnet.member("10-1").build(10, (3, 32, 32))
+    load_weights(loaded, written(tmp_path, {**under("module.", state), **under("module.", twins)}))
+    assert equal(loaded.state_dict(), state)
+    with pytest.raises(BenchError, match=r"1 tensor that the network does not have: 'sub_block2\.weight'"):
+        load_weights(loaded, written(tmp_path, {**state, "sub_block2.weight": torch.ones(1)}))
+
+
+@pytest.mark.parametrize(
+    ("weight", "problem"),
+    [
+        (torch.ones(10, 64).to_sparse(), "'body.linear.weight' is sparse, quantised or has no values"),
+        (torch.ones(10, 64, device="meta"), "'body.linear.weight' is sparse, quantised or has no values"),
+        (
+            torch.ones(10, 64, dtype=torch.int8),
+            "1 tensor of another type, such as 'body.linear.weight': torch.int8, the network needs",
+        ),
+    ],
+)
+def test_values_that_are_no_plain_numbers(tmp_path, weight, problem):
+    torch.save({**STATE, "body.linear.weight": weight}, tmp_path / "w.pt")
+    with pytest.raises(BenchError) as error:
+        load_weights(network(2), tmp_path / "w.pt")
+    assert problem in str(error.value)
 
 
 def without(name):
@@ -132,11 +254,11 @@ def test_code_in_a_file_is_not_executed(tmp_path, protocol):
     else:
         torch.save(content, path, _use_new_zipfile_serialization=protocol == "torch")
     with pytest.raises(BenchError, match=rf"^weights {re.escape(str(path))}: not a file of plain tensors: "):
-        read_state_dict(path)
+        read_state_dicts(path)
     assert not trace.exists()
     if protocol != "pickle":
         with pytest.raises(BenchError, match=r"it would run _?io\.open, which is not allowed"):
-            read_state_dict(path)
+            read_state_dicts(path)
     pickle.loads(pickle.dumps(Dangerous(trace))).close()
     assert trace.exists()  # it would have worked
 
@@ -154,18 +276,31 @@ def save(content):
         ("text.pt", lambda path: path.write_text("hello"), "not a file of plain tensors"),
         ("zip.pt", lambda path: path.write_bytes(b"PK\x05\x06" + bytes(18)), "not a file of plain tensors"),
         ("text.safetensors", lambda path: path.write_text("hello"), "not a file of plain tensors"),
-        ("torch.safetensors", save(STATE), "not a file of plain tensors"),
         ("list.pt", save([torch.ones(1)]), "not a state dict; it must map names to tensors"),
         ("nothing.pt", save({}), "not a state dict; it must map names to tensors"),
         ("numbers.pt", save({"weight": 1.0}), "not a state dict; it must map names to tensors"),
-        ("two.pt", save({"model": STATE, "ema": STATE}), "it holds several networks, 'model', 'ema'; save"),
+        (
+            "lfs.pt",
+            lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\n"),
+            "not a file of plain tensors: it is a pointer of Git LFS; fetch",
+        ),
+        (
+            "page.pt",
+            lambda path: path.write_text("\n<!DOCTYPE html><html>"),
+            "not a file of plain tensors: it is a web page",
+        ),
+        (
+            "two.tar.gz",
+            lambda path: path.write_bytes(gzip.compress(b"weights")),
+            "not a file of plain tensors: it is compressed",
+        ),
     ],
 )
 def test_what_is_no_state_dict_is_one_sentence(tmp_path, name, write, problem):
     path = tmp_path / name
     write(path)
     with pytest.raises(BenchError) as error:
-        read_state_dict(path)
+        read_state_dicts(path)
     assert str(error.value).startswith(f"weights {path}: {problem}")
     assert len(str(error.value)) < len(str(path)) + 300
 
@@ -178,7 +313,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path):
     for place in range(0, len(whole), 3):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x15]) + whole[place + 1 :])
         try:
-            read_state_dict(path)
+            read_state_dicts(path)
         except BenchError:
             refused += 1
     assert refused > 20
@@ -192,15 +327,14 @@ def test_a_file_that_would_grow_is_refused(tmp_path):
     ):
         for name in old.namelist():
             new.writestr(name, old.read(name))
-    assert set(read_state_dict(tmp_path / "plain.pt")) == {"a"}
+    assert set(read_state_dicts(tmp_path / "plain.pt")[""]) == {"a"}
     assert (tmp_path / "bomb.pt").stat().st_size < 10_000
     with pytest.raises(BenchError, match=r"bomb\.pt: not a file of plain tensors: it would unpack to 419\d+ bytes"):
-        read_state_dict(tmp_path / "bomb.pt")
+        read_state_dicts(tmp_path / "bomb.pt")
 
 
 def test_a_file_that_holds_itself_has_an_end(tmp_path):
     state = {"a": torch.zeros(1)}
     state["model"] = state
     torch.save(state, tmp_path / "w.pt")
-    with pytest.raises(BenchError, match="not a state dict"):
-        read_state_dict(tmp_path / "w.pt")
+    assert read_state_dicts(tmp_path / "w.pt") == {"": {"a": torch.zeros(1)}}

@@ -15,14 +15,12 @@ from scipy.stats import t as student
 from bench.attacks.outcome import PackedBits
 from bench.config.suite import load_suite
 from bench.errors import BenchError, DamagedFile, NotComparable, NothingMeasured
-from bench.regression import baseline as module
 from bench.regression import formats
 from bench.regression.baseline import Snapshot, read_baseline, snapshot, write_baseline
 from bench.regression.evidence import least_spread, students_t
 from bench.regression.gate import LEVEL, check
 from bench.reporting.statistics import holm
 from bench.storage.store import Store
-from bench.utils.environment import code_digest
 from bench.utils.files import fingerprint, write_record
 
 IMAGES = 100
@@ -456,12 +454,3 @@ def test_runs_on_other_images_are_not_compared():
     assert (same.exit_code(), "images" in " ".join(same.notes)) == (0, False)
     with pytest.raises(NotComparable, match=r"other data than the baseline's: test images \(b+: baseline; c+: now\)"):
         check(on(training="a" * 64, test="c" * 64), known)
-
-
-def test_runs_of_other_code_measure_nothing():
-    now = code_digest()
-    module._check_code([{"code": now}, {"code": now}])
-    with pytest.raises(NothingMeasured, match=f"by other code .digest aaaaaaaaaaaa, here {now[:12]}"):
-        module._check_code([{"code": now}, {"code": "a" * 64}])
-    with pytest.raises(NothingMeasured, match="by code that they do not name"):
-        module._check_code([{"code": now}, {}])
