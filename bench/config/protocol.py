@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
+from unicodedata import normalize
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
@@ -47,8 +48,8 @@ class Subset(BaseConfig):
 class Files(BaseConfig):
     """Your own images, for the datasets `image_folder` and `npz`."""
 
-    path: Name
-    """Folder or file below the data root."""
+    path: Annotated[str, Field(min_length=1, max_length=255)]
+    """Folder or file below the data root, with / between names; in Unicode normal form C."""
     classes: int = Field(ge=2, le=100_000)
     shape: tuple[Annotated[int, Field(ge=1, le=4)], Side, Side]
     """Channels, height, width of every image."""
@@ -59,10 +60,17 @@ class Files(BaseConfig):
     test: int | None = Field(None, ge=1)
     """Number of training images to use as test set, if the files have no test images."""
 
+    @field_validator("path")
+    @classmethod
+    def _below_the_data_root(cls, path: str) -> str:
+        if path.startswith("/") or ".." in path.split("/") or not path.strip("./"):
+            raise PydanticCustomError("path", "the path must stay below the data root: no '..' and no '/' in front")
+        if not path.isprintable() or path != path.strip():
+            raise PydanticCustomError("path", "the path must be printable, without spaces around it")
+        return normalize("NFC", path)
+
     @model_validator(mode="after")
     def _fits(self) -> Files:
-        if ".." in self.path.split("/"):
-            raise PydanticCustomError("path", "the path must stay below the data root")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self.shape[0]:
                 raise PydanticCustomError("channels", f"'{name}' needs {self.shape[0]} values, one a channel")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +21,31 @@ SUFFIXES = frozenset(
 )
 """Names that end so, in small letters or capitals, are images."""
 
+_normal = partial(normalize, "NFC")
 
-def classes_in(folder: Path) -> list[str]:
-    """Return the names of the folders in `folder`, sorted; hidden ones are none.
+
+def below(root: Path, path: str) -> Path:
+    """Return the place that `path` names below `root`; file systems write the same name in several normal forms."""
+    place = root
+    for name in path.split("/"):
+        exact = place / name
+        if not name.isascii() and not exact.exists() and place.is_dir():
+            exact = next((place / entry.name for entry in _entries(place) if _normal(entry.name) == name), exact)
+        place = exact
+    return place
+
+
+def classes_in(folder: Path) -> dict[str, Path]:
+    """Return the folders in `folder` by their names in Unicode normal form C, sorted; hidden ones are none.
 
     Raises:
-        BenchError: the folder cannot be read.
+        BenchError: the folder cannot be read, or two names differ in their normal form alone.
     """
-    return [entry.name for entry in _entries(folder) if entry.is_dir()]
+    classes: dict[str, Path] = {}
+    for entry in _entries(folder):
+        if entry.is_dir() and classes.setdefault(_normal(entry.name), folder / entry.name).name != entry.name:
+            raise BenchError(f"{folder} has two folders of the class {_normal(entry.name)}; move their images into one")
+    return classes
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -44,16 +63,16 @@ def images_in(folder: Path) -> list[Path]:
     ]
 
 
-def labelled(folder: Path, labels: Mapping[str, int]) -> tuple[list[Path], NDArray[np.int64]]:
-    """Return the images in the class folders named, one folder after the other, and the label of each ([n]).
+def labelled(labels: Mapping[Path, int]) -> tuple[list[Path], NDArray[np.int64]]:
+    """Return the images in class folders, one folder after the other, and the label of each ([n]).
 
     Raises:
         BenchError: a class has no folder or no image; it is named.
     """
-    images_of = {name: images_in(folder / name) for name in labels}
-    for name, images in images_of.items():
+    images_of = {folder: images_in(folder) for folder in labels}
+    for folder, images in images_of.items():
         if not images:
-            raise BenchError(f"the class folder {folder / name} holds no images")
+            raise BenchError(f"the class folder {folder} holds no images")
     counts = [len(images) for images in images_of.values()]
     return list(chain.from_iterable(images_of.values())), np.repeat(np.array([*labels.values()], np.int64), counts)
 
@@ -109,16 +128,17 @@ def content_digest(folder: Path, files: Sequence[Path]) -> str:
 def _digest(folder: Path, files: Iterable[Path], describe: Callable[[Path], str]) -> str:
     start = len(os.fspath(folder)) + 1
     try:
-        lines = sorted(os.fsencode(f"{os.fspath(path)[start:]}\t{describe(path)}\n") for path in files)
+        lines = sorted(os.fsencode(f"{_normal(os.fspath(path)[start:])}\t{describe(path)}\n") for path in files)
     except OSError as error:
         raise BenchError(f"{error.filename} cannot be read: {error.strerror}") from error
     return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return what is in a folder, sorted by name, without hidden files."""
+    """Return what is in a folder, sorted by name in normal form C, without hidden files."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+            return sorted(shown, key=lambda entry: (_normal(entry.name), entry.name))
     except OSError as error:
         raise BenchError(f"{folder} cannot be read: {error.strerror}") from error

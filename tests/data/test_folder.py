@@ -1,9 +1,10 @@
 import hashlib
 import os
+from unicodedata import normalize
 
 import pytest
 
-from bench.data.folder import classes_in, content_digest, images_in, labelled, state_of, unread
+from bench.data.folder import below, classes_in, content_digest, images_in, labelled, state_of, unread
 from bench.errors import BenchError
 
 
@@ -18,7 +19,7 @@ def tree(tmp_path):
 
 
 def test_classes_and_images_are_sorted_and_nothing_else_is_listed(tree):
-    assert classes_in(tree) == ["a", "b"]
+    assert list(classes_in(tree).items()) == [("a", tree / "a"), ("b", tree / "b")]
     assert [path.name for path in images_in(tree / "b")] == ["1.Webp", "10.JPG", "2.png"]
     assert images_in(tree / "a") == [tree / "a" / "x.ppm"]
 
@@ -31,7 +32,7 @@ def test_a_link_that_leads_nowhere_is_no_image_less(tree):
 
 
 def test_labels_are_those_asked_for_in_the_order_asked_for(tree):
-    paths, labels = labelled(tree, {"b": 7, "a": 3})
+    paths, labels = labelled({tree / "b": 7, tree / "a": 3})
     assert [path.name for path in paths] == ["1.Webp", "10.JPG", "2.png", "x.ppm"]
     assert labels.tolist() == [7, 7, 7, 3]
     assert labels.dtype == "int64"
@@ -40,9 +41,30 @@ def test_labels_are_those_asked_for_in_the_order_asked_for(tree):
 def test_a_class_without_images_is_named(tree):
     (tree / "b" / "c").mkdir()
     with pytest.raises(BenchError, match=r"^the class folder \S+/b/c holds no images$"):
-        labelled(tree / "b", {"c": 0})
+        labelled({tree / "b" / "c": 0})
     with pytest.raises(BenchError, match=r"/nope cannot be read: No such file or directory$"):
-        labelled(tree, {"nope": 0})
+        labelled({tree / "nope": 0})
+
+
+def test_names_count_in_their_normal_form(tmp_path):
+    """As macOS writes them (decomposed), and as others do."""
+    digests = []
+    for form in ("NFC", "NFD"):
+        folder = tmp_path / form / normalize(form, "Übung") / normalize(form, "Größe")
+        for name in ("zebra/1.png", "ähre/ü.png", "ähre/u.png"):
+            (path := folder / normalize(form, name)).parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(name.encode())
+        assert below(tmp_path / form, "Übung/Größe") == folder
+        classes = classes_in(folder)
+        assert [*classes] == ["zebra", "ähre"]
+        paths, _ = labelled(dict.fromkeys(classes.values(), 0))
+        assert [path.read_text() for path in paths] == ["zebra/1.png", "ähre/u.png", "ähre/ü.png"]
+        digests.append(content_digest(folder, paths))
+    assert digests[0] == digests[1]
+    assert below(tmp_path, "Über") == tmp_path / "Über"
+    (folder / "ähre").mkdir()
+    with pytest.raises(BenchError, match="has two folders of the class ähre; move their images into one"):
+        classes_in(folder)
 
 
 def test_what_is_not_read_is_named(tree, tmp_path_factory):

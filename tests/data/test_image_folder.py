@@ -1,9 +1,12 @@
 import shutil
+from unicodedata import normalize
 
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
+from bench.data.prepare import prepare
 from bench.errors import BenchError, NotFound
 
 
@@ -135,3 +138,21 @@ def test_what_lies_beside_the_images_is_named(pets, own, draw):
     assert own().locate(pets).not_read() is None
     draw(pets / "pets" / "extra" / "cat" / "1.png")
     assert own().locate(pets).not_read() == f"1 file is not read: {pets}/pets/extra/cat/1.png"
+
+
+@pytest.mark.parametrize("name", ["my pets", "Haustiere für alle", "_pets", "Grösse/日本 (1), a+b & c", ".pets"])
+def test_the_path_may_have_any_printable_name(pets, own, name):
+    for form in ("NFC", "NFD"):
+        place = pets / form / normalize(form, name)
+        shutil.copytree(pets / "pets", place)
+        dataset = own(path=normalize(form, name))
+        assert dataset.settings == own(path=name).settings
+        assert dataset.locate(pets / form).where == place
+        prepare(dataset, pets / form)
+        assert dataset.splits(pets / form).digests() == own().splits(pets).digests()
+
+
+@pytest.mark.parametrize("path", ["../pets", "a/../../pets", "/pets", "..", ".", "./", "a\nb", " pets", "", "a\0"])
+def test_the_path_stays_below_the_root(own, path):
+    with pytest.raises(ValidationError, match=r"below the data root|printable|at least 1 character"):
+        own(path=path)

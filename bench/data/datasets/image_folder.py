@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.config.protocol import DatasetSettings
 from bench.data.dataset import Located, Split, missing, own_dataset
-from bench.data.folder import classes_in, content_digest, labelled, state_of, unread
+from bench.data.folder import below, classes_in, content_digest, labelled, state_of, unread
 from bench.data.prepared import ImageFiles
 from bench.data.readers import FileReader
 from bench.errors import BenchError
@@ -23,7 +23,7 @@ def locate(root: Path | None, settings: DatasetSettings) -> Located:
     """Return the images below `root` at the suite's `files.path`, as `Dataset.find` does."""
     files = settings.files
     assert files is not None
-    if root is None or not (folder := root / files.path).exists():
+    if root is None or not (folder := below(root, files.path)).exists():
         raise missing(image_folder, [root / files.path] if root else [], root)
     if not (folder / "train").is_dir():
         raise BenchError(f"{folder} has no folder 'train' with a folder for each class")
@@ -31,13 +31,15 @@ def locate(root: Path | None, settings: DatasetSettings) -> Located:
     if len(names) != files.classes:
         raise BenchError(f"{folder / 'train'} has {len(names)} class folders; the suite states {files.classes} classes")
     test_folder = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
-    if test_folder and (test_names := classes_in(test_folder)) != names:
+    test_names = classes_in(test_folder) if test_folder else {}
+    if test_folder and [*test_names] != [*names]:
         alone = [", ".join(sorted(some)) or "none" for some in ({*names} - {*test_names}, {*test_names} - {*names})]
         raise BenchError(
             f"{folder} has classes in train alone ({alone[0]}) or in {test_folder.name} alone ({alone[1]})"
         )
-    labels = {name: label for label, name in enumerate(names)}
-    parts = [labelled(part, labels) for part in (folder / "train", test_folder) if part]
+    parts = [
+        labelled({path: label for label, path in enumerate(part.values())}) for part in (names, test_names) if part
+    ]
     paths = [path for part, _ in parts for path in part]
     train, *test = (Split(FileReader(part, files.shape), labels) for part, labels in parts)
     described = partial(content_digest, folder, paths), partial(state_of, folder, paths)

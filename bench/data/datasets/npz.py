@@ -12,7 +12,7 @@ import numpy as np
 
 from bench.config.protocol import DatasetSettings, Files
 from bench.data.dataset import Located, Split, missing, own_dataset
-from bench.data.folder import state_of
+from bench.data.folder import below, state_of
 from bench.data.readers import ArrayReader
 from bench.errors import BenchError
 from bench.utils.files import file_sha256
@@ -34,7 +34,7 @@ def find(root: Path | None, settings: DatasetSettings) -> Located:
     """
     files = settings.files
     assert files is not None
-    if root is None or not (path := root / files.path).exists():
+    if root is None or not (path := below(root, files.path)).exists():
         raise missing(npz, [root / files.path] if root else [], root)
     state = state_of(path.parent, [path])  # before it is read: it may be replaced meanwhile
     try:

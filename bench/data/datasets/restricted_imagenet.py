@@ -77,7 +77,7 @@ def locate(root: Path | None, settings: DatasetSettings) -> Located:
         if absent := [synset for synset in labels if synset not in there]:
             shown = ", ".join(absent[:SHOWN]) + (", ..." if len(absent) > SHOWN else "")
             problems.append(f"{name} lacks {len(absent)} of the {len(labels)} synsets ({shown})")
-        images, classes = labelled(folder / name, there)
+        images, classes = labelled({folder / name / synset: label for synset, label in there.items()})
         order = np.argsort([path.name for path in images], kind="stable")
         parts.append(Split(FileReader([images[place] for place in order], SHAPE, SHORTER_SIDE), classes[order]))
         paths += images
