@@ -207,8 +207,12 @@ def _prepare(state: CellState, store: Store) -> bool:
     `--rerun` resumes.
     """
     if state.action is Action.SKIP:
-        with suppress(DamagedFile):
+        with suppress(DamagedFile, FileNotFoundError):
             state.reason = (state.folder.result() or {}).get("reason", "")
+            label = state.cell.method.label
+            if state.folder.cell()["cell"]["method"]["label"] != label:
+                with suppress(RunFolderLocked), state.folder.lock():
+                    state.folder.relabel(label)
         return _store(state, store.ingest_if_new)
     state.status = CellStatus.QUEUED
     if state.action is not Action.RUN:

@@ -146,11 +146,11 @@ class RunFolder:
     # --- identity ----------------------------------------------------------------------------------------------------
 
     def begin(self, cell: Cell, environment: dict[str, Any]) -> None:
-        """Create the folder and write `cell.json`; an intact `cell.json` is kept."""
+        """Create the folder and write `cell.json`; an intact `cell.json` is kept, with the cell's label."""
         for folder in (self.path, self.checkpoints, self.outcomes, self.partial):
             folder.mkdir(parents=True, exist_ok=True)
         try:
-            self.cell()
+            self.relabel(cell.method.label)
             stated = True
         except FileNotFoundError:
             stated = False
@@ -171,6 +171,13 @@ class RunFolder:
     def cell(self) -> dict[str, Any]:
         """Return the content of `cell.json`."""
         return read_record(self.path / "cell.json")
+
+    def relabel(self, label: str) -> None:
+        """State `label`, which is no part of the identity, in `cell.json`; raises as `cell`."""
+        content = self.cell()
+        if content["cell"]["method"]["label"] != label:
+            content["cell"]["method"]["label"] = label
+            write_record(self.path / "cell.json", content)
 
     def record_data(self, data: dict[str, Any]) -> None:
         """Add the digests of the run's images to the environment in `cell.json`."""

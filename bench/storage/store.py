@@ -155,11 +155,13 @@ class Store:
         return True
 
     def ingest_if_new(self, folder: RunFolder) -> None:
-        """Import a run folder unless it was imported after its run ended; raises as `ingest`."""
-        query = select(RunRow.done_sha256).where(RunRow.fingerprint == cell_of(folder).get("fingerprint"))
+        """Import a run folder unless it was imported after its run ended, with its label; raises as `ingest`."""
+        cell = cell_of(folder)
+        query = select(RunRow.done_sha256, RunRow.label).where(RunRow.fingerprint == cell.get("fingerprint"))
         with reported(self.engine), Session(self.engine) as session:
             known = session.execute(query).one_or_none()
-        if known is None or known.done_sha256 is None or known.done_sha256 != digest(folder.result()):
+        stored = (known.done_sha256, known.label) if known and known.done_sha256 else None
+        if stored != (digest(folder.result()), cell.get("cell", {}).get("method", {}).get("label")):
             self.ingest(folder)
 
     # --- queries ---------------------------------------------------------------------------------------------------

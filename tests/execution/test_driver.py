@@ -54,6 +54,28 @@ def test_two_cells_run_side_by_side_and_again_bit_for_bit(load, tmp_path):
         assert len(store.runs()) == 2, "the store is rebuilt from the run folders"
 
 
+def test_a_new_label_is_shown_without_running_again(load, tmp_path):
+    """Also for a store that was written in between, and for a run that is not finished."""
+    named = {"methods: [pgd_at]": "methods: [{name: pgd_at, label: Old}]"}
+    first = run_suite(load(named), results=tmp_path)
+    environment = first[0].folder.cell()["environment"]
+    for label in ("New", "Newer"):
+        named = {"methods: [pgd_at]": f"methods: [{{name: pgd_at, label: {label}}}]"}
+        (again,) = run_suite(load(named), results=tmp_path)
+        assert again.action == "skip"
+        with Store.of(tmp_path) as store:
+            assert [run.label for run in store.runs()] == [label]
+    cell = again.folder.cell()
+    assert (cell["fingerprint"], cell["environment"]) == (first[0].cell.fingerprint, environment)
+    again.folder.relabel("Written, but not imported")
+    run_suite(load(named), results=tmp_path)
+    (tmp_path / "bench.sqlite").unlink()
+    again.folder.begin(load({"methods: [pgd_at]": "methods: [{name: pgd_at, label: Resumed}]"}).cells[0], {})
+    with Store.of(tmp_path) as store:
+        store.ingest(again.folder)
+        assert [run.label for run in store.runs()] == ["Resumed"]
+
+
 def test_a_diverged_cell_does_not_stop_the_others(load, tmp_path):
     (tmp_path / "plugin.py").write_text(
         "from methods.pgd_at import PGDAT\n"

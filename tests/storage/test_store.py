@@ -48,7 +48,7 @@ def test_a_run_is_stored_whole(make_run, store):
     assert run.checkpoints["last"].file == "weights-last.safetensors"
     outcome = run.checkpoints["last"].outcomes["autoattack-2"]
     assert (outcome.attack, outcome.title, outcome.count, outcome.right) == ("autoattack", "AutoAttack", 100, 40)
-    assert (outcome.accuracy, outcome.seconds, outcome.detail) == (0.4, 1.5, {"note": 2})
+    assert (outcome.accuracy, outcome.seconds, outcome.detail) == (0.4, 1.5, {"note": 2, "doubts": []})
     assert outcome.identity["images"] == 100
     assert outcome.bits.unpack().tolist() == [True] * 40 + [False] * 60
 
