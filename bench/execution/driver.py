@@ -210,7 +210,8 @@ def _prepare(state: CellState, store: Store) -> bool:
         with suppress(DamagedFile, FileNotFoundError):
             state.reason = (state.folder.result() or {}).get("reason", "")
             label = state.cell.method.label
-            if state.folder.cell()["cell"]["method"]["label"] != label:
+            # A network keeps the name under which it was evaluated first: another may be a mistake.
+            if not state.cell.network and state.folder.cell()["cell"]["method"]["label"] != label:
                 with suppress(RunFolderLocked), state.folder.lock():
                     state.folder.relabel(label)
         return _store(state, store.ingest_if_new)
