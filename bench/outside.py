@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import os
@@ -11,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
-from modulefinder import ModuleFinder
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, NoReturn
@@ -223,11 +223,37 @@ def sources_digest(paths: Iterable[Path], folder: Path) -> str:
 
 def file_digest(path: Path) -> str:
     """Return the digest of a Python file and of all that it imports, anywhere in it, from outside; nothing is run."""
-    places = [str(path.parent), *(place for place in sys.path if place and not _installed(f"{place}{os.sep}"))]
-    finder = ModuleFinder(places, excludes=_NOT_FORGOTTEN | set(OURS))
-    finder.run_script(str(path))
-    files = {Path(module.__file__) for module in finder.modules.values() if module.__file__}  # type: ignore[attr-defined]
-    return sources_digest(files, path.parent)
+    places = [path.parent, *(Path(place) for place in sys.path if place and not _installed(f"{place}{os.sep}"))]
+    found, queue = set(), [(path, "")]
+    while queue:
+        file, package = queue.pop()
+        if file in found:
+            continue
+        found.add(file)
+        for name in _imported_names(file, package):
+            parts = name.split(".")
+            for end in range(1, len(parts) + 1):
+                stem, inside = Path(*parts[:end]), ".".join(parts[:end])
+                options = ((stem / "__init__.py", inside), (stem.with_suffix(".py"), inside.rpartition(".")[0]))
+                files = ((place / option, within) for place in places for option, within in options)
+                queue += [next((pair for pair in files if pair[0].is_file()), (path, ""))]
+    return sources_digest(found, path.parent)
+
+
+def _imported_names(file: Path, package: str) -> set[str]:
+    """Return the modules that a file of `package` may import from outside: `from a import b` gives a.b."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, ValueError, SyntaxError, RecursionError):  # not code, or never imported
+        return set()
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            names |= {".".join([*above, *filter(None, [node.module]), alias.name]) for alias in node.names}
+    return {name for name in names if name.partition(".")[0] not in {*_NOT_FORGOTTEN, *OURS, ""}}
 
 
 def package_digest(module: str) -> str:

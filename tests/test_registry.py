@@ -1,4 +1,5 @@
 import re
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from bench.cli.doctor import diagnose
 from bench.cli.listing import list_models, show_model
 from bench.errors import BenchError
 from bench.models.architecture import Architecture, Family
+from bench.outside import file_digest
 from bench.registry import DATASETS, METHODS, MODELS, Registry, load_plugin
 from bench.training.method import Method
 
@@ -142,6 +144,90 @@ def test_a_plugin_is_a_python_file(tmp_path, name, problem):
     with pytest.raises(BenchError) as error:
         load_plugin(tmp_path / name)
     assert str(error.value) == f"plug-in {tmp_path / name}: {problem}".replace("\0", " ")
+
+
+# --- identity of plug-ins --------------------------------------------------------------------------------------------
+
+
+HELPED = (
+    "import sys\nsys.path.append({folder!r})\nimport helper\n"
+    + PLUGIN
+    + """
+def later():
+    import package.inner
+    from . import nothing
+"""
+)
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    """A plug-in file that imports a module, and in a function a module of a package; and a file beside it."""
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    (tmp_path / "package").mkdir()
+    for name in ("helper.py", "package/__init__.py", "package/inner.py", "package/unused.py", "beside.py"):
+        (tmp_path / name).write_text("import torch, methods.pgd_at\nX = 1\n")
+    (tmp_path / "plugin.py").write_text(HELPED.replace("{folder!r}", repr(str(tmp_path))))
+    yield tmp_path
+    sys.modules.pop("helper", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("plugin.py", True),
+        ("helper.py", True),
+        ("package/__init__.py", True),
+        ("package/inner.py", True),
+        ("package/unused.py", False),
+        ("beside.py", False),
+    ],
+)
+def test_the_digest_of_a_plugin_is_of_what_it_imports(parts, name, counts):
+    before = file_digest(parts / "plugin.py")
+    assert file_digest(parts / "plugin.py") == before
+    (parts / name).write_text((parts / name).read_text() + "Y = 2\n")
+    assert (file_digest(parts / "plugin.py") != before) == counts
+
+
+def test_entries_of_plugins_have_the_digest_of_their_file(parts):
+    load_plugin(parts / "plugin.py")
+    digest = file_digest(parts / "plugin.py")
+    assert METHODS.digest("mine") == digest
+    assert METHODS.digest("pgd_at") is None
+    assert METHODS.digest("none") is None
+    (parts / "helper.py").write_text("X = 2\n")
+    assert METHODS.digest("mine") == digest  # of the code that was imported
+
+
+def test_installed_plugins_have_the_digest_of_their_package(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("of_theirs/__init__.py", "of_theirs/parts.py", "of_theirs/unused.py", "alone_of_theirs.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("thing = object()\n")
+    values = {"things": "of_theirs.parts:thing", "alone": "alone_of_theirs:thing", "ours": "methods.pgd_at:PGDAT"}
+    points = [EntryPoint(name, value, "theirs") for name, value in values.items()]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    first = {name: Registry("thing", "theirs").digest(name) for name in values}
+    assert first["ours"] is None
+    assert Registry("thing", "theirs").digest("things/variant") == first["things"]
+    for name in ("of_theirs/unused.py", "alone_of_theirs.py"):
+        (tmp_path / name).write_text("thing = None\n")
+    second = {name: Registry("thing", "theirs").digest(name) for name in values}
+    assert (first["things"] != second["things"], first["alone"] != second["alone"]) == (True, True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["raise SystemExit(0)", "import os; os._exit(0)", "raise BaseException", "1 / 0", "def", "import nothing_so"],
+)
+def test_an_installed_plugin_that_fails_is_one_sentence(tmp_path, monkeypatch, capfd, text):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "failing_of_theirs.py").write_text(f"print('imported')\n{text}\n")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [EntryPoint("x", "failing_of_theirs:x", group)])
+    with pytest.raises(BenchError, match=r"^thing 'x' \(failing_of_theirs:x\) cannot be imported: \w+: "):
+        Registry("thing", "theirs").get("x")
+    assert capfd.readouterr().out == ""
 
 
 # --- families --------------------------------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def work(job: Job) -> WorkerResult:
         return WorkerResult(CellStatus.LOCKED, str(error))
     except WorkerLost as error:
         return WorkerResult(CellStatus.LOST, str(error))
-    except DamagedFile as error:
+    except BenchError as error:
         return WorkerResult(CellStatus.FAILED, str(error))
     except OSError as error:
         if error.errno not in DISK_ERRORS:
@@ -140,6 +140,7 @@ def execute(job: Job) -> CellStatus:
     """Train and evaluate one cell, resuming from what its folder holds, and return its final status.
 
     Raises:
+        BenchError: a plug-in cannot be loaded, or has changed since the suite was loaded.
         WorkerLost: there was too little memory, or a process that trained was killed.
         OSError: the folder cannot be written; see `DISK_ERRORS`.
     """
@@ -147,13 +148,13 @@ def execute(job: Job) -> CellStatus:
     if folder.status() is CellStatus.FINISHED:  # by another process, since the cell was planned
         return CellStatus.FINISHED
     started, peak = time.monotonic(), 0
+    for plugin in cell.plugins:
+        registry.load_plugin(Path(plugin))
+    if cell.plugin_digests() != job.plugins:
+        raise BenchError("a plug-in has changed since the suite was loaded")
     try:
-        for plugin in cell.plugins:
-            registry.load_plugin(Path(plugin))
         use_device(device, job.threads)
         check_precision(cell.protocol.training.precision, device)
-        if cell.plugin_digests() != job.plugins:
-            raise BenchError("a plug-in has changed since the suite was loaded")
         folder.begin(cell, describe(device, job.threads, job.plugins))
         log.info("%s, fingerprint %s, on %s with %d threads", cell, cell.fingerprint, device, job.threads)
         folder.progress(force=True, phase="loading")

@@ -190,7 +190,8 @@ def _on_variants(board: Leaderboard) -> list[str]:
 def _on_records(board: Leaderboard) -> list[str]:
     """Return which rows differ in what should be equal for all, such as the code, or do not say."""
     notes, unknown = [], defaultdict[str, list[str]](list)
-    for key, name in RECORDED.items():
+    plugins = {key: key for row in board.rows for key in row.recorded if key not in RECORDED}
+    for key, name in (RECORDED | plugins).items():
         groups: dict[str | None, list[str]] = {}
         for row in board.rows:
             values = row.recorded.get(key, {})

@@ -99,7 +99,7 @@ class Row:
     checkpoint is, which the gap measures. `diverged` maps a seed to the epoch (from 0) in which its loss was no longer
     a number. `origin` is the least reliable source of the parameters. `rank_interval`: the ranks
     that the row may have, see `statistics.rank_intervals`. `flags`: of all complete runs, averaged or not. `recorded`:
-    of the same runs, the digest for each key of `RECORDED` by seed, None if a run of an older version does not say;
+    of the same runs, by seed, the digest of each plug-in and each key of `RECORDED`, None if an older one has none;
     an external model has no training images. `unchecked`: indices of the attacks under which some run, of an older
     version, was not checked for flags.
     """
@@ -238,6 +238,7 @@ def _row(
 ) -> Row:
     first = group[0]
     finished = {seed.run.fingerprint for seed in complete}
+    plugins = [(seed, seed.run.environment.get("plugins") or {}) for seed in complete]
     return Row(
         rank=None,
         rank_interval=None,
@@ -267,6 +268,12 @@ def _row(
             key: {seed.run.seed: _digest(seed.run.environment, key) for seed in complete}
             for key in RECORDED
             if first.method != EVALUATED or key != "data.training"
+        }
+        | {
+            f"sources of the plug-in for the {name}": {
+                seed.run.seed: digests[name] for seed, digests in plugins if name in digests
+            }
+            for name in sorted({name for _, digests in plugins for name in digests})
         },
     )
 

@@ -13,7 +13,7 @@ from bench.execution.plan import Action, Rerun, check_data, plan
 from bench.execution.worker import Job, execute
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
-from bench.registry import DATASETS
+from bench.registry import DATASETS, METHODS
 from bench.storage.run_folder import RunFolder
 from bench.utils.environment import code_digest
 
@@ -52,6 +52,19 @@ def test_a_run_of_other_code_is_not_resumed(load, tmp_path):
     other = tmp_path / "other"
     RunFolder.of(cell, other).begin(cell, {"code": code_digest()})
     assert plan([cell], other)[0].action == "run"
+
+
+def test_a_run_with_another_plugin_is_not_resumed(load, tmp_path, monkeypatch):
+    (cell,) = load().cells
+    folder = RunFolder.of(cell, tmp_path)
+    folder.begin(cell, {"code": code_digest(), "plugins": {"method pgd_at": "a" * 64}})
+    for here, digest in ((None, "None"), ("b" * 64, "b" * 12)):
+        monkeypatch.setattr(METHODS, "digest", lambda _name, here=here: here)
+        said = f"other code of the plug-in for the method pgd_at .digest {'a' * 12}, here {digest}"
+        with pytest.raises(BenchError, match=rf"{folder.path} was started with {said}"):
+            plan([cell], tmp_path)
+    monkeypatch.setattr(METHODS, "digest", lambda _name: "a" * 64)
+    assert plan([cell], tmp_path)[0].action == "run"
 
 
 def test_planning_writes_nothing(load, tmp_path):

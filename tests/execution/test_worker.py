@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from bench.attacks.outcome import Outcome
 from bench.config.attacks import STANDARD
 from bench.data.datasets.digits import digits
-from bench.errors import DamagedFile
+from bench.errors import BenchError, DamagedFile
 from bench.execution import final_evaluation, worker
 from bench.execution.plan import Rerun, plan
 from bench.execution.worker import Job, WorkerLost, attack_key, execute, reuse_training
@@ -244,8 +244,9 @@ def test_damaged_weights_are_not_taken_over(load, finished, tmp_path):
 def test_training_of_other_code_is_not_reused(load, finished, tmp_path):
     more = load({"steps: 3, step_size: 0.05}]": "steps: 3, step_size: 0.05}, {name: pgd, steps: 5}]"}).cells[0]
     record = read_record(finished.path / "cell.json")
-    for code in ("a" * 64, None):  # trained by other code, or by code that is not recorded
-        record["environment"]["code"] = code
+    other = {"plugins": {"method pgd_at": "a" * 64}}
+    for changes in (other, {"code": "a" * 64}, {"code": None}):  # by another plug-in, other code, or unknown code
+        record["environment"].update(changes)
         write_record(finished.path / "cell.json", record)
         folder = RunFolder.of(more, tmp_path)
         reuse_training(more, folder, record["environment"]["data"])
@@ -259,6 +260,14 @@ def test_a_worker_with_other_code_than_its_driver_does_nothing(load, tmp_path):
     assert "FAILED" in done.stdout
     assert "the worker imports other code than the driver" in done.stdout
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_worker_with_another_plugin_than_its_driver_does_nothing(load, tmp_path):
+    job = job_of(load().cells[0], tmp_path)
+    object.__setattr__(job, "plugins", {"method pgd_at": "a" * 64})
+    with pytest.raises(BenchError, match="a plug-in has changed since the suite was loaded"):
+        execute(job)
+    assert job.folder.status() == "new"
 
 
 # --- damage, and what is not the cell's fault ------------------------------------------------------------------------

@@ -305,6 +305,18 @@ def test_rows_of_different_or_unknown_code_are_named(take, board):
     assert "may differ, for: C." in notes
 
 
+def test_rows_of_different_plugins_are_named(take, board):
+    mine, other = ({"plugins": {"method mine": digest * 64}} for digest in "ab")
+    take(method="a")
+    take(method="mine", seed=0, environment=mine)
+    assert not any("plug-in" in note for note in table(board()).notes)
+    take(method="mine", seed=1, environment=other)
+    notes = "\n".join(table(board()).notes)
+    assert "different sources of the plug-in for the method mine, compare with care: " in notes
+    assert "aaaaaaaaaaaa: MINE (seed 0); bbbbbbbbbbbb: MINE (seed 1)." in notes
+    assert "Older versions" not in notes
+
+
 def test_rows_of_different_images_are_named_and_have_no_rank(take, board):
     other = {"data": {"training": "0" * 64, "test": "1" * 64}}
     take({"best": (150, 100, 60), "last": (160, 90, 40)}, method="a")
