@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
-from bench.cli.options import Json, Results, StoreURL
+from bench.cli.options import Data, Json, Results, StoreURL
 from bench.cli.output import print_json
 from bench.errors import BenchError, ExitCode, printable
 
@@ -25,13 +25,14 @@ class Check(NamedTuple):
     detail: str
 
 
-def doctor(results: Results = Path("results"), store: StoreURL = None, json: Json = False) -> None:
+def doctor(results: Results = Path("results"), store: StoreURL = None, data: Data = None, json: Json = False) -> None:
     """Check installation, database and runs.
 
     Each file of a run folder is compared with its digest, each outcome with its accuracy, and the database with the
-    run folders. Exit 2 if a check fails.
+    run folders. Runs of one protocol must have used the same images, and with --data, those that are there. Exit 2 if a
+    check fails.
     """
-    checks = diagnose(results, store)
+    checks = diagnose(results, store, data)
     if json:
         print_json([check._asdict() for check in checks])
     else:
@@ -42,7 +43,7 @@ def doctor(results: Results = Path("results"), store: StoreURL = None, json: Jso
         raise typer.Exit(ExitCode.INVALID)
 
 
-def diagnose(results: Path, store: str | None) -> list[Check]:
+def diagnose(results: Path, store: str | None, data: Path | None = None) -> list[Check]:
     """Return the result of every check. Writes nothing."""
     from bench.registry import DATASETS, METHODS, MODELS
 
@@ -56,6 +57,7 @@ def diagnose(results: Path, store: str | None) -> list[Check]:
         _check("results folder", lambda: _results(results)),
         _check("store", lambda: _store(results, store)),
         *_runs(results, store),
+        *(_data(results, data) if data else ()),
     ]
 
 
@@ -163,3 +165,21 @@ def _runs(results: Path, url: str | None) -> list[Check]:
     elsewhere = f"; the folders of {report.elsewhere} runs are elsewhere" if report.elsewhere else ""
     detail = f"{report.runs} in the database, {report.folders} folders: all digests and accuracies match"
     return [Check("runs", True, f"{detail}{elsewhere}")]
+
+
+def _data(results: Path, root: Path) -> list[Check]:
+    """Return one check of the images below the data root against those of every run, or one for each problem."""
+    from bench.config.cell import Cell
+    from bench.execution.data_identity import DataRoot
+    from bench.registry import DATASETS
+    from bench.storage.run_folder import run_folders
+
+    images, problems = DataRoot(root), {}
+    for folder in run_folders(results):
+        try:
+            cell = Cell.model_validate(folder.cell()["cell"])
+            if cell.protocol.dataset.name in DATASETS.names():  # not of a plug-in, which is not executed for this
+                images.check(cell, folder)
+        except (BenchError, ValueError, KeyError) as error:
+            problems[str(error)] = Check("data", False, printable(str(error)))
+    return [*problems.values()] or [Check("data", True, f"{root}: no run used other images than are there")]

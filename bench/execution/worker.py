@@ -20,6 +20,7 @@ from torch import nn
 from bench import registry
 from bench.config.cell import Cell, ExternalModel
 from bench.data.dataset import Dataset, dataset_of
+from bench.data.streaming import ImageStream
 from bench.errors import BenchError, DamagedFile
 from bench.execution.data_identity import identify_data
 from bench.execution.distributed import ProcessDied, train_together
@@ -167,6 +168,8 @@ def execute(job: Job) -> CellStatus:
         if network is None:
             Trainer(cell, dataset, splits.to(device), folder, device).run()
         evaluate_checkpoints(cell, dataset, splits.test.to(device), folder, device, network)
+        if isinstance(splits.test, ImageStream):  # it was read all the time, and must be what it was
+            identify_data(cell, folder, dataset.splits(job.data))
     except Diverged as error:
         log.warning("%s", error)
         folder.finish(CellStatus.DIVERGED, reason=str(error), epoch=error.epoch, **_cost(folder, job, peak))

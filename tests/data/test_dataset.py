@@ -4,10 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bench.config.protocol import DatasetSettings, Files, Subset
 from bench.data.dataset import ABSENT, LARGE_PIXELS, ImageSet, Located, Split, arrays, dataset_of, missing
 from bench.data.datasets.digits import digits, load
+from bench.data.prepare import prepare
 from bench.data.readers import ArrayReader
 from bench.data.streaming import ImageStream
 from bench.errors import BenchError, NotFound
@@ -212,6 +214,33 @@ def test_what_the_suite_states_is_what_the_dataset_is():
     assert (made.counted(None).train_images, made.counted(None).test_images) == (100, 10)
     with pytest.raises(BenchError, match="^dataset 'digits' needs the key 'files'$"):
         replace(digits, own_files=True).configured(DatasetSettings(name="digits"))
+
+
+def test_digests_tell_other_images_other_labels_and_another_order(monkeypatch):
+    def digests(**changes):
+        train = part(0, 100)
+        return splits(a_dataset(Located(Path("there"), replace(train, **changes), part(1000, 10)))).digests()
+
+    whole, pixels = digests(), part(0, 100).reader.pixels.copy()
+    monkeypatch.setattr("bench.data.dataset.CHUNK", 7)
+    assert digests() == whole, "whatever is read at a time"
+    pixels[50] += 1
+    others = [{"reader": ArrayReader(pixels)}, {"labels": (part(0, 100).labels + 1) % 10}]
+    found = [digests(), *(digests(**changes) for changes in others), splits(split_seed=1).digests()]
+    assert len({one["training"] for one in found}) == 4
+    assert len({one["test"] for one in found}) == 1
+
+
+def test_streamed_images_are_told_by_their_files(pets, own, draw, monkeypatch):
+    monkeypatch.setattr("bench.data.dataset.LARGE_PIXELS", 1)
+    splits = own().splits(pets)
+    assert isinstance(splits.test, ImageStream)
+    before, of_pixels = splits.digests(), replace(splits, content=None).digests()
+    prepare(own(), pets)
+    splits = own().splits(pets)
+    assert (splits.digests(), replace(splits, content=None).digests()) == (before, of_pixels)
+    Image.new("RGB", (6, 6)).save(pets / "pets" / "train" / "cat" / "0.png")
+    assert own().splits(pets).digests() != before
 
 
 def test_a_digest_is_verified():

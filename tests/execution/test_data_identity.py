@@ -5,9 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from bench.cli.doctor import diagnose
 from bench.config.cell import ExternalModel
 from bench.errors import BenchError
+from bench.execution import worker
 from bench.execution.external_evaluation import evaluate_network
 from bench.execution.plan import Rerun, plan
 from bench.execution.worker import Job, execute
@@ -82,6 +85,18 @@ def test_a_finished_run_says_what_it_used_and_is_not_taken_for_one_of_other_imag
     assert plan([cell], tmp_path, data=root)[0].action == "skip"  # nothing is there that could be other data
 
 
+def test_doctor_compares_runs_with_the_images_that_are_there(run, root, tmp_path):
+    def checks():
+        return [(check.ok, check.detail) for check in diagnose(tmp_path, None, root) if check.check == "data"]
+
+    assert checks() == [(True, f"{root}: no run used other images than are there")]
+    write(root, **OTHER_TEST)
+    ((ok, detail),) = checks()
+    assert not ok
+    assert "used other data than there is here: test images" in detail
+    assert not [check for check in diagnose(tmp_path, None) if check.check == "data"]
+
+
 def test_images_are_read_again_only_if_the_file_moved(run, root, tmp_path, monkeypatch):
     cell, _ = run
     monkeypatch.setattr("bench.data.dataset.Dataset.splits", None)  # not called
@@ -99,6 +114,26 @@ def test_an_interrupted_run_does_not_go_on_with_other_images(run, root, tmp_path
     write(root)
     folder.reopen()
     assert execute(job_of(cell, tmp_path, root)) == "finished"
+
+
+def test_streamed_images_must_not_change_meanwhile(load, tmp_path, monkeypatch):
+    for part in ("train", "test"):
+        for index in range(40):
+            path = tmp_path / "data" / "mine" / part / f"class{index % 2}" / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), index).save(path)
+
+    def evaluate(*arguments):
+        real(*arguments)
+        Image.new("L", (8, 8), 200).save(path)
+
+    real = worker.evaluate_checkpoints
+    monkeypatch.setattr("bench.data.dataset.LARGE_PIXELS", 1)
+    (cell,) = load(SUITE.replace("name: npz", "name: image_folder").replace("d.npz", "mine")).cells
+    assert execute(job_of(cell, tmp_path / "still", tmp_path / "data")) == "finished"
+    monkeypatch.setattr(worker, "evaluate_checkpoints", evaluate)
+    assert execute(job_of(cell, tmp_path / "moved", tmp_path / "data")) == "failed"
+    assert "used other data than there is here" in RunFolder.of(cell, tmp_path / "moved").result()["reason"]
 
 
 def test_training_on_other_images_is_not_reused(run, load, root, tmp_path):

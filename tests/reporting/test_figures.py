@@ -213,6 +213,14 @@ def test_agreement_over_all_pairs_of_seeds(take, made):
     assert (found.none_right, found.all_right) == (20, 10)
 
 
+def test_results_on_different_images_are_not_paired(take, made):
+    take(method="a")
+    take(method="b", environment={"data": {"test": "0" * 64}})
+    found = made()
+    assert np.isnan(found.only).all()
+    assert np.isnan(found.same).all()
+
+
 def test_agreement_of_three_seeds_of_one_row(take, made):
     for seed, right in enumerate((50, 60, 65)):
         take({"best": (150, 100, right), "last": (150, 100, 20)}, seed=seed)

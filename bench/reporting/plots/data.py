@@ -20,6 +20,7 @@ from bench.reporting.rows import BEST, CompleteRun, Row, complete_run, correct, 
 from bench.reporting.statistics import Floats
 from bench.storage.schema import RunRow
 from bench.storage.store import Store
+from bench.utils.environment import different_data
 
 CURVES = (
     *("row", "label", "method", "seed", "epoch", "lr"),
@@ -49,8 +50,8 @@ class FigureData:
 
     `same[a, b]`: the percentage of the `images` under the ranking attack, at best, on which rows a and b are both
     correct or both wrong. `only[a, b]`: on which a is correct and b is not. Both are means over all pairs of seeds; the
-    diagonals compare two seeds of one row, and are NaN where it has one. `none_right` and `all_right` count the images
-    on which no seed of any row is correct, and every seed of every row.
+    diagonals compare two seeds of one row, and are NaN where it has one; all is NaN if runs record different data.
+    `none_right` and `all_right` count the images on which no seed of any row is correct, and every seed of every row.
     """
 
     title: str
@@ -201,6 +202,8 @@ def _agreement(seeds: Sequence[Sequence[CompleteRun]], attack: int) -> dict[str,
     pairs = np.maximum(count * (count - 1), 1)
     np.fill_diagonal(only, (right * (count - right) / pairs).mean(1))
     only[np.diag(count[:, 0] == 1)] = np.nan
+    if different_data({seed.run.fingerprint: seed.run.environment for group in seeds for seed in group}):
+        only[:] = np.nan
     return {
         "images": right.shape[1],
         "same": 100 * (1 - only - only.T),

@@ -263,6 +263,9 @@ def agreement(drawing: Drawing, data: FigureData) -> None:
     _pairs(drawing, panels[1], data, data.only, "row correct and column wrong, % of images")
     panels[0].set_yticks(range(count), [f"{_short(label)}  {number}" for number, label in enumerate(labels, start=1)])
     panels[0].set_ylim(count - 0.5, -0.5)
+    if np.isnan(data.only).all() and count > 1:
+        drawing.figure.supxlabel("The rows used different images, which cannot be paired.", fontsize=6.5)
+        return
     diagonal = "" if np.isnan(data.same.diagonal()).all() else " Diagonal: two seeds of one row."
     none, all_seeds = (
         f"{images:,} ({100 * images / data.images:.1f} %)" for images in (data.none_right, data.all_right)
@@ -285,7 +288,7 @@ def _pairs(drawing: Drawing, axes: Axes, data: FigureData, values: Floats, title
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     if np.isnan(values).all():
-        axes.text(0.5, 0.5, "one row with one seed", transform=axes.transAxes, ha="center", color=MUTED)
+        axes.text(0.5, 0.5, "nothing to pair", transform=axes.transAxes, ha="center", color=MUTED)
         return
     high = float(np.nanmax(values))
     low = min(float(np.nanmin(values)), high - LEAST)
