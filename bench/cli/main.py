@@ -21,13 +21,15 @@ from bench.errors import BenchError, ExitCode, printable
 def main() -> None:
     """Run the command line, and exit with its code; see `ExitCode`."""
     _prepare()
+    stdout = os.dup(1)
     try:
         from bench.cli.app import app
 
         code = app(standalone_mode=False) or 0
         sys.stdout.flush()
     except BaseException as error:
-        code = _report(error)
+        code = _report(error, stdout)
+    os.close(stdout)
     try:
         sys.stdout.flush()
     except OSError:  # reported above; Python's own flush at exit must not change the code
@@ -65,14 +67,17 @@ class _Messages(io.FileIO):
         return len(data) if written is None else written
 
 
-def _report(error: BaseException) -> int:
-    """Print what ended the command as one sentence on stderr, and return the exit code."""
+def _report(error: BaseException, stdout: int) -> int:
+    """Print what ended the command as one sentence on stderr, and return the exit code.
+
+    `stdout`: a copy of its descriptor, since rich turns the original one away from a pipe that nobody reads.
+    """
     if isinstance(error, SystemExit) and "_BENCH_COMPLETE" in os.environ:
         return ExitCode.INVALID if error.code else ExitCode.SUCCESS
-    # Typer turns EPIPE into an exit with 1, and EOFError into an Abort, a RuntimeError without a text.
+    # Typer and rich turn EPIPE into an exit with 1; Typer turns EOFError into an Abort, a RuntimeError without a text.
     while error.__context__ and (isinstance(error, SystemExit) or (isinstance(error, RuntimeError) and not error.args)):
         error = error.__context__
-    if isinstance(error, BrokenPipeError) and _reader_ended():
+    if isinstance(error, BrokenPipeError) and _reader_ended(stdout):
         return ExitCode.READER_ENDED
     if isinstance(error, KeyboardInterrupt):
         return _say("interrupted", ExitCode.INTERRUPTED)
@@ -93,11 +98,10 @@ def _say(sentence: str, code: int) -> int:
     return code
 
 
-def _reader_ended() -> bool:
+def _reader_ended(stdout: int) -> bool:
     """Return whether nobody reads stdout any more; EPIPE may come from another pipe, such as a database's."""
     poll = select.poll()
-    with suppress(OSError, ValueError):
-        poll.register(sys.stdout.fileno(), 0)
+    poll.register(stdout, 0)
     return bool(poll.poll(0))
 
 

@@ -141,13 +141,19 @@ def write_output(output: Path | None, text: str) -> None:
 
 
 def write_file(path: Path, data: bytes, *, parents: bool = False) -> None:
-    """Write a file atomically, and its folder if `parents`. Raises BenchError if it cannot be written."""
+    """Write a file atomically, and its folder if `parents`. Raises BenchError if it cannot be written.
+
+    Links, pipes and devices, such as /dev/stdout, are written to and not replaced.
+    """
     from bench.errors import BenchError
     from bench.utils.files import write_atomically
 
     try:
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, data)
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            path.write_bytes(data)
+        else:
+            write_atomically(path, data)
     except OSError as error:
         raise BenchError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from bench.errors import DamagedFile, NothingMeasured
 from bench.storage.run_folder import run_folders
-from bench.storage.store import Store
+from bench.storage.store import Store, problem
 
 
 class Ingested(NamedTuple):
@@ -36,5 +36,5 @@ def ingest_results(results: Path, store: str | None) -> list[Ingested]:
                 opened.ingest(folder)
                 ingested.append(Ingested(folder.path.name, None))
             except (DamagedFile, OSError) as error:
-                ingested.append(Ingested(folder.path.name, str(error)))
+                ingested.append(Ingested(folder.path.name, problem(error)))
     return ingested

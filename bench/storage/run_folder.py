@@ -138,10 +138,12 @@ class RunFolder:
         return f"run folder is locked by another process{who}"
 
     def refuse_links(self) -> None:
-        """Raise DamagedFile if the folder or anything in it is a symbolic link, which may point anywhere."""
+        """Raise DamagedFile for a symbolic link, which may point anywhere, and for a pipe, which waits for ever."""
         for path in (self.path, *self.path.rglob("*")):
             if path.is_symlink():
                 raise DamagedFile(f"{path} is a symbolic link; put the files themselves into the run folder")
+            if not (path.is_file() or path.is_dir()) and path.exists():  # it may have been removed meanwhile
+                raise DamagedFile(f"{path} is neither a file nor a folder; remove it")
 
     # --- identity ----------------------------------------------------------------------------------------------------
 
@@ -382,5 +384,8 @@ def archived_folders(results: Path) -> list[RunFolder]:
 def _folders(results: Path) -> list[RunFolder]:
     """Return the folders with a cell.json, and those that cannot be searched for one, so that none is left out."""
     runs = results / "runs"
+    for path in (results, runs):
+        if os.path.lexists(path) and not path.is_dir():
+            raise BenchError(f"{path} is no folder; name the results folder with --results")
     folders = [path for path in sorted(runs.iterdir()) if path.is_dir()] if runs.is_dir() else []
     return [RunFolder(path) for path in folders if not os.access(path, os.X_OK) or (path / "cell.json").exists()]

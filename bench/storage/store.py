@@ -36,6 +36,11 @@ ATTEMPTS = 3  # to write a run, if the connection breaks or another process writ
 AT_ONCE = 1000  # runs whose curves one query returns; databases limit the parameters of a query
 
 
+def problem(error: DamagedFile | OSError) -> str:
+    """Return why a run folder could not be read."""
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+
+
 def default_url(results: Path) -> URL:
     """Return the URL of the store in a results folder."""
     return URL.create("sqlite", database=str(results / FILE))
@@ -83,7 +88,7 @@ class Store:
                 try:
                     store.ingest_if_new(folder)
                 except (DamagedFile, OSError) as error:
-                    log.warning("left out: %s", error)
+                    log.warning("left out: %s", problem(error))
         return store
 
     def __enter__(self) -> Store:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ def read_record(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such record.
         DamagedFile: the file is not such a record, or its digest does not match.
     """
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+        raise DamagedFile(f"{path} is damaged: it is no file")
     data = path.read_bytes()
     try:
         record = json.loads(data)

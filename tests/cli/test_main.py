@@ -144,7 +144,9 @@ def test_a_broken_installation():
 @pytest.mark.parametrize(
     ("script", "code", "err"),
     [
-        ("set -o pipefail; $B show suite quickstart | head -c 1 >&2", ExitCode.READER_ENDED, "n"),
+        ("set -o pipefail; $B show suite quickstart | true", ExitCode.READER_ENDED, ""),  # print
+        ("set -o pipefail; $B list suites | true", ExitCode.READER_ENDED, ""),  # rich
+        ("set -o pipefail; $B list suites --json | true", ExitCode.READER_ENDED, ""),
         ("$B list suites > /dev/full", ExitCode.INVALID, "No space left on device"),
         ("$B list suites >&-", 0, ""),
         ("$B list nothing 2>&-", 2, ""),
@@ -163,15 +165,9 @@ def test_streams(tmp_path, script, code, err):
 
 
 VARIABLES = [
-    {"PYTHONIOENCODING": "latin-1"},
-    {"PYTHONIOENCODING": "ascii"},
-    {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
-    {"COLUMNS": "0"},
-    {"COLUMNS": "abc"},
-    {"COLUMNS": "²", "LINES": "0"},
-    {"TERM": "dumb", "NO_COLOR": "1"},
-    {"TMPDIR": "/no/such/folder", "HOME": "/no/such/folder"},
-    {"OMP_NUM_THREADS": "1,2"},
+    {"PYTHONIOENCODING": "ascii", "COLUMNS": "0", "TERM": "dumb", "NO_COLOR": "1", "OMP_NUM_THREADS": "1,2"},
+    {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "COLUMNS": "abc", "LINES": "0"},
+    {"PYTHONIOENCODING": "latin-1", "COLUMNS": "²", "TMPDIR": "/no/such/folder", "HOME": "/no/such/folder"},
 ]
 
 
@@ -180,7 +176,7 @@ def board(tiny_results):
     return shell(f"$B report --results {tiny_results}", tiny_results)
 
 
-@pytest.mark.parametrize("variables", VARIABLES, ids=lambda variables: " ".join(map("=".join, variables.items())))
+@pytest.mark.parametrize("variables", VARIABLES, ids=["ascii", "C", "Latin-1"])
 def test_variables_of_other_programs(tiny_results, board, variables):
     assert board[0] == 0
     code, out, _ = shell(f"$B report --results {tiny_results}", tiny_results, **variables)
@@ -200,3 +196,22 @@ def test_plots_do_not_depend_on_the_backend_of_a_notebook(copy_of_results):
     code, out, err = shell("$B plot --results . --figure gap", copy_of_results, MPLBACKEND=backend)
     assert code == 0, err
     assert out.endswith("-gap.png\n")
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/stderr"])
+def test_an_output_that_is_no_file_is_written_to_and_not_replaced(tiny_results, tmp_path, board, name):
+    """As root, a rename would put a file in the place of the device."""
+    (tmp_path / "link").symlink_to(name)
+    code, *streams = shell(f"$B report --results {tiny_results} --output link", tmp_path)
+    assert code == 0
+    assert "PGD-AT" in "".join(streams)
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_an_output_that_is_a_pipe(bench, tiny_results, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    assert bench("report", "--results", tiny_results, "--format", "csv", "--output", tmp_path / "pipe").code == 0
+    assert b"PGD-AT" in os.read(reader, 2**16)
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()

@@ -147,3 +147,28 @@ def test_a_store_that_is_no_database(bench, copy_of_results):
         assert result.code == 2
         assert "file is not a database; if it is a store, delete it and run `bench ingest`" in result.err
         assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["cell.json", "done.json", "epochs.jsonl", "checkpoints/index.json"])
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_a_record_that_is_no_file(bench, copy_of_results, name, kind, caplog):
+    (folder,) = run_folders(copy_of_results)
+    (copy_of_results / "bench.sqlite").unlink()
+    path = folder.path / name
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    assert bench("report", "--results", copy_of_results).code == 4
+    assert name.rpartition("/")[2] in caplog.text
+    result = bench("ingest", "--results", copy_of_results)
+    assert result.code == 3
+    assert str(path) in result.err
+
+
+@pytest.mark.parametrize("name", ["results", "results/runs"])
+def test_a_file_in_the_place_of_the_folder(bench, tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("")
+    for words in (["report"], ["ingest"], ["clean"], ["list", "runs"], ["doctor"]):
+        result = bench(*words, "--results", tmp_path / "results")
+        assert result.code == 2, words
+        assert f"{tmp_path / name} is no folder" in result.err + result.out
