@@ -9,7 +9,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
@@ -27,6 +27,8 @@ NEVER_HIDDEN = sys.stdlib_module_names | {"bench", "torch", "torchvision", "nump
 _NOT_FORGOTTEN = NEVER_HIDDEN | {"__main__", "__mp_main__"}
 
 _OURS = tuple(f"{Path(__file__).parents[1].resolve() / name}{os.sep}" for name in OURS)
+
+_SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/", *_OURS)
 
 _INSTALLED = tuple(f"{sysconfig.get_path(kind)}{os.sep}" for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
 
@@ -177,6 +179,8 @@ def _forget(folder: Path) -> None:
     _neighbours.folder = str(folder)
     if _neighbours not in sys.meta_path:
         sys.meta_path.insert(0, _neighbours)
+        sys.addaudithook(_note_opened)
+    _opened.clear()
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
     importlib.invalidate_caches()
@@ -194,6 +198,32 @@ def _beside(spec: ModuleSpec, folder: Path) -> bool:
 def imported_afresh() -> list[Path]:
     """Return the files, neither installed nor ours, that have been imported since an import afresh."""
     return [Path(file) for file in sorted(set(_from_outside().values()))]
+
+
+_opened: set[str] = set()
+"""Absolute paths of the files opened for reading since the latest import afresh."""
+
+
+def _note_opened(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and _neighbours.folder:
+        path, _, flags = arguments
+        if isinstance(path, str) and isinstance(flags, int) and flags & os.O_ACCMODE == os.O_RDONLY:
+            _opened.add(os.path.realpath(path))
+
+
+def read_digest() -> str | None:
+    """Return the SHA-256 (hex) of the contents of data files that were read since an import afresh, None without any.
+
+    Files of the system and hidden ones, such as caches, count below the folder of the file imported only.
+    """
+    code, digests = {str(path) for path in imported_afresh()}, set()
+    for file in sorted(_opened - code):
+        place = os.path.relpath(file, _neighbours.folder)
+        elsewhere = place.startswith("..") and (file.startswith(_SYSTEM) or "/." in file)
+        if not (elsewhere or _installed(file) or file.endswith(".pyc")):
+            with suppress(OSError):
+                digests.add(hashlib.sha256(Path(file).read_bytes()).hexdigest())
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest() if digests else None
 
 
 @contextmanager

@@ -42,6 +42,8 @@ class ExternalModel(BaseConfig):
     """Of a weights file: none, dataset, or means and standard deviations as "m,m,m/s,s,s"."""
     prefix: str | None = None
     """The beginning of the names of the network's tensors, in a weights file with several networks."""
+    outputs: tuple[float, ...] = ()
+    """Its first logits on fixed images when the cell was planned."""
     model_dir: str = "models"
     """Local folder of RobustBench's zoo."""
 

@@ -44,15 +44,22 @@ def evaluate_network(
     """
     protocol = loaded.suite.protocol
     _check_name(name, loaded)
-    params = load_external(network, dataset_of(protocol.dataset), protocol).params
-    row = {"version": 1, "params": params, "label": name, "custom": False, "origin": None, "final_is_best": False}
+    external = load_external(network, dataset_of(protocol.dataset), protocol)
+    row = {
+        "version": 1,
+        "params": external.params,
+        "label": name,
+        "custom": False,
+        "origin": None,
+        "final_is_best": False,
+    }
     cell = Cell(
         protocol=protocol,
         method=ResolvedMethod.model_validate({"name": EVALUATED, **row}),
         seed=0,
         suite=loaded.suite.name,
         plugins=loaded.plugins,
-        network=with_absolute_paths(network),
+        network=with_absolute_paths(network).model_copy(update={"outputs": external.outputs}),
     )
     paths = Paths(results, data)
     alone = replace(by_suite(settings, loaded), devices=1)

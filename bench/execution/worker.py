@@ -25,7 +25,7 @@ from bench.errors import BenchError, DamagedFile
 from bench.execution.data_identity import identify_data
 from bench.execution.distributed import ProcessDied, train_together
 from bench.execution.final_evaluation import attack_key, evaluate_checkpoints
-from bench.models.external import OUTPUTS, load_external
+from bench.models.external import load_external, same_network
 from bench.storage.checkpoints import INDEX, Checkpoints, load_latest_valid
 from bench.storage.run_folder import ARCHIVED, CellStatus, RunFolder, RunFolderLocked
 from bench.training.trainer import Diverged, Trainer
@@ -260,8 +260,7 @@ def import_external(cell: Cell, where: ExternalModel, dataset: Dataset, folder: 
         BenchError: as `load_external`, or the network has changed since the cell was planned.
     """
     external = load_external(where, dataset, cell.protocol, keep_imports=True)
-    # Rounded outputs may differ between machines; equal code and weights are the same network a moment later.
-    if {**external.params, OUTPUTS: None} != {**cell.method.params, OUTPUTS: None}:
+    if not same_network(external, cell.method.params, where.outputs):
         raise BenchError(f"{where.source} has changed since the cell was planned")
     checkpoints = Checkpoints(folder.checkpoints)
     if not checkpoints.finished:

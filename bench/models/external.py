@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,9 +30,6 @@ Normalisation: TypeAlias = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation, per channel in units of [0, 1]."""
 
 _ZOO = re.compile(r"robustbench:(?:([^/]*)/)?(.*)")
-OUTPUTS = "outputs_sha256"
-"""Of a factory's network: the digest of its rounded outputs. It tells constants from each other that are no tensors."""
-
 _FACTORY = re.compile(r"(.+\.py)(?::(\w*))?")
 
 
@@ -41,11 +38,14 @@ class LoadedModel:
     """An external model on the CPU, in eval mode: float [n, channels, height, width] in [0, 1] -> logits.
 
     `params` identifies it: `model` and `weights_sha256`; `mean` and `std` if images are normalised first; `prefix` if
-    one was named; for a factory `code_sha256`, of its file and all that this imports from outside, and `OUTPUTS`.
+    one was named; for a factory also `code_sha256`, of its file and all that this imports from outside, `data_sha256`,
+    of the files that it reads, and `outputs_sha256`, of its rounded outputs.
+    `outputs`: its first logits on fixed images.
     """
 
     network: nn.Module
     params: dict[str, Any]
+    outputs: tuple[float, ...] = ()
 
 
 def with_absolute_paths(where: ExternalModel) -> ExternalModel:
@@ -78,7 +78,7 @@ def load_external(
             f"{where.source}: --model, --normalisation and --prefix are for weights files; this network takes images "
             "in [0, 1]"
         )
-    with nullcontext() if keep_imports else outside.imports_undone():
+    with outside.imports_undone() if factory and not keep_imports else nullcontext():
         if zoo:
             loaded = _from_zoo(zoo[1] or "", zoo[2], Path(where.model_dir), dataset, protocol.threat)
         elif factory:
@@ -90,10 +90,26 @@ def load_external(
             for parameter in loaded.network.parameters():
                 parameter.requires_grad_(False)
         logits = _check(loaded.network, where.source, dataset, protocol)
+        loaded = replace(loaded, outputs=tuple(logits.flatten()[:OUTPUTS].tolist()))
         if factory:
-            loaded.params[OUTPUTS] = _rounded_sha256(logits)
             loaded.params["code_sha256"] = _code_sha256(Path(factory[1]))
+            loaded.params["outputs_sha256"] = _rounded_sha256(loaded.outputs)
+            if digest := outside.read_digest():
+                loaded.params["data_sha256"] = digest
     return loaded
+
+
+def same_network(loaded: LoadedModel, params: Mapping[str, Any], outputs: Sequence[float]) -> bool:
+    """Return whether a model loaded again is the one of `params` and `outputs`.
+
+    Its outputs may differ by rounding, and it may have read a file that it wrote the first time.
+    """
+    changing = ("outputs_sha256", "data_sha256")
+    same = {key: loaded.params.get(key) for key in {*loaded.params, *params} - {*changing}}
+    largest = max(map(abs, outputs), default=0.0)
+    return all(params.get(key) == value for key, value in same.items()) and all(
+        abs(value - before) <= TOLERANCE * largest for value, before in zip(loaded.outputs, outputs, strict=False)
+    )
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
@@ -194,7 +210,9 @@ def _from_zoo(threat_name: str, name: str, folder: Path, dataset: Dataset, threa
 def _from_factory(path: Path, name: str) -> LoadedModel:
     if not name:
         raise BenchError(f"{path}: name the function that returns the network: {path}:FACTORY")
-    module = outside.import_file(path, "network", afresh=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = outside.import_file(path, "network", afresh=True)
     factory = getattr(module, name, None)
     if not callable(factory):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -249,7 +267,9 @@ def state_sha256(network: nn.Module) -> str:
 
 IMAGES = 4  # on which a network is tested
 
-BATCH_TOLERANCE = 0.02  # of the largest logit; reduced precision rounds differently in batches of other sizes
+OUTPUTS = 40  # logits that are compared
+
+TOLERANCE = 0.02  # of the largest logit; reduced precision rounds differently in batches of other sizes
 
 
 def _check(network: nn.Module, source: str, dataset: Dataset, protocol: Protocol) -> Tensor:
@@ -286,7 +306,7 @@ def _check(network: nn.Module, source: str, dataset: Dataset, protocol: Protocol
     ):
         raise BenchError(f"{source} switches itself to train mode, or changes its buffers, when it is called")
     logits, again, part = logits.detach().float(), again.detach().float(), part.detach().float()
-    if torch.equal(logits, again) and (logits[: len(part)] - part).abs().max() > BATCH_TOLERANCE * logits.abs().max():
+    if torch.equal(logits, again) and (logits[: len(part)] - part).abs().max() > TOLERANCE * logits.abs().max():
         raise BenchError(f"{source}: its logits of an image depend on the other images of the batch, as in train mode")
     return logits
 
@@ -299,11 +319,11 @@ def _has_gradient(logits: Tensor, images: Tensor) -> bool:
     return torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is not None
 
 
-def _rounded_sha256(logits: Tensor) -> str:
-    """Return the SHA-256 of the first logits, rounded to a thousandth to a hundredth of the largest.
+def _rounded_sha256(outputs: Sequence[float]) -> str:
+    """Return the SHA-256 of outputs that are rounded to a thousandth to a hundredth of the largest.
 
     Rounding errors of other processors, or numbers of threads, hardly ever change it.
     """
-    largest = float(logits.abs().max())
+    largest = max(map(abs, outputs))
     unit = 10.0 ** (math.floor(math.log10(largest)) - 2) if largest > 0 else 1.0
-    return fingerprint([unit, (logits.flatten()[:40].double() / unit).round().int().tolist()])
+    return fingerprint([unit, [round(value / unit) for value in outputs]])

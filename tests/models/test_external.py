@@ -13,7 +13,7 @@ from bench.config.protocol import DatasetSettings, Protocol
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError
 from bench.models.architecture import build_network
-from bench.models.external import load_external, parse_normalisation, state_sha256, with_absolute_paths
+from bench.models.external import load_external, parse_normalisation, same_network, state_sha256, with_absolute_paths
 from bench.models.small_cnn import SmallCNN, small_cnn
 from bench.outside import sources_digest
 from bench.utils.files import file_sha256
@@ -311,12 +311,28 @@ def test_constants_in_a_data_file_are_part_of_the_identity(tmp_path):
         "    def forward(self, x):\n"
         "        return self.linear((x - self.mean).flatten(1))\n"
     )
-    found = set()
-    for mean in ("0.5", "0.5001", "0.49"):
+    found = []
+    for mean in ("0.5", "0.5", "0.500001", "0.4"):
         (tmp_path / "mean.json").write_text(mean)
-        params = load(f"{tmp_path / 'net.py'}:Net").params
-        found.add(params["outputs_sha256"])
-    assert len(found) >= 2
+        found.append(load(f"{tmp_path / 'net.py'}:Net"))
+    first, again, barely, clearly = found
+    assert again.params == first.params
+    assert "data_sha256" in first.params
+    for other in (barely, clearly):
+        assert other.params["data_sha256"] != first.params["data_sha256"]
+    assert barely.params["outputs_sha256"] == first.params["outputs_sha256"] != clearly.params["outputs_sha256"]
+    assert same_network(again, first.params, first.outputs)
+    assert same_network(barely, first.params, first.outputs)  # up to rounding
+    assert not same_network(clearly, first.params, first.outputs)
+    assert not same_network(again, {**first.params, "weights_sha256": "0"}, first.outputs)
+
+
+def test_random_numbers_are_the_same_each_time(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\nSCALE = torch.rand(1)\nclass Net(torch.nn.Linear):\n    def forward(self, x):\n"
+        "        return SCALE * super().forward(x.flatten(1))\ndef build():\n    return Net(64, 10)\n"
+    )
+    assert load(f"{tmp_path / 'net.py'}:build").params == load(f"{tmp_path / 'net.py'}:build").params
 
 
 def test_a_file_beside_a_factory_hides_no_standard_module(helped, tmp_path):
