@@ -61,8 +61,8 @@ def test_the_numbers_are_those_of_the_code():
 def test_the_limits_of_masked_gradients_are_those_of_the_code():
     limits = re.findall(r"^\| .* \| .* \| (\d+) \|$", TEXT.partition("### Masked gradients")[2], re.MULTILINE)
     code = [
-        masking.NO_GRADIENT, masking.WRONG_GRADIENT, masking.NOISE, masking.ONE_STEP, masking.RESCALED,
-        masking.OTHER_LOSS,
+        masking.NO_GRADIENT, masking.WRONG_GRADIENT, masking.WRONG_GRADIENT, masking.NOISE, masking.ONE_STEP,
+        masking.RESCALED, masking.OTHER_LOSS,
     ]  # fmt: skip
     assert [float(limit) for limit in limits] == [100 * limit for limit in code]
     assert f"on {masking.PROBED} images" in TEXT

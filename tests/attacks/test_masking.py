@@ -76,10 +76,11 @@ ROBUST = "of 128 robust images checked"
     ("function", "sign"),
     [
         (lambda network, x: 1000 * network(x), "have no gradient where it starts"),
-        (lambda network, x: 1000 * network(x), "are broken by the same steps on rescaled logits"),
-        (lambda network, x: 1000 * network(x), "are broken by the same steps on the margin"),
-        (lambda network, x: 0.01 * network(x), "are broken by the same steps on rescaled logits"),
-        (lambda network, x: network(x) ** 5, "are broken by the same steps on the margin"),
+        (lambda network, x: 1000 * network(x), "are broken by PGD on rescaled logits"),
+        (lambda network, x: 1000 * network(x), "are broken by PGD on the margin"),
+        (lambda network, x: 0.01 * network(x), "are broken by PGD on rescaled logits"),
+        (lambda network, x: 1e-6 * network(x), "have such small logits"),
+        (lambda network, x: network(x) ** 5, "are broken by PGD on the margin"),
         (lambda network, x: (30 * network(x)).softmax(1).clamp(1e-6, 1).log(), "have no gradient where it starts"),
         (lambda network, x: network((15 * x).round() / 15), "have no gradient where it starts"),
         (lambda network, x: network((15 * x).round() / 15), "are broken by random noise of the same radius"),
@@ -89,8 +90,8 @@ ROBUST = "of 128 robust images checked"
         (lambda network, x: network(x + 0.01 * torch.sin(2000 * x)), "change their margin otherwise"),
         (lambda network, x: network(2 * x.detach() - x), "change their margin otherwise"),
     ],
-    ids=["large", "large, rescaled", "large, margin", "small", "power", "clamped", "rounded", "rounded, noise",
-         "stopped", "nan", "detached", "shattered", "reversed"],
+    ids=["large", "large, rescaled", "large, margin", "small", "smaller", "power", "clamped", "rounded",
+         "rounded, noise", "stopped", "nan", "detached", "shattered", "reversed"],
 )  # fmt: skip
 def test_masked_gradients_raise_a_flag(network, function, sign):
     found = signs(Masked(network, function))
@@ -126,7 +127,7 @@ def test_noise_and_probabilities_raise_a_flag(network):
 def test_autoattack_is_compared_with_other_losses_but_may_meet_zero_gradients(network):
     part = AutoAttack(attacks=("apgd-ce",), images=60)
     large = signs(Masked(network, lambda network, x: 1000 * network(x)), part)
-    assert any("are broken by the same steps on the margin" in line for line in large)
+    assert any("are broken by PGD on the margin" in line for line in large)
     assert not any("no gradient" in line for line in large)
     without_gradient = Masked(network, lambda network, x: network(x).detach())
     assert signs(without_gradient, AutoAttack(attacks=("square",), images=10), Threat(norm="linf", eps=0.01)) == []
