@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,11 +18,12 @@ from bench.config.protocol import Protocol
 from bench.data.dataset import dataset_of
 from bench.errors import NotFound
 from bench.models.architecture import build_network, size_of
-from bench.utils.device import emulates_bf16
+from bench.utils.device import emulates_bf16, exact_arithmetic
 from bench.utils.environment import cpu_name
 from bench.utils.formatting import duration
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "exact fp32"]
+"""exact fp32: without TF32, as the final attacks run."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ def measured_speed(protocol: Protocol, precision: Precision, device: torch.devic
         images = torch.rand(count, *dataset.shape, device=device).contiguous(memory_format=torch.channels_last)
         objective = cross_entropy(torch.zeros(count, dtype=torch.int64, device=device))
         started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"), frozen_parameters(network):
+        arithmetic = exact_arithmetic() if precision == "exact fp32" else nullcontext()
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+        with arithmetic, autocast, frozen_parameters(network):
             pgd(network, images, objective, threat=threat, steps=1, step_size=threat.eps, start=None)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -108,9 +112,11 @@ class Machine:
     def hours(self, protocol: Protocol, work: Work, precision: Precision | None = None) -> float:
         """Return the hours of a cell that has the device for itself; `precision` replaces the protocol's."""
         trained = (work.training + work.tracking) / self._speed(protocol, precision or protocol.training.precision)
-        return (trained + work.final / self._speed(protocol, "fp32")) / 3600
+        return (trained + work.final / self._speed(protocol, "exact fp32")) / 3600
 
     def _speed(self, protocol: Protocol, precision: Precision) -> float:
+        if precision == "exact fp32" and self.device.type == "cpu":
+            precision = "fp32"  # the same there
         key = (protocol.fingerprint, precision)
         if key not in self._speeds:
             self._speeds[key] = measured_speed(protocol, precision, self.device)
