@@ -158,7 +158,7 @@ def _runs(results: Path, url: str | None) -> list[Check]:
             report = verify(store, results)
     except NoStore:
         return []
-    except BenchError as error:
+    except (BenchError, OSError) as error:
         return [Check("runs", False, str(error))]
     if report.problems:
         return [Check("runs", False, printable(problem)) for problem in report.problems]

@@ -55,7 +55,7 @@ class Watcher:
     def _update(state: CellState) -> None:
         try:
             result = state.folder.result()
-        except BenchError as error:
+        except (BenchError, OSError) as error:
             state.status, state.reason = CellStatus.FAILED, str(error)
             return
         if result is not None:

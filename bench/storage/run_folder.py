@@ -138,11 +138,16 @@ class RunFolder:
         return f"run folder is locked by another process{who}"
 
     def refuse_links(self) -> None:
-        """Raise DamagedFile for a symbolic link, which may point anywhere, and for a pipe, which waits for ever."""
+        """Raise DamagedFile for a symbolic link, which may point anywhere, and for a pipe, which waits for ever.
+
+        Raises PermissionError for a folder that cannot be read, whose files would be missing without a word.
+        """
         for path in (self.path, *self.path.rglob("*")):
             if path.is_symlink():
                 raise DamagedFile(f"{path} is a symbolic link; put the files themselves into the run folder")
-            if not (path.is_file() or path.is_dir()) and path.exists():  # it may have been removed meanwhile
+            if path.is_dir():
+                next(path.iterdir(), None)
+            elif not path.is_file() and path.exists():  # it may have been removed meanwhile
                 raise DamagedFile(f"{path} is neither a file nor a folder; remove it")
 
     # --- identity ----------------------------------------------------------------------------------------------------
@@ -306,8 +311,6 @@ class RunFolder:
             return read_record(self._done)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except PermissionError:
-            raise BenchError(f"{self._done} cannot be read: permission denied") from None
 
     def reopen(self) -> None:
         """Remove `done.json` of a run that failed or diverged, so that it can resume."""

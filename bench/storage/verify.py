@@ -14,7 +14,7 @@ from bench.storage.checkpoints import INDEX, Checkpoints, load_verified
 from bench.storage.database import name_of, reported
 from bench.storage.run_folder import CHECKPOINTS, RunFolder, run_folders
 from bench.storage.schema import Base, RunRow
-from bench.storage.store import Store
+from bench.storage.store import Store, problem
 from bench.utils.environment import different_data
 from bench.utils.files import fingerprint
 
@@ -107,8 +107,8 @@ def folder_damage(folder: RunFolder) -> list[str]:
             read()
         except FileNotFoundError:  # no cell.json
             problems.append(f"{folder.path} is not a run folder: it has no cell.json")
-        except DamagedFile as error:
-            problems.append(str(error))
+        except (DamagedFile, OSError) as error:
+            problems.append(problem(error))
     problems += map(str, folder.damaged_outcomes().values())
     return problems or _missing(folder)
 

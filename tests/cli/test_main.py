@@ -215,3 +215,12 @@ def test_an_output_that_is_a_pipe(bench, tiny_results, tmp_path):
     assert b"PGD-AT" in os.read(reader, 2**16)
     os.close(reader)
     assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("width", [1, 10, 60])
+def test_no_figure_is_cut_in_a_narrow_terminal(bench, monkeypatch, tiny_results, width):
+    monkeypatch.setenv("COLUMNS", "80")
+    expected = bench("report", "--results", tiny_results).out
+    assert "…" not in expected
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert bench("report", "--results", tiny_results).out == expected

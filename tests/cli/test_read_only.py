@@ -172,3 +172,19 @@ def test_a_file_in_the_place_of_the_folder(bench, tmp_path, name):
         result = bench(*words, "--results", tmp_path / "results")
         assert result.code == 2, words
         assert f"{tmp_path / name} is no folder" in result.err + result.out
+
+
+@pytest.mark.parametrize("name", ["", "cell.json", "done.json", "outcomes", "checkpoints/index.json"])
+def test_a_run_folder_that_may_not_be_read_is_left_out_by_name(copy_of_results, protect, name):
+    """Outcomes that cannot be listed are not missing ones: a run without them would be a wrong row."""
+    (folder,) = run_folders(copy_of_results)
+    (copy_of_results / "bench.sqlite").unlink()
+    (folder.path / name).chmod(0)
+    report, ingest, doctor, watch, run = call(
+        copy_of_results, ["report"], ["ingest"], ["doctor"], ["watch", "--once"], ["run", "quickstart", "--dry-run"]
+    )
+    assert (report[0], ingest[0], doctor[0], watch[0] in {0, 3, 4}, run[0]) == (4, 3, 2, True, 0)
+    for _, _, err in (report, ingest):
+        assert str(folder.path / name) in err
+        assert "Permission denied" in err
+    (folder.path / name).chmod(0o755)

@@ -13,11 +13,14 @@ from rich.text import Text
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.table import Column, Table, tables
 
+NARROWEST = 80  # columns; figures are not cut, the terminal breaks longer lines
+
 UNLIMITED = 10_000  # characters; wider than any table
 
 
 def render_terminal(board: Leaderboard, console: Console) -> None:
     """Print a leaderboard; where it is wider than the console, as one table for each attack."""
+    console.width = max(console.width, NARROWEST)
     for shown in tables(board):
         _render(shown, console)
 
