@@ -237,7 +237,7 @@ def reuse_training(cell: Cell, folder: RunFolder, data: dict[str, str]) -> None:
                 continue
             used = record["environment"].get("data") or {}
             if any(used.get(part) != digest for part, digest in data.items()):
-                log.warning("not reusing %s: it was trained or evaluated on other data", donor.path.name)
+                log.warning("not reusing %s: it used other data, or does not say which", donor.path.name)
                 continue
             donor.refuse_links()
             curve = donor.committed_epochs(trained.finished_epochs, trained.curve_sha256)
