@@ -31,7 +31,7 @@ COMMANDS = {
     "validate quickstart": SUITE,
     "ingest": "bench.storage.ingest.run_folders",
     "clean": "bench.storage.cleanup.removable",
-    "doctor": "bench.utils.formatting.duration",
+    "doctor": "bench.cli.doctor.diagnose",
     "data list": "bench.data.status.overview",
     "data check digits": "bench.data.status.check",
     "data prepare digits": "bench.data.status.fetch",
@@ -72,7 +72,7 @@ def test_every_command_is_here():
     assert len(names) == len(COMMANDS)
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"doctor"}))
+@pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_ends_with_the_code_of_a_regression(bench, monkeypatch, tmp_path, command):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -112,6 +112,12 @@ def test_without_a_folder_for_the_log(bench, monkeypatch, tmp_path):
 def test_usage_errors(bench, monkeypatch, tmp_path, words):
     monkeypatch.chdir(tmp_path)
     assert bench(*words).code in {2, 4}
+
+
+def test_the_documented_codes_are_those_in_use():
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    table = page.partition("## Exit codes")[2].partition("## ")[0]
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == sorted(ExitCode)
 
 
 # --- processes of their own ------------------------------------------------------------------------------------------
