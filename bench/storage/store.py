@@ -183,6 +183,7 @@ class Store:
             selectinload(RunRow.protocol), outcomes.options(undefer(OutcomeRow.correct)) if bits else outcomes
         )
         if protocol is not None:
+            protocol = protocol.encode(errors="replace").decode()
             query = query.where(RunRow.protocol_fingerprint.istartswith(protocol, autoescape=True))
         with reported(self.engine), Session(self.engine) as session:
             return sorted(session.scalars(query), key=ORDER)
@@ -222,6 +223,7 @@ class Store:
         Raises:
             BenchError: none or several runs match.
         """
+        name = name.encode(errors="replace").decode()  # a word of the command line may be no UTF-8
         matches = or_(
             RunRow.folder.istartswith(f"runs/{name}", autoescape=True),
             RunRow.fingerprint.istartswith(name, autoescape=True),

@@ -188,3 +188,8 @@ def test_a_run_folder_that_may_not_be_read_is_left_out_by_name(copy_of_results, 
         assert str(folder.path / name) in err
         assert "Permission denied" in err
     (folder.path / name).chmod(0o755)
+
+
+@pytest.mark.parametrize("words", [["show", "run", "\udcff"], ["compare", "a", "b", "--protocol", "\udcff"]])
+def test_words_that_are_no_utf_8(bench, tiny_results, words):
+    assert bench(*words, "--results", tiny_results).code == 4
