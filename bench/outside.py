@@ -9,12 +9,12 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from bench.errors import BenchError
 
@@ -37,10 +37,12 @@ _INSTALLED = tuple(f"{sysconfig.get_path(kind)}{os.sep}" for kind in ("stdlib", 
 def running(what: str) -> Iterator[None]:
     """Run code from outside: its output goes to stderr, it sees no arguments, and what it raises is one sentence.
 
+    The working directory stays what it was.
+
     Raises:
         BenchError: `what`, and the error; also if the code would end the process. KeyboardInterrupt passes.
     """
-    process, end, arguments = os.getpid(), os._exit, sys.argv
+    process, end, arguments, folder = os.getpid(), os._exit, sys.argv, os.open(".", getattr(os, "O_PATH", os.O_RDONLY))
 
     def refuse(status: int) -> NoReturn:
         if os.getpid() != process:  # a child that the code has forked
@@ -59,6 +61,8 @@ def running(what: str) -> Iterator[None]:
         raise BenchError(f"{what}: {type(error).__name__}: {_text(error)}") from error
     finally:
         os._exit, sys.argv = end, arguments
+        os.fchdir(folder)
+        os.close(folder)
 
 
 def _text(error: BaseException) -> str:
@@ -72,14 +76,17 @@ def _text(error: BaseException) -> str:
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
     """Send to stderr what Python, libraries and other processes write to stdout."""
-    sys.stdout.flush()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
     try:
         kept = os.dup(1)
         os.dup2(2, 1)
+        # The code may close it, or use it later, as handlers of logging do.
+        messages: TextIO = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     except OSError:  # one of the two is closed
-        kept = None
+        kept, messages = None, sys.stderr
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(messages), redirect_stderr(messages):
             yield
     finally:
         if kept is not None:

@@ -34,6 +34,8 @@ def main() -> None:
         sys.stdout.flush()
     except OSError:  # reported above; Python's own flush at exit must not change the code
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    else:
+        os.dup2(2, 1)  # what plug-ins and factories print at exit is not data
     sys.exit(code)
 
 

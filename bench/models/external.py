@@ -210,6 +210,7 @@ def _from_zoo(threat_name: str, name: str, folder: Path, dataset: Dataset, threa
 def _from_factory(path: Path, name: str) -> LoadedModel:
     if not name:
         raise BenchError(f"{path}: name the function that returns the network: {path}:FACTORY")
+    dtype = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = outside.import_file(path, "network", afresh=True)
@@ -220,6 +221,7 @@ def _from_factory(path: Path, name: str) -> LoadedModel:
     with outside.running(f"{path}:{name} failed"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the same random weights in every call
         network = factory()
+    torch.set_default_dtype(dtype)  # images are float32, whatever the code has set
     if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
         raise BenchError(f"{path}:{name} returned {type(network).__name__}, not a torch module with parameters")
     with outside.running(f"{path}:{name}"):
@@ -294,7 +296,7 @@ def _check(network: nn.Module, source: str, dataset: Dataset, protocol: Protocol
     images.requires_grad_(bool(needing))
     before = {name: buffer.clone() for name, buffer in network.named_buffers() if buffer.is_floating_point()}
     needed = f"{source} has no gradient with respect to the images, which {needing[0]} needs" if needing else taking
-    with outside.running(needed), torch.random.fork_rng(devices=[]):
+    with outside.running(needed), torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
         logits: Tensor = network(images)
         again, part = network(images), network(images[: IMAGES // 2])

@@ -132,6 +132,8 @@ def _network(row: Row) -> str:
         mean, std = (", ".join(f"{value:g}" for value in how[key]) for key in ("mean", "std"))
         normalised = f"normalised by mean {mean} and standard deviation {std}"
     parts = [str(how.get("model", "unknown")), normalised, f"weights SHA-256 {how.get('weights_sha256', 'unknown')}"]
+    if "prefix" in how:
+        parts.append(f"names that begin with '{how['prefix']}'")
     if "code_sha256" in how:
         parts.append(f"code SHA-256 {how['code_sha256']}")
     return f"{row.label}: {', '.join(parts)}"

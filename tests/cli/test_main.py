@@ -230,3 +230,17 @@ def test_no_figure_is_cut_in_a_narrow_terminal(bench, monkeypatch, tiny_results,
     assert "…" not in expected
     monkeypatch.setenv("COLUMNS", str(width))
     assert bench("report", "--results", tiny_results).out == expected
+
+
+def test_a_plugin_writes_nothing_between_data(suite, tmp_path):
+    (tmp_path / "talks.py").write_text(
+        "import atexit, os\nprint('imported')\nos.write(1, b'raw')\nos.system('echo from a process')\n"
+        "atexit.register(print, 'at exit')\nfrom methods.pgd_at import PGDAT\n"
+        "class Talks(PGDAT):\n    pass\nMETHODS = {'talks': Talks}\n"
+    )
+    path = suite({"methods: [pgd_at]": "methods: [pgd_at]\nplugins: [talks.py]"})
+    command = [sys.executable, "-m", "bench", "validate", str(path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)
+    for words in ("imported", "raw", "from a process", "at exit"):
+        assert words in done.stderr

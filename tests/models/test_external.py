@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -391,6 +392,17 @@ def talks():
     os.system("echo words of a process")
     return net()
 
+def moves():
+    os.chdir("/")
+    torch.set_grad_enabled(False)
+    sys.stdout.close()
+    sys.stderr.close()
+    return net()
+
+def doubles():
+    torch.set_default_dtype(torch.float64)
+    return net()
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -470,6 +482,7 @@ def odd(tmp_path):
         ("needs", "odd.py:needs failed: TypeError: needs() missing 1 required positional argument: 'depth'"),
         ("raises", "odd.py:raises failed: Odd: its text cannot be read"),
         ("many_lines", "odd.py:many_lines failed: ValueError: first"),
+        ("doubles", "does not take 1x8x8 images: RuntimeError: "),
         ("Exits", "does not take 1x8x8 images: SystemExit: 3"),
         ("Trains", "switches itself to train mode, or changes its buffers, when it is called"),
         ("TrainsAndBack", "switches itself to train mode, or changes its buffers, when it is called"),
@@ -490,9 +503,12 @@ def test_a_factory_that_is_refused(odd, name, said):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["compiled", "compiled_in_part", "scripted", "traced", "parser", "talks"])
+@pytest.mark.parametrize("name", ["compiled", "compiled_in_part", "scripted", "traced", "parser", "talks", "moves"])
 def test_a_factory_that_is_taken_as_it_is(odd, images, capfd, name):
-    network = load(f"{odd}:{name}").network
+    folder = Path.cwd()
+    with torch.set_grad_enabled(True):
+        network = load(f"{odd}:{name}").network
+    assert Path.cwd() == folder
     network.register_forward_pre_hook(lambda *_: None)
     assert torch.allclose(network(images), load(f"{odd}:net").network(images)) or name == "compiled_in_part"
     out, err = capfd.readouterr()
