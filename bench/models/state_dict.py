@@ -200,7 +200,7 @@ class _Candidate:
 
 def _candidates(dicts: Mapping[str, State], expected: State) -> list[_Candidate]:
     """Return what has at least half of the expected tensors, by name and shape."""
-    wanted = [name for name in expected if not _UNUSED.fullmatch(name)]
+    wanted = {name for name in expected if not _UNUSED.fullmatch(name)}
     found = []
     for place, names in dicts.items():
         prefixes = Counter(
