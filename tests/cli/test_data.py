@@ -103,10 +103,11 @@ def test_names_are_completed():
 
 def test_help_is_quick_and_loads_nothing_heavy():
     code = "import sys; sys.argv = ['bench', 'data', '--help']\nfrom bench.cli.main import main\n"
-    code += "try: main()\nexcept SystemExit: pass\nprint(sorted({'torch', 'numpy', 'PIL'} & set(sys.modules)))"
+    code += "try: main()\nexcept SystemExit: pass\nheavy = {'torch', 'numpy', 'PIL'} & set(sys.modules)\n"
+    code += "print(sorted(heavy), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "prepare" in done.stdout
-    assert done.stdout.strip().endswith("[]")
+    assert done.stderr.strip().endswith("[]")
 
 
 SLOW = """
