@@ -5,6 +5,7 @@ Importing this module imports nothing but the standard library, so that even a b
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import re
@@ -34,9 +35,15 @@ def main() -> None:
         sys.stdout.flush()
     except OSError:  # reported above; Python's own flush at exit must not change the code
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    else:
-        os.dup2(2, 1)  # what plug-ins and factories print at exit is not data
+    atexit.register(_end_stdout)  # the last that is registered runs first
     sys.exit(code)
+
+
+def _end_stdout() -> None:
+    """Send to stderr what plug-ins and factories print when the interpreter ends: it is not data."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        os.dup2(2, 1)
 
 
 def _prepare() -> None:

@@ -332,7 +332,7 @@ def test_a_file_that_is_no_baseline(tmp_path):
     path = tmp_path / "ci.json"
     with pytest.raises(BenchError, match="create it with `bench check SUITE --update`"):
         read_baseline(path)
-    with pytest.raises(BenchError, match="cannot be read"):
+    with pytest.raises(BenchError, match="it is no file"):
         read_baseline(tmp_path)
     path.write_text("{}")
     with pytest.raises(DamagedFile):
