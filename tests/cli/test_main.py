@@ -152,7 +152,6 @@ def test_a_broken_installation():
     [
         ("set -o pipefail; $B show suite quickstart | true", ExitCode.READER_ENDED, ""),  # print
         ("set -o pipefail; $B list suites | true", ExitCode.READER_ENDED, ""),  # rich
-        ("set -o pipefail; $B list suites --json | true", ExitCode.READER_ENDED, ""),
         ("$B list suites > /dev/full", ExitCode.INVALID, "No space left on device"),
         ("$B list suites >&-", 0, ""),
         ("$B list nothing 2>&-", 2, ""),
@@ -182,6 +181,7 @@ def board(tiny_results):
     return shell(f"$B report --results {tiny_results}", tiny_results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", VARIABLES, ids=["ascii", "C", "Latin-1"])
 def test_variables_of_other_programs(tiny_results, board, variables):
     assert board[0] == 0
@@ -191,6 +191,7 @@ def test_variables_of_other_programs(tiny_results, board, variables):
     assert out == board[1].encode("ascii", "replace").decode() or len(out) > 0.9 * len(board[1])
 
 
+@pytest.mark.slow
 def test_json_keeps_every_letter_in_any_encoding(tmp_path):
     texts = {shell("$B show method pgd_at --json", tmp_path, PYTHONIOENCODING=name)[1] for name in ("utf-8", "ascii")}
     first, *rest = map(json.loads, texts)
@@ -204,7 +205,7 @@ def test_plots_do_not_depend_on_the_backend_of_a_notebook(copy_of_results):
     assert out.endswith("-gap.png\n")
 
 
-@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/stderr"])
+@pytest.mark.parametrize("name", ["/dev/stdout", pytest.param("/dev/stderr", marks=pytest.mark.slow)])
 def test_an_output_that_is_no_file_is_written_to_and_not_replaced(tiny_results, tmp_path, board, name):
     """As root, a rename would put a file in the place of the device."""
     (tmp_path / "link").symlink_to(name)

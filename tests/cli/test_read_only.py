@@ -77,13 +77,18 @@ STORES = {
 }
 
 
+def rare(kinds, usual):
+    """Mark all kinds but the usual one as slow."""
+    return [kind if kind == usual else pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
+
+
 def change(path, statement):
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute(statement)
 
 
-@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("kind", rare(STORES, "whole"))
 def test_a_results_folder_that_may_only_be_read(copy_of_results, protect, kind):
     (expected,) = call(copy_of_results, ["report", "--format", "csv"])
     assert expected[0] == 0
@@ -104,6 +109,7 @@ def test_a_results_folder_that_may_only_be_read(copy_of_results, protect, kind):
     assert files(copy_of_results) == before
 
 
+@pytest.mark.slow
 def test_doctor_on_a_folder_that_may_only_be_read(copy_of_results, protect):
     protect(copy_of_results)
     ((code, out, _),) = call(copy_of_results, ["doctor", "--json"])
@@ -174,7 +180,7 @@ def test_a_file_in_the_place_of_the_folder(bench, tmp_path, name):
         assert f"{tmp_path / name} is no folder" in result.err + result.out
 
 
-@pytest.mark.parametrize("name", ["", "cell.json", "done.json", "outcomes", "checkpoints/index.json"])
+@pytest.mark.parametrize("name", rare(["", "cell.json", "done.json", "outcomes", "checkpoints/index.json"], "outcomes"))
 def test_a_run_folder_that_may_not_be_read_is_left_out_by_name(copy_of_results, protect, name):
     """Outcomes that cannot be listed are not missing ones: a run without them would be a wrong row."""
     (folder,) = run_folders(copy_of_results)

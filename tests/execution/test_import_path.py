@@ -13,7 +13,7 @@ from bench.utils.files import read_record
 
 COMMAND = Path(sys.executable).with_name("bench")
 
-pytestmark = pytest.mark.skipif(not COMMAND.exists(), reason="needs the installed command")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not COMMAND.exists(), reason="needs the installed command")]
 
 
 def run(folder, suite, path="", **environment):
@@ -65,7 +65,7 @@ SHADOWED = ("numpy.py", "yaml.py", "typer.py")
 @pytest.mark.parametrize(
     ("path", "names"),
     [
-        pytest.param("{}", (*SHADOWED, "random.py", "queue.py", "types.py"), id="PYTHONPATH", marks=pytest.mark.slow),
+        pytest.param("{}", (*SHADOWED, "random.py", "queue.py", "types.py"), id="PYTHONPATH"),
         pytest.param("{}:", SHADOWED, id="PYTHONPATH with an empty entry"),
     ],
 )

@@ -123,6 +123,7 @@ def test_another_process_gives_the_same_bytes_whatever_its_settings(tmp_path):
     assert len(outputs) == 1
 
 
+@pytest.mark.slow
 def test_drawing_leaves_nothing_behind():
     before = dict(matplotlib.rcParams)
     figure = draw(data(), "curves")

@@ -190,7 +190,10 @@ def test_totals_weigh_batches_by_their_size():
 # --- captured steps ---------------------------------------------------------------------------------------------------
 
 
-EXECUTION = [("fp32", "train"), ("bf16", "train"), ("fp32", "eval"), ("bf16", "eval")]
+EXECUTION = [
+    ("bf16", "eval"),
+    *(pytest.param(*how, marks=pytest.mark.slow) for how in (("fp32", "train"), ("bf16", "train"), ("fp32", "eval"))),
+]
 
 
 @pytest.mark.parametrize("name", METHODS.names())
