@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench.data.dataset import Dataset
 
@@ -91,6 +90,8 @@ def size_of(architecture: Architecture, shape: tuple[int, int, int, int] | None 
         BenchError: the architecture does not support such images.
         NotImplementedError: building or running it needs the values of tensors, so it cannot be counted.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which takes a third of a second
+
     classes, channels, height, width = shape or architecture.typical
     with torch.device("meta"), _RealLinspace():
         # Frozen, because the counter of some versions of torch fails on views of parameters.

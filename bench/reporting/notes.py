@@ -171,7 +171,9 @@ def _on_flags(board: Leaderboard) -> list[str]:
         for row in board.rows:
             flags = [flag for flag in row.flags if flag.attack == index]
             listed = "; ".join(f"seed {flag.seed} at {flag.checkpoint}, {flag.reason}" for flag in flags)
-            notes += [f"Flags: {attack.title} may overestimate {row.label}: {listed}."] if flags else []
+            notes += (
+                [f"Flags, figures in doubt: {attack.title} may overestimate {row.label}: {listed}."] if flags else []
+            )
         rows = [row.label for row in board.rows if index in row.unchecked]
         which = "all rows" if len(rows) == len(board.rows) else ", ".join(rows)
         notes += [f"Older versions did not check {attack.title} for masked gradients: {which}."] if rows else []

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from scipy import stats
+from scipy import special  # not scipy.stats, whose import takes half a second
 
 from bench.attacks.outcome import Correct
 
@@ -76,7 +76,7 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
     Source: Student, The probable error of a mean, Biometrika 1908.
     """
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    reach = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * error
+    reach = float(special.stdtrit(len(values) - 1, (1 + confidence) / 2)) * error
     return mean - reach, mean + reach
 
 
@@ -90,8 +90,9 @@ def wilson_interval(right: int, count: int, confidence: float = CONFIDENCE) -> I
 
     Source: Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927.
     """
-    interval = stats.binomtest(right, count).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    z, share = float(special.ndtri((1 + confidence) / 2)), right / count
+    centre, reach = share + z**2 / (2 * count), z * math.hypot(binomial_error(share, count), z / (2 * count))
+    return (max(0.0, (centre - reach) / (1 + z**2 / count)), min(1.0, (centre + reach) / (1 + z**2 / count)))
 
 
 def paired_interval(a: Correct, b: Correct, confidence: float = CONFIDENCE) -> Interval:
@@ -104,7 +105,7 @@ def paired_interval(a: Correct, b: Correct, confidence: float = CONFIDENCE) -> I
     only_a, only_b, count = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
     difference = (only_a - only_b) / count
     variance = (only_a + only_b - (only_a - only_b) ** 2 / count) / count**2
-    reach = float(stats.norm.ppf((1 + confidence) / 2)) * math.sqrt(variance)
+    reach = float(special.ndtri((1 + confidence) / 2)) * math.sqrt(variance)
     return difference - reach, difference + reach
 
 
@@ -163,7 +164,7 @@ def compare_gaps(a: Gaps, b: Gaps) -> Difference:
 def _difference(pairs: Pairs, covers: Covers) -> Difference:
     """Return the first row minus the second, with Student's interval."""
     mean, error, freedom, p = (float(part[0, 1]) for part in (pairs.mean, pairs.error, pairs.freedom, pairs.p))
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error if error >= NO_ERROR else 0.0
+    reach = float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error if error >= NO_ERROR else 0.0
     return Difference(mean, (mean - reach, mean + reach), p, covers)
 
 
@@ -177,7 +178,8 @@ def mcnemar(a: Correct, b: Correct) -> float:
 
 
 def _mcnemar(only_a: Floats, only_b: Floats) -> Floats:
-    p: Floats = np.minimum(1.0, 2 * stats.binom.cdf(np.minimum(only_a, only_b), only_a + only_b, 0.5))
+    differing = (only_a + only_b).astype(np.int64)
+    p: Floats = np.minimum(1.0, 2 * special.bdtr(np.minimum(only_a, only_b), differing, 0.5))
     return p
 
 
@@ -256,7 +258,7 @@ def _student(rows: Sequence[Correct | Gaps], *, interaction: bool) -> Pairs:
 
     p = np.where(np.abs(mean) < NO_ERROR, 1.0, 0.0)  # all seeds agree on all images, or all disagree on all
     random = error >= NO_ERROR
-    p[random] = 2 * stats.t.sf(np.abs(mean[random]) / error[random], freedom[random])
+    p[random] = 2 * special.stdtr(freedom[random], -np.abs(mean[random]) / error[random])
     return Pairs(_square(mean, -mean), _square(error, error), _square(freedom, freedom), _square(p, p, diagonal=1.0))
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 
 class CountedFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -17,14 +16,16 @@ class CountedFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # imports Triton, which takes a third of a second
+
         super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0
+        self.flops, self._formulas = 0, flop_registry
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        formula: Callable[..., int] | None = flop_registry.get(func._overloadpacket)
+        formula: Callable[..., int] | None = self._formulas.get(func._overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=result)
         return result

@@ -113,7 +113,9 @@ def test_pgd_is_far_above_autoattack_alone(take, board):
 def test_every_attack_may_be_flagged(take, board):
     take({"best": (150, 140), "last": (150, 140)}, protocol=PGD_ALONE, pgd_doubts=[MASKED])
     assert board().rows[0].flags == (Flag(0, "best", 1, MASKED), Flag(0, "last", 1, MASKED))
-    assert f"Flags: PGD-20 may overestimate PGD_AT: seed 0 at best, {MASKED}" in render_text([board()])
+    assert f"Flags, figures in doubt: PGD-20 may overestimate PGD_AT: seed 0 at best, {MASKED}" in render_text(
+        [board()]
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,7 @@ def doubted(take, board):
     return board()
 
 
-NOTE = f"Flags: AutoAttack may overestimate PGD_AT: seed 0 at best, {SQUARE}."
+NOTE = f"Flags, figures in doubt: AutoAttack may overestimate PGD_AT: seed 0 at best, {SQUARE}."
 
 
 def test_a_column_only_where_there_are_doubts(doubted, take, store):

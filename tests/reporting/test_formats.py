@@ -87,11 +87,11 @@ def test_notes(board):
         "seed 0, best 33.00, last 0.00.",
         "MART: diverged, the loss was no longer a number: seed 0 in epoch 3, seed 1.",
         "MART: not finished and not averaged: seed 2.",
-        "Flags: AutoAttack may overestimate FOMO: "
+        "Flags, figures in doubt: AutoAttack may overestimate FOMO: "
         "seed 0 at last, gradients may be misleading: PGD-20 accuracy 50.0 %, AutoAttack 0.0 %; "
         "seed 1 at best, gradients may be misleading: PGD-20 accuracy 50.0 %, AutoAttack 5.0 %; "
         "seed 1 at last, gradients may be misleading: PGD-20 accuracy 50.0 %, AutoAttack 4.0 %.",
-        "Flags: AutoAttack may overestimate Early | stop: "
+        "Flags, figures in doubt: AutoAttack may overestimate Early | stop: "
         "seed 0 at best, gradients may be misleading: PGD-20 accuracy 50.0 %, AutoAttack 30.0 %; "
         "seed 0 at last, gradients may be misleading: PGD-20 accuracy 50.0 %, AutoAttack 30.0 %.",
         "PGD-20 differs between runs, compare with care: package=1.0; package=2.0.",
