@@ -210,7 +210,8 @@ def _on_records(board: Leaderboard) -> list[str]:
         if None in groups:
             unknown[", ".join(groups[None]) if listed else "all rows"].append(f"the {name}")
     for rows, names in unknown.items():
-        notes.append(f"Older versions did not record {', '.join(names)}; unknown, and may differ, for: {rows}.")
+        what = " or ".join([", ".join(names[:-1])] * (len(names) > 1) + names[-1:])
+        notes.append(f"Older versions did not record {what}: unknown, and may differ, for {rows}.")
     return notes
 
 

@@ -301,8 +301,8 @@ def test_rows_of_different_or_unknown_code_are_named(take, board):
         f"Rows were measured with different code, compare with care: {CODE[:12]}: A, B (seed 0); "
         f"{'0' * 12}: B (seed 1)."
     ) in notes
-    assert "Older versions did not record the code, the training images, the test images; unknown, and" in notes
-    assert "may differ, for: C." in notes
+    assert "Older versions did not record the code, the training images or the test images: unknown, and" in notes
+    assert "may differ, for C." in notes
 
 
 def test_rows_of_different_plugins_are_named(take, board):
