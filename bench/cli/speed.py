@@ -111,7 +111,7 @@ def speed(
         with interruptible(lambda: _extent(measured)), _status(quiet=json) as report:
             if what is not What.AUTOATTACK:
                 report("products of matrices")
-                peaks = measure_peak(setup, repetitions)
+                peaks = measure_peak(setup, min(repetitions, 5))  # it hardly varies
                 measured["peak_tflops"] = {name: value / 1e12 for name, value in peaks.items()}
                 measure = measure_changes if what is What.CHANGES else measure_training
                 for measured["training"] in measure(setup, repetitions, peaks, report):
