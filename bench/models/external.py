@@ -24,7 +24,7 @@ from bench.errors import BenchError, did_you_mean
 from bench.models.architecture import Network, build_network
 from bench.models.robustbench_zoo import load_from_zoo, zoo_files
 from bench.models.state_dict import load_weights
-from bench.utils.files import fingerprint
+from bench.utils.files import file_sha256, fingerprint
 
 Normalisation: TypeAlias = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation, per channel in units of [0, 1]."""
@@ -123,7 +123,7 @@ def _from_weights(where: ExternalModel, model: str, dataset: Dataset) -> LoadedM
     network = build_network(registry.MODELS.get(model), dataset, 0)
     if stated is not None:
         network = Network(network.body, *stated)
-    digest = _digest([path])
+    digest = file_sha256(path)
     if load_weights(network, path, where.prefix):
         recorded = _floats(network.mean), _floats(network.std)
         if stated is not None and tuple(map(tuple, stated)) != recorded:
@@ -246,7 +246,7 @@ def _uncompiled(network: nn.Module) -> nn.Module:
 def _code_sha256(path: Path) -> str:
     """Return the SHA-256 of a factory's file, or if it imports others from outside, of all of them."""
     files = {path.resolve(), *outside.imported_afresh()}
-    return outside.sources_digest(files, path.resolve().parent) if len(files) > 1 else _digest([path])
+    return outside.sources_digest(files, path.resolve().parent) if len(files) > 1 else file_sha256(path)
 
 
 def state_sha256(network: nn.Module) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import platform
 import socket
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from bench.outside import sources_digest
 from bench.utils.device import cores
 
 PACKAGES = ("robust-overfitting-bench", "torch", "torchvision", "numpy", "pyautoattack", "robustbench", "timm")
@@ -39,12 +39,9 @@ def code_digest() -> str:
 
     It is of their names and contents, so it tells edited files from committed ones, with and without git.
     """
-    digest, package = hashlib.sha256(), Path(__file__).parents[1]
-    for folder in (package, package.parent / "methods"):
-        for path in sorted(folder.rglob("*.py")):
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            digest.update(f"{path.relative_to(package.parent).as_posix()} {content}\n".encode())
-    return digest.hexdigest()
+    package = Path(__file__).parents[1]
+    sources = [path for folder in (package, package.parent / "methods") for path in folder.rglob("*.py")]
+    return sources_digest(sources, package.parent)
 
 
 def different_data(environments: Mapping[str, Mapping[str, Any]]) -> str | None:

@@ -29,7 +29,7 @@ import bench
 
 SUITE = """\
 name: identity
-dataset: {name: DATASET, validation: 40, files: {path: PATH, classes: 4, shape: [1, 8, 8]}}
+dataset: {name: npz, validation: 40, files: {path: d.npz, classes: 4, shape: [1, 8, 8]}}
 model: small_cnn
 threat: {norm: linf, eps: 0.1}
 training: {epochs: 4, batch_size: 40, attack: {name: pgd, steps: 2, step_size: 0.05}}
@@ -342,7 +342,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         (world.folder / folder).mkdir()
         for name, text in texts.items():
             (world.folder / folder / name).write_text(text)
-    world.suite.write_text(SUITE.replace("DATASET", "npz").replace("PATH", "d.npz"))
+    world.suite.write_text(SUITE)
     digits = load_digits()
     few = digits.target < 4
     x, y = (digits.images[few] / 16 * 255).astype(np.uint8), digits.target[few]
