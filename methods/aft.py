@@ -79,6 +79,7 @@ class AFT(Method[Params]):
     )
     Params = Params
     data_parallel = True
+    accepts_soft_labels = True
 
     def initialise(self, network: nn.Module) -> None:
         if self.params.initial_weights is not None:

@@ -38,6 +38,7 @@ class EMA(Method[EMAParams]):
     )
     Params = EMAParams
     data_parallel = True
+    accepts_soft_labels = True
 
     def begin_training(self) -> None:
         self.average, self.steps = frozen_copy(self.model), 0
@@ -79,6 +80,7 @@ class SWA(Method[SWAParams]):
     )
     Params = SWAParams
     data_parallel = True
+    accepts_soft_labels = True
 
     def begin_training(self) -> None:
         self.average, self.averaged = frozen_copy(self.model), 0

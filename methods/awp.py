@@ -31,6 +31,7 @@ class AWP(Method[Params]):
     )
     Params = Params
     data_parallel = True
+    accepts_soft_labels = True
 
     def backward(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         """Move the weights up the loss, then take the gradient there; `after_step` moves them back."""

@@ -9,6 +9,7 @@ Differs from the released code in one point: there, a try is judged in a batch o
 others stay in that batch as they are, so that all batches have one size and no batch statistics rest on a few images.
 """
 
+from dataclasses import replace
 from typing import ClassVar
 from unittest.mock import patch
 
@@ -58,7 +59,7 @@ class DOMAugment(DOM):
             blended = torch.lerp(images, tried, self.params.blend)
             images = torch.where(mask, torch.where(accepted[:, None, None, None], tried, blended), images)
             selected = selected & ~accepted
-        return Batch(images, batch.labels, batch.index)
+        return replace(batch, images=images)
 
 
 BLEND = "share of a rejected try that stays in the image"

@@ -33,6 +33,7 @@ class EarlyStopping(Method[Params]):
     )
     Params = Params
     data_parallel = True
+    accepts_soft_labels = True
 
     def should_stop(self, history: Sequence[EpochRecord]) -> bool:
         """Stop `patience` after the later of the first rate drop and the best epoch."""

@@ -22,3 +22,4 @@ class PGDAT(Method[MethodParams]):
         year=2018,
     )
     data_parallel = True
+    accepts_soft_labels = True

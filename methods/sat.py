@@ -34,6 +34,7 @@ class SAT(Method[Params]):
     )
     Params = Params
     data_parallel = True
+    accepts_soft_labels = True
 
     def build(self, network: nn.Module) -> nn.Module:
         replace_relu(network, ACTIVATIONS[self.params.activation])

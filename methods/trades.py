@@ -34,6 +34,7 @@ class TRADES(Method[Params]):
     )
     Params = Params
     data_parallel = True
+    accepts_soft_labels = True
 
     def perturb(self, batch: Batch) -> Tensor:
         with torch.no_grad(), train_mode(self.model, enabled=False):
@@ -49,4 +50,4 @@ class TRADES(Method[Params]):
         """CE(clean) + beta KL(clean ‖ adversarial), gradients through both."""
         clean, logits = self.model(batch.images), self.model(adversarial)
         divergence = F.kl_div(F.log_softmax(logits, 1), F.log_softmax(clean, 1), reduction="batchmean", log_target=True)
-        return F.cross_entropy(clean, batch.labels) + self.params.beta * divergence, logits
+        return F.cross_entropy(clean, batch.targets) + self.params.beta * divergence, logits

@@ -19,9 +19,13 @@ Objective = Callable[[Tensor], Tensor]
 """From logits [n, classes] to the scalar that the attack maximises: a sum over the batch, so images do not interact."""
 
 
-def cross_entropy(labels: Tensor) -> Objective:
-    """Return the objective of the cross-entropy against `labels` (int64, [n]), summed over the batch."""
-    return lambda logits: F.cross_entropy(logits, labels, reduction="sum")
+def cross_entropy(targets: Tensor) -> Objective:
+    """Return the objective of the cross-entropy, summed over the batch.
+
+    Args:
+        targets: labels (int64, [n]), or the share of each class (float, [n, classes]).
+    """
+    return lambda logits: F.cross_entropy(logits, targets, reduction="sum")
 
 
 def margin(labels: Tensor) -> Objective:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -21,15 +21,27 @@ class Batch:
     """One mini-batch, or the part of it that this process trains on.
 
     `images`: float32, [n, channels, height, width], in [0, 1], channels_last. `labels`: int64, [n]. `index`: int64,
-    [n], each image's place in the training set, for methods that remember something of every sample.
+    [n], each image's place in the training set, for methods that remember something of every sample. `soft_labels`:
+    float32, [n, classes], the share of each class, where labels are mixed or smoothed; `labels` are then the largest.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
+    soft_labels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def targets(self) -> Tensor:
+        """What a cross-entropy compares logits with: the soft labels, if there are any, or the labels."""
+        return self.labels if self.soft_labels is None else self.soft_labels
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The fields in order, so that `Batch(*batch.tensors)` is the same batch."""
+        return tuple(getattr(self, field.name) for field in fields(self))
 
 
 def to_float(pixels: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -33,6 +35,7 @@ BATCHES = 2  # an epoch, where a check looks at batches and not at whole trainin
 CHANCE = 0.1
 CPU = torch.device("cpu")
 TOLERANCE = 1e-6  # of projections, in fp32
+SOFT_TOLERANCE = 1e-3  # of a loss whose attack takes steps along signs
 
 Check = Callable[[str, Path], None]
 
@@ -196,6 +199,35 @@ def crafting_leaves_no_trace(method: str, folder: Path) -> None:
             raise NotConforming(f"{method}: crafting changed the clean images in epoch {epoch}")
 
 
+def soft_labels_replace_labels(method: str, folder: Path) -> None:
+    """Soft labels that are all one class act as that integer label, in every epoch.
+
+    For methods that state `accepts_soft_labels`; the others are refused where labels are mixed or smoothed.
+    """
+    trainer = trainer_of(small_cell(method), folder)
+    if not vars(type(trainer.method)).get("accepts_soft_labels"):
+        return
+    classes = trainer.method.context.classes
+    for epoch, running, batch in phases(trainer, 1):
+        state = copy.deepcopy((running.model.state_dict(), running.state_dict()))
+        others = (batch.labels + 1) % classes
+        losses = []
+        for given in (
+            replace(batch, labels=others),
+            replace(batch, soft_labels=torch.nn.functional.one_hot(others, classes).float()),
+        ):
+            running.model.load_state_dict(state[0])
+            running.load_state_dict(state[1])
+            trainer.random.start_epoch(epoch)
+            transformed, _, adversarial = crafted(running, given)
+            losses.append(running.loss(transformed, adversarial)[0].item())
+        if abs(losses[0] - losses[1]) > SOFT_TOLERANCE * abs(losses[0]):
+            raise NotConforming(
+                f"{method}: the loss in epoch {epoch} is {losses[0]:.4f} with labels and {losses[1]:.4f} with the same "
+                "soft labels; read batch.targets, or leave out accepts_soft_labels"
+            )
+
+
 def every_parameter_gets_a_gradient(method: str, folder: Path) -> None:
     """The update gives every parameter a finite gradient, and not only zeros."""
     for epoch, running, batch in phases(trainer_of(small_cell(method), folder)):
@@ -337,6 +369,7 @@ CHECKS: tuple[Check, ...] = (
     perturbations_stay_inside,
     loss_is_finite,
     crafting_leaves_no_trace,
+    soft_labels_replace_labels,
     every_parameter_gets_a_gradient,
     resumes_exactly,
     captured_steps_equal_eager_steps,

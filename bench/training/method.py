@@ -77,6 +77,9 @@ class Method(Generic[ParamsT]):
     Requirement: the gradient of a batch is the mean of those of its shards, and what the method draws, decides or
     stores does not depend on the shard. Draws and stored values per image go through `context.group`."""
 
+    accepts_soft_labels: ClassVar[bool] = False
+    """Whether batches may have soft labels: `perturb` and `loss` read `batch.targets`. Not inherited."""
+
     model: nn.Module
     optimizer: torch.optim.Optimizer
     lr_schedule: Schedule
@@ -123,7 +126,7 @@ class Method(Generic[ParamsT]):
 
     def perturb(self, batch: Batch) -> Tensor:
         """Return adversarial images for `batch`, [n, channels, height, width]; parameters are frozen meanwhile."""
-        return self.attack(batch, cross_entropy(batch.labels))
+        return self.attack(batch, cross_entropy(batch.targets))
 
     def attack(
         self,
@@ -157,7 +160,7 @@ class Method(Generic[ParamsT]):
     def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scalar to minimise and the logits on the adversarial images, [n, classes]."""
         logits = self.model(adversarial)
-        return F.cross_entropy(logits, batch.labels), logits
+        return F.cross_entropy(logits, batch.targets), logits
 
     def backward(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         """Compute gradients into `parameter.grad`, and return what `loss` returned.

@@ -74,14 +74,14 @@ def train_step(
     batch: Batch,
     optimizer: torch.optim.Optimizer,
     metrics: EpochMetrics,
-    compute: Callable[[Tensor, Tensor, Tensor], Losses] | None = None,
+    compute: Callable[..., Losses] | None = None,
 ) -> None:
     """Train on one batch: transform, perturb, descend.
 
     `compute` replaces the first two and computes the gradients, which then stay in `parameter.grad` after the step.
     """
     if compute:
-        loss, logits = compute(batch.images, batch.labels, batch.index)
+        loss, logits = compute(*batch.tensors)
     else:
         loss, logits = compute_gradients(method, transform(method, batch))
     optimizer.step()
@@ -147,16 +147,16 @@ class Steps:
         self._replay = None
         self._method.optimizer.zero_grad(set_to_none=True)
 
-    def _captured_part(self, *parts: Tensor) -> Losses:
-        batch = Batch(*parts)
+    def _captured_part(self, *tensors: Any) -> Losses:
+        batch = Batch(*tensors)
         return compute_gradients(
             self._method, transform(self._method, batch) if self._method.captured_transform else batch
         )
 
-    def _watched_part(self, *parts: Tensor) -> Losses:
+    def _watched_part(self, *tensors: Any) -> Losses:
         """Compute eagerly what is to be captured; not if it waits for the device."""
-        with host_waits(parts[0].device) as waits:
-            losses = self._captured_part(*parts)
+        with host_waits(tensors[0].device) as waits:
+            losses = self._captured_part(*tensors)
         if waits:
             self._until_capture = -1
             log.warning("a step waits for the GPU, so it is not captured: %s", waits[0])
@@ -164,10 +164,10 @@ class Steps:
 
     def _capture_step(self, batch: Batch) -> None:
         assert self._capture is not None
-        random, parts = self._method.context.random, (batch.images, batch.labels, batch.index)
+        random = self._method.context.random
         try:
             with random.no_host_decisions():
-                self._replay = make_replay(self._capture, self._captured_part, parts, random.on_device())
+                self._replay = make_replay(self._capture, self._captured_part, batch.tensors, random.on_device())
         except (HostRandomness, RuntimeError) as error:
             self._replay = None
             log.warning("CUDA graph capture failed, running eagerly: %s", error)

@@ -26,21 +26,25 @@ class Capture(Protocol):
 
 
 def make_replay(
-    capture: Capture, compute: Callable[..., Result], inputs: tuple[Tensor, ...], generators: list[torch.Generator]
+    capture: Capture,
+    compute: Callable[..., Result],
+    inputs: tuple[Tensor | None, ...],
+    generators: list[torch.Generator],
 ) -> Callable[..., Result]:
     """Capture `compute(*inputs)` and return a function that replays it on other inputs of the same shapes.
 
-    Every call returns the same tensors with new content.
+    Every call returns the same tensors with new content. An input that is None stays None.
 
     Raises:
         RuntimeError: an operation cannot be captured.
     """
-    static = tuple(tensor.clone() for tensor in inputs)
+    static = tuple(tensor if tensor is None else tensor.clone() for tensor in inputs)
     result, run = capture(lambda: compute(*static), generators)
 
-    def replay(*inputs: Tensor) -> Result:
+    def replay(*inputs: Tensor | None) -> Result:
         for captured, tensor in zip(static, inputs, strict=True):
-            captured.copy_(tensor)
+            if captured is not None and tensor is not None:
+                captured.copy_(tensor)
         run()
         return result
 

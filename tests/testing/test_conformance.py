@@ -124,6 +124,14 @@ class WritesIntoTheCleanImages(Base):
         return adversarial
 
 
+class ReadsTheLabels(Base):
+    accepts_soft_labels = True
+
+    def loss(self, batch, adversarial):
+        logits = self.model(adversarial)
+        return F.cross_entropy(logits, batch.labels if self.late else batch.targets), logits
+
+
 # --- gradients -------------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +301,7 @@ BREAKAGES = {
         LeavesEvalMode: "the network is in eval mode after crafting in epoch 0",
         WritesIntoTheCleanImages: "crafting changed the clean images in epoch 0",
     },
+    "soft_labels_replace_labels": {ReadsTheLabels: "the loss in epoch 3 is "},
     "every_parameter_gets_a_gradient": {
         UnusedParameter: "spare has no finite gradient after backward in epoch 0",
         InfiniteGradient: "body.linear.bias has no finite gradient after backward in epoch 0",

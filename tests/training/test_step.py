@@ -1,5 +1,6 @@
 import gc
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -233,6 +234,19 @@ def test_captured_steps_equal_eager_steps(load, name, precision, batch_norm):
     assert torch.equal(eager[0], captured[0])
     assert eager[1] == captured[1]
     assert (eager[2], captured[2]) == ([False, False], [True, True])
+
+
+def test_captured_steps_read_the_soft_labels_of_each_batch(start):
+    def trained(capture):
+        method, batches = start("{steps: 1, step_size: 0.02}")
+        train = Steps(method, EpochMetrics(CPU), capture)
+        for batch in islice(batches, 6):
+            shares = F.one_hot(batch.labels, 10) * 0.7 + F.one_hot(batch.index % 10, 10) * 0.3
+            train(replace(batch, soft_labels=shares))
+        assert (train._replay is not None) == (capture is not None)
+        return torch.cat([value.double().flatten() for value in method.model.state_dict().values()])
+
+    assert torch.equal(trained(record), trained(None))
 
 
 def refused(_compute, _generators):
