@@ -23,13 +23,19 @@ def move_towards(average: nn.Module, model: nn.Module, share: float, buffers: Li
 
     Buffers (batch statistics) move likewise, or are copied; integers are always copied.
     """
-    for mean, value in zip(average.parameters(), model.parameters(), strict=True):
-        mean.lerp_(value, share)
+    moved: list[Tensor] = list(average.parameters())
+    targets: list[Tensor] = list(model.parameters())
+    copied: list[Tensor] = []
+    copies: list[Tensor] = []
     for buffer, current in zip(average.buffers(), model.buffers(), strict=True):
-        if buffers == "average" and buffer.is_floating_point():
-            buffer.lerp_(current, share)
-        else:
-            buffer.copy_(current)
+        moves = buffers == "average" and buffer.is_floating_point()
+        (moved if moves else copied).append(buffer)
+        (targets if moves else copies).append(current)
+    # One kernel on a GPU for many tensors.
+    if moved:
+        torch._foreach_lerp_(moved, targets, share)
+    if copied:
+        torch._foreach_copy_(copied, copies)
 
 
 @contextmanager

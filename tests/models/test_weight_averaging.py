@@ -44,6 +44,23 @@ def test_moving_towards_a_model(share, buffers):
     assert average[1].num_batches_tracked.dtype == torch.int64
 
 
+@pytest.mark.parametrize("buffers", ["average", "copy"])
+def test_two_operations_give_the_bits_of_one_for_every_tensor(buffers):
+    average, model = network(1), network(2)
+    expected = {name: value.clone() for name, value in average.state_dict().items()}
+    for name, value in model.state_dict().items():
+        if "tracked" in name or ("running" in name and buffers == "copy"):
+            expected[name].copy_(value)
+        else:
+            expected[name].lerp_(value, 0.3)
+    with Operations() as operations:
+        move_towards(average, model, 0.3, buffers=buffers)
+    assert all(torch.equal(value, expected[name]) for name, value in average.state_dict().items())
+    assert operations.names == ["aten::_foreach_lerp_", "aten::_foreach_copy_"]
+    stateless = nn.ReLU()
+    move_towards(stateless, stateless, 0.3, buffers=buffers)
+
+
 def test_running_statistics_can_be_kept():
     model, images = network(1), torch.randn(8, 3)
     before = [buffer.clone() for buffer in model.buffers()]
@@ -79,6 +96,18 @@ def test_without_batch_normalisation_nothing_is_passed_through():
 def test_recomputing_reads_no_number_from_the_device():
     with NoReads():
         recompute_statistics(network(1), [torch.randn(8, 3), torch.randn(8, 3)])
+
+
+class Operations(TorchDispatchMode):
+    """Names the operations that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
 
 
 class NoReads(TorchDispatchMode):
