@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bench.attacks.pgd import frozen_parameters
 from bench.config.protocol import Optimizer
 from bench.data.batches import Batch
+from bench.models.batch_counters import BatchCounters
 from bench.training.method import Method
 from bench.utils.cuda_graphs import Capture, host_waits, make_replay
 from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
@@ -126,6 +127,7 @@ class Steps:
         self._method, self._metrics, self._capture = method, metrics, capture
         self._until_capture = WARM_UP if capture and method.captured else -1
         self._replay: Callable[..., Losses] | None = None
+        self._counters = BatchCounters(method.model)
 
     def __call__(self, batch: Batch) -> None:
         """Train on one batch."""
