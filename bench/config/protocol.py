@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from bench.config.attacks import PGD, AutoAttack, Clean, FinalAttack, NamedTrainingAttack, Threat, TrainingAttack
 from bench.config.base import BaseConfig, Indices, Number, named, parse_indices, ranges
+from bench.config.optimization import SGD, OptimizerSettings, Piecewise, ScheduleSettings
 from bench.errors import BenchError
 from bench.utils.files import fingerprint
 
@@ -142,61 +143,27 @@ Augmentation = Annotated[_Augmentation, BeforeValidator(named, json_schema_input
 # --- training and evaluation -----------------------------------------------------------------------------------------
 
 
-class Optimizer(BaseConfig):
-    """Stochastic gradient descent; weight decay acts on all parameters, batch normalisation included."""
-
-    name: Literal["sgd"] = "sgd"
-    lr: Number = Field(0.1, gt=0)
-    momentum: Number = Field(0.9, ge=0, lt=1)
-    weight_decay: Number = Field(5e-4, ge=0)
-    nesterov: bool = False
-
-
-class Piecewise(BaseConfig):
-    """The full rate, multiplied by `factor` at each milestone, a share of training."""
-
-    name: Literal["piecewise"] = "piecewise"
-    milestones: tuple[Annotated[Number, Field(gt=0, lt=1)], ...] = (0.5, 0.75)
-    factor: Number = Field(0.1, gt=0, lt=1)
-
-    @field_validator("milestones")
-    @classmethod
-    def _milestones_rise(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
-        if list(milestones) != sorted(set(milestones)):
-            raise PydanticCustomError("milestones", "milestones must rise")
-        return milestones
-
-
-class Cyclic(BaseConfig):
-    """Linear from 0 to the full rate at `peak`, a share of training, and back to 0 at the end."""
-
-    name: Literal["cyclic"] = "cyclic"
-    peak: Number = Field(0.5, gt=0, lt=1)
-
-
-class Constant(BaseConfig):
-    """The full rate throughout."""
-
-    name: Literal["constant"] = "constant"
-
-
-_Schedule = Annotated[Piecewise | Cyclic | Constant, Field(discriminator="name")]
-_ScheduleInput = _Schedule | Literal["piecewise", "cyclic", "constant"]
-ScheduleSettings = Annotated[_Schedule, BeforeValidator(named, json_schema_input_type=_ScheduleInput)]
-
-
 class Training(BaseConfig):
     """The recipe that every method of the suite shares."""
 
     epochs: int = Field(ge=1, le=100_000)
     batch_size: int = Field(128, ge=1)
-    optimizer: Optimizer = Optimizer()
+    optimizer: OptimizerSettings = SGD()
     schedule: ScheduleSettings = Piecewise()
     attack: NamedTrainingAttack = TrainingAttack()
     augmentation: tuple[Augmentation, ...] = ()
     """In order. A suite that says nothing gets the dataset's own (`bench show dataset`)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: convolutions and products in bfloat16; parameters, optimiser state, batch statistics, loss in fp32."""
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> Training:
+        warmup = getattr(self.schedule, "warmup", None)
+        if warmup is not None and warmup >= self.epochs:
+            raise PydanticCustomError(
+                "warmup", f"schedule.warmup: {warmup:g} epochs leave none of the {self.epochs} for the full rate"
+            )
+        return self
 
 
 class Track(BaseConfig):

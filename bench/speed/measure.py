@@ -122,6 +122,8 @@ def _interleaved(
     protocol = setup.cell.protocol
     if protocol.threat.norm != "linf" or protocol.training.attack.name != "pgd":
         raise BenchError("the reference loop supports PGD under Linf only; name a suite that trains with it")
+    if protocol.training.optimizer.name != "sgd":
+        raise BenchError("the reference loop supports SGD only; name a suite that trains with it")
     batch = protocol.training.batch_size
     forward = size_of(registry.MODELS.get(protocol.model), (setup.dataset.classes, *setup.dataset.shape))[1]
     work = forward * (2 * protocol.training.attack.steps + 3)

@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.attacks.pgd import cross_entropy, frozen_parameters, pgd, random_start
+from bench.config.optimization import SGD
 from bench.data.batches import Batch, TrainingBatches, to_float
 from bench.data.dataset import ImageSet
 from bench.speed import reference
 from bench.speed.process import Setup, Work
 from bench.training.build import build_method
 from bench.training.method import Method
-from bench.training.step import EpochMetrics, Steps, sgd, train_step
+from bench.training.optimizers import make_optimizer
+from bench.training.step import EpochMetrics, Steps, train_step
 from bench.utils.cuda_graphs import capture_on
 from bench.utils.device import exact_arithmetic, keep_memory
 from bench.utils.rng import RngStreams, generator
@@ -99,7 +101,9 @@ def changed(
     method, batches = _method(setup, images)
     layout = torch.channels_last if "channels_last" in changes else torch.contiguous_format
     model: nn.Module = method.model.to(memory_format=layout)
-    settings, needless = protocol.training.optimizer, "no needless forwards" not in changes
+    settings = protocol.training.optimizer
+    assert isinstance(settings, SGD)  # `measure` refuses others
+    needless = "no needless forwards" not in changes
     optimizer = torch.optim.SGD(
         model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
@@ -160,7 +164,7 @@ def difference(setup: Setup) -> Work:
             )
             method.model.double()
             plain.double()
-            optimizer, metrics = sgd(plain, training.optimizer), EpochMetrics(device)
+            optimizer, metrics = make_optimizer(plain.parameters(), training.optimizer), EpochMetrics(device)
             starts = RngStreams(0, device)("attack")
             for batch, _ in zip(batches, range(steps), strict=False):
                 images = batch.images.double()

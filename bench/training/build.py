@@ -14,7 +14,7 @@ from bench.data.dataset import Dataset, ImageSet
 from bench.models.architecture import build_network
 from bench.training.lr_schedule import protocol_schedule
 from bench.training.method import Context, Method
-from bench.training.step import sgd
+from bench.training.optimizers import make_optimizer
 from bench.utils.rng import RngStreams, derive_seed
 
 
@@ -45,7 +45,7 @@ def build_method(
         if initialise:
             method.initialise(built)
     method.model = built.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    method.optimizer = sgd(method.model, protocol.training.optimizer)
+    method.optimizer = make_optimizer(method.model.parameters(), protocol.training.optimizer)
     method.lr_schedule = method.schedule(protocol_schedule(protocol.training))
     random.start_epoch(0)
     method.begin_training()

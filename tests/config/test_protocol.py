@@ -2,7 +2,8 @@ import pytest
 from pydantic import ValidationError
 
 from bench.config.attacks import PGD, AutoAttack, Clean, Threat, TrainingAttack
-from bench.config.protocol import Evaluation, Piecewise, Protocol, Training
+from bench.config.optimization import Piecewise
+from bench.config.protocol import Evaluation, Protocol, Training
 
 MINIMAL = {
     "dataset": "digits",

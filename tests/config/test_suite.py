@@ -45,7 +45,14 @@ WRONG = {
         "augmentation: [blur]": "7: training.augmentation.0: unknown name 'blur'; known: crop, flip, rotate",
         "augmentation: flip": "7: training.augmentation: must be a list (got 'flip')",
         "precision: fp16": "7: training.precision: must be 'fp32' or 'bf16' (got 'fp16')",
-        "optimizer: adam": "7: training.optimizer: must be a mapping of keys to values (got 'adam')",
+        "optimizer: adamm": "7: training.optimizer: unknown name 'adamm'; did you mean 'adam'?",
+        "optimizer: {name: adam, momentum: 0.9}": (
+            "7: training.optimizer.momentum: unknown key 'momentum'; known: betas, eps, lr, name, weight_decay"
+        ),
+        "optimizer: {lr: -1}": "7: training.optimizer.lr: must be greater than 0 (got -1.0)",
+        "schedule: {name: cosine, warmup: 2}": (
+            "5: training: schedule.warmup: 2 epochs leave none of the 2 for the full rate"
+        ),
         "schedule: piecewize": "7: training.schedule: unknown name 'piecewize'; did you mean 'piecewise'?",
         "schedule: {name: piecewise, milestones: [0.5, 50]}": (
             "7: training.schedule.milestones.1: must be less than 1 (got 50)"
@@ -335,7 +342,15 @@ CHANGES = {
     "training.optimizer.momentum": 0.8,
     "training.optimizer.weight_decay": 1e-4,
     "training.optimizer.nesterov": True,
+    "training.optimizer": "adam",
+    "training.optimizer ": "adamw",
+    "training.optimizer.betas": [0.9, 0.99],
+    "training.optimizer.eps": 1e-7,
     "training.schedule": "constant",
+    "training.schedule ": "cosine",
+    "training.schedule.warmup": 1,
+    "training.schedule.start": 0.1,
+    "training.schedule.end": 0.1,
     "training.schedule.milestones": [0.5],
     "training.schedule.factor": 0.2,
     "training.schedule.peak": 0.4,
@@ -369,6 +384,15 @@ CHANGES = {
     "evaluation.final  ": [{"name": "fgsm", "images": 100}, "pgd", "autoattack"],
 }
 
+OF_ANOTHER = {
+    "training.optimizer.betas": "adam",
+    "training.optimizer.eps": "adamw",
+    "training.schedule.peak": "cyclic",
+    "training.schedule.start": "one_cycle",
+    "training.schedule.end": "one_cycle",
+}
+"""Settings of another optimiser or schedule than that of BASE."""
+
 
 def changed(path: str) -> Protocol:
     """Return the protocol of BASE, written out in full, with one of CHANGES."""
@@ -380,9 +404,9 @@ def changed(path: str) -> Protocol:
             data["dataset"][optional] = dict(content)
     for key in parents:
         group = group[key]
-    if path == "training.schedule.peak":
-        data["training"]["schedule"] = {"name": "cyclic"}
-        group = data["training"]["schedule"]
+    if path in OF_ANOTHER:
+        group.clear()
+        group["name"] = OF_ANOTHER[path]
     group[last] = CHANGES[path]
     return Protocol.model_validate(data)
 
@@ -541,7 +565,7 @@ def test_shipped_suites(name):
     jsonschema.validate(yaml.safe_load(shipped_suites()[name].read_text()), schema)
 
 
-@pytest.mark.parametrize("wrong", ["epochz: 2", "epochs: 0", "epochs: 2\n  schedule: cosine", "epochs: two"])
+@pytest.mark.parametrize("wrong", ["epochz: 2", "epochs: 0", "epochs: 2\n  schedule: cosyne", "epochs: two"])
 def test_the_schema_refuses_what_the_loader_refuses(tiny_suite, wrong):
     jsonschema = pytest.importorskip("jsonschema", reason="needs the package jsonschema")
     data = yaml.safe_load(tiny_suite.replace(EPOCHS, wrong))

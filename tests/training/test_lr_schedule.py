@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from bench.config.protocol import Training
 from bench.training.lr_schedule import protocol_schedule
@@ -51,6 +52,9 @@ def test_milestones_in_hundredths_fall_where_they_are_written(epochs):
         (10, "cyclic", 5),
         (5, "cyclic", 3),
         (30, {"name": "cyclic", "peak": 0.4}, 12),
+        (10, "one_cycle", 3),
+        (10, "cosine", 5),
+        (5, {"name": "cosine", "warmup": 2}, 3),
     ],
 )
 def test_the_first_epoch_after_the_rate_has_begun_to_fall(epochs, settings, first_drop):
@@ -76,3 +80,34 @@ def test_cyclic_rises_to_the_peak_and_falls_to_zero(t, rate):
 def test_the_factor_applies_at_each_milestone():
     plan = schedule(8, {"name": "piecewise", "milestones": [0.25, 0.5, 0.75], "factor": 0.5}, lr=1)
     assert [plan.rate(t) for t in (1.9, 2, 4, 6, 8)] == [1, 0.5, 0.25, 0.125, 0.125]
+
+
+def test_a_cosine_falls_from_the_end_of_the_warm_up_to_zero():
+    plan = schedule(10, {"name": "cosine", "warmup": 2}, lr=0.4)
+    assert [plan.rate(t) for t in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.2, 0.4, 0.2, 0])
+    assert [schedule(4, "cosine").rate(t) for t in (0, 1, 4)] == pytest.approx([0.1, 0.1 * (2 + 2**0.5) / 4, 0])
+
+
+@pytest.mark.parametrize("name", ["piecewise", "constant"])
+def test_a_warm_up_scales_the_rate(name):
+    plan, plain = schedule(10, {"name": name, "warmup": 6}), schedule(10, name)
+    for t in (0.5, 3, 5.5, 6, 9):  # as dat-2022/dat, main.py: (step + 1) / (warm-up steps)
+        assert plan.rate(t) == pytest.approx(plain.rate(t) * min(1, t / 6))
+    assert plan.first_drop == plain.first_drop
+
+
+def test_one_cycle_is_that_of_torch():
+    steps, epochs = 100, 10
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.3, total_steps=steps * epochs + 1)
+    plan = schedule(epochs, "one_cycle", lr=0.3)
+    step_of_peak = (steps * epochs + 1) * 0.3 - 1  # torch counts steps from 0 to one before the last
+    for step in range(steps * epochs):
+        share = (
+            step / step_of_peak * 0.3
+            if step < step_of_peak
+            else 0.3 + 0.7 * (step - step_of_peak) / (steps * epochs - step_of_peak)
+        )
+        assert plan.rate(share * epochs) == pytest.approx(theirs.get_last_lr()[0], rel=1e-6), step
+        optimizer.step()
+        theirs.step()

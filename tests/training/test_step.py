@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.attacks.pgd import random_start
-from bench.config.protocol import Optimizer
 from bench.data.batches import Batch, TrainingBatches
 from bench.data.dataset import dataset_of
 from bench.data.datasets.digits import digits
@@ -18,7 +17,7 @@ from bench.models.small_cnn import small_cnn
 from bench.registry import METHODS
 from bench.testing.recorded_graph import record
 from bench.training.build import build_method
-from bench.training.step import EpochMetrics, Steps, compute_gradients, sgd, train_step, transform
+from bench.training.step import EpochMetrics, Steps, compute_gradients, train_step, transform
 from bench.utils.cuda_graphs import capture_on
 from bench.utils.rng import RngStreams, derive_seed
 
@@ -170,14 +169,6 @@ def test_a_random_start_is_a_setting(start):
     assert moved.max() == pytest.approx(0.03, abs=1e-6)
     method, _ = start("{steps: 1, step_size: 0.03}")
     assert (method.perturb(batch) - batch.images).abs().max() > 0.1
-
-
-def test_weight_decay_acts_on_every_parameter():
-    network = build_network(small_cnn, digits, 0)
-    settings = Optimizer(lr=0.3, momentum=0.8, weight_decay=0.01, nesterov=True)
-    (group,) = sgd(network, settings).param_groups
-    assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.3, 0.8, 0.01, True)
-    assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in network.parameters()]
 
 
 def test_totals_weigh_batches_by_their_size():
