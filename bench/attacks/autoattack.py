@@ -27,6 +27,7 @@ from bench.attacks.masking import output_signs
 from bench.attacks.outcome import Correct, PackedBits
 from bench.config.attacks import AutoAttack, Threat
 from bench.errors import BenchError, DamagedFile
+from bench.models.low_precision import converted_layers
 from bench.utils.device import out_of_memory
 from bench.utils.progress import ProgressCallback
 
@@ -255,9 +256,8 @@ class _InBfloat16(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = copy.deepcopy(model)
-        for module in self.model.modules():
-            if type(module) in (nn.Conv2d, nn.Linear):  # converted once, instead of by autocast in every pass
-                module.to(torch.bfloat16)
+        for layer in converted_layers(self.model):
+            layer.to(torch.bfloat16)
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16):

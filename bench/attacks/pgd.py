@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.config.attacks import Threat
+from bench.models.low_precision import weights_converted
 from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 
 Objective = Callable[[Tensor], Tensor]
@@ -103,7 +104,7 @@ def pgd(
     """Return the last iterate of gradient ascent on `objective(model(x))` over the ball around `images`.
 
     Only input gradients are computed if the caller has frozen the parameters (`frozen_parameters`). The caller sets the
-    mode of the network.
+    mode of the network. Under autocast, weights are converted once for all steps.
 
     Args:
         images: float, [n, channels, height, width], in [0, 1].
@@ -113,14 +114,15 @@ def pgd(
         start: first iterate, inside the ball; `images` if None.
     """
     adversarial = images if start is None else start
-    for _ in range(steps):
-        adversarial = adversarial.detach().requires_grad_()
-        with torch.enable_grad():
-            value = objective(model(adversarial))
-        (gradient,) = torch.autograd.grad(value, adversarial)
-        direction = gradient.sign() if threat.norm == "linf" else gradient / l2_norm(gradient)
-        moved = adversarial.detach().add(direction, alpha=step_size).sub_(images)
-        adversarial = project(moved, threat).add_(images).clamp_(0, 1)
+    with weights_converted(model, images.device):
+        for _ in range(steps):
+            adversarial = adversarial.detach().requires_grad_()
+            with torch.enable_grad():
+                value = objective(model(adversarial))
+            (gradient,) = torch.autograd.grad(value, adversarial)
+            direction = gradient.sign() if threat.norm == "linf" else gradient / l2_norm(gradient)
+            moved = adversarial.detach().add(direction, alpha=step_size).sub_(images)
+            adversarial = project(moved, threat).add_(images).clamp_(0, 1)
     return adversarial.detach()
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 Result = TypeVar("Result")
 
@@ -86,7 +86,9 @@ class _Recording(TorchDispatchMode):
             for leaf in tree_leaves(result)
         ]
         self._made |= {leaf.untyped_storage().data_ptr(): leaf.untyped_storage() for leaf in fresh if leaf is not None}
-        self._calls.append((func, args, kwargs or {}, fresh))
+        # The memory counts, as in a graph: the caller may give a parameter other memory later.
+        args, kwargs = tree_map_only(Tensor, Tensor.detach, (args, kwargs or {}))
+        self._calls.append((func, args, kwargs, fresh))
         return result
 
     @torch.no_grad()

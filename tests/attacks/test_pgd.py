@@ -1,3 +1,6 @@
+import copy
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.attacks.pgd import frozen_parameters, pgd, project, random_start, train_mode
 from bench.config.attacks import Threat
+from bench.models.low_precision import weights_converted
 from bench.models.small_cnn import SmallCNN
 
 LINF, L2 = Threat(norm="linf", eps=0.1), Threat(norm="l2", eps=0.6)
@@ -240,3 +244,50 @@ def test_it_works_where_gradients_are_off(network):
     expected = pgd(network, images, against(labels), **settings)
     with torch.no_grad():
         assert torch.equal(pgd(network, images, against(labels), **settings), expected)
+
+
+class Conversions(TorchDispatchMode):
+    """Counts the conversions of a network's weights to bfloat16."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.weights, self.found = {parameter.data_ptr() for parameter in model.parameters()}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and kwargs["dtype"] == torch.bfloat16:
+            self.found += args[0].data_ptr() in self.weights
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_weights_are_converted_once_and_give_the_bits_of_autocast(network, frozen, monkeypatch):
+    images, labels = draws(4, 1, 8, 8), torch.arange(4)
+    found, results = [], []
+    for convert in (weights_converted, lambda _model, _device: nullcontext()):
+        monkeypatch.setattr("bench.attacks.pgd.weights_converted", convert)
+        model = copy.deepcopy(network).train()
+        with (
+            torch.autocast("cpu", torch.bfloat16, cache_enabled=False),
+            Conversions(model) as conversions,
+            frozen_parameters(model) if frozen else nullcontext(),
+        ):
+            adversarial = pgd(model, images, against(labels), threat=LINF, steps=3, step_size=0.05)
+        found.append(conversions.found)
+        results.append([adversarial, *model.state_dict().values()])
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert found == [5, 5 * 3]  # three convolutions without a bias, and a linear layer with one
+
+
+def test_weights_that_another_layer_computes_with_are_not_converted(network):
+    class Scaled(nn.Conv2d):
+        def forward(self, x):
+            assert self.weight.dtype == torch.float32
+            return super().forward(x)
+
+    model = nn.Sequential(Scaled(1, 4, 3), nn.Flatten(), nn.Linear(144, 10))
+    with torch.autocast("cpu", torch.bfloat16), weights_converted(model, torch.device("cpu")):
+        model(draws(4, 1, 8, 8))
+        assert model[2].weight.dtype == torch.bfloat16
+    with weights_converted(model, torch.device("cpu")):
+        assert model[2].weight.dtype == torch.float32
