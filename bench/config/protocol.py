@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from bench.config.attacks import PGD, AutoAttack, Clean, FinalAttack, NamedTrainingAttack, Threat, TrainingAttack
+from bench.config.augmentation import Augmentation, Mix
 from bench.config.base import BaseConfig, Indices, Number, named, parse_indices, ranges
 from bench.config.optimization import SGD, OptimizerSettings, Piecewise, ScheduleSettings
 from bench.errors import BenchError
@@ -21,7 +22,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 
 
-# --- data and augmentation -------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------------------------
 
 
 def _count_or_indices(value: Any) -> int | str:
@@ -113,33 +114,6 @@ class DatasetSettings(BaseConfig):
         return sum(map(len, ranges(self.validation)))
 
 
-class Crop(BaseConfig):
-    """Pad every side, then cut a window of the original size at a uniformly random place."""
-
-    name: Literal["crop"] = "crop"
-    padding: int = Field(4, ge=1, le=64)
-    mode: Literal["reflect", "zero"] = "reflect"
-
-
-class Flip(BaseConfig):
-    """Mirror left and right with probability one half."""
-
-    name: Literal["flip"] = "flip"
-
-
-class Rotate(BaseConfig):
-    """Turn about the centre by an angle drawn uniformly from both directions; what comes in from outside is zero."""
-
-    name: Literal["rotate"] = "rotate"
-    degrees: Number = Field(15, gt=0, le=180)
-    """The largest angle."""
-
-
-_Augmentation = Annotated[Crop | Flip | Rotate, Field(discriminator="name")]
-_AugmentationInput = _Augmentation | Literal["crop", "flip", "rotate"]
-Augmentation = Annotated[_Augmentation, BeforeValidator(named, json_schema_input_type=_AugmentationInput)]
-
-
 # --- training and evaluation -----------------------------------------------------------------------------------------
 
 
@@ -155,6 +129,18 @@ class Training(BaseConfig):
     """In order. A suite that says nothing gets the dataset's own (`bench show dataset`)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: convolutions and products in bfloat16; parameters, optimiser state, batch statistics, loss in fp32."""
+
+    @property
+    def soft_labels(self) -> bool:
+        """Whether batches have soft labels."""
+        return any(isinstance(step, Mix) for step in self.augmentation)
+
+    @field_validator("augmentation")
+    @classmethod
+    def _mixing_comes_last(cls, steps: tuple[Augmentation, ...]) -> tuple[Augmentation, ...]:
+        if any(isinstance(step, Mix) for step in steps[:-1]):
+            raise PydanticCustomError("mixing", "only the last augmentation may be 'mixup' or 'cutmix'")
+        return steps
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> Training:

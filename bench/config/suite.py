@@ -13,11 +13,12 @@ from pydantic_core import PydanticCustomError
 
 from bench import registry
 from bench.config.attacks import CW, PGD, AutoAttack, FinalAttack, TrainingAttack
+from bench.config.augmentation import Crop
 from bench.config.base import BaseConfig, named
 from bench.config.cell import EVALUATED, Cell, ResolvedMethod
 from bench.config.hyperparameters import MethodInfo, MethodParams, least_reliable
 from bench.config.messages import sentence
-from bench.config.protocol import Crop, Name, Protocol, Seed, check_normalisation
+from bench.config.protocol import Name, Protocol, Seed, check_normalisation
 from bench.config.yaml_file import Location, SuiteFile, read_suite_file
 from bench.errors import BenchError, did_you_mean
 
@@ -82,6 +83,11 @@ def resolve_method(suite: Suite, entry: MethodEntry) -> ResolvedMethod:
         canonical = declared.canonical(suite.dataset.name, suite.training.attack.regime)
     except (AttributeError, TypeError) as error:
         raise BenchError(f"'{entry.name}' is not a method as bench.training.method describes one: {error}") from error
+    if suite.training.soft_labels and not vars(method).get("accepts_soft_labels"):
+        raise BenchError(
+            f"'{entry.name}' needs one label for each image, and training.augmentation mixes labels; remove "
+            f"'{suite.training.augmentation[-1].name}' or the method"
+        )
     values = {name: value for name, (value, _) in canonical.items()}
     params = declared.model_validate({**values, **entry.params}).model_dump(mode="json")
     reference = declared.model_validate({**entry.params, **values}).model_dump(mode="json")

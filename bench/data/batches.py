@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from bench.config.protocol import Augmentation
+from bench.config.augmentation import Augmentation, Mix
 from bench.data.augmentation import augment
 from bench.data.dataset import Images
+from bench.data.mixing import mix
 from bench.errors import BenchError
 from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.utils.rng import RngStreams
@@ -63,14 +64,21 @@ class TrainingBatches:
         augmentation: Sequence[Augmentation],
         random: RngStreams,
         group: ProcessGroup = SINGLE_PROCESS,
+        classes: int = 0,
     ) -> None:
-        """Raises: BenchError, if the images do not fill one batch, or it cannot be shared out equally."""
+        """`classes` is the length of soft labels.
+
+        Raises:
+            BenchError: the images do not fill one batch, or it cannot be shared out equally.
+        """
         if 0 < len(images) < batch_size:
             raise BenchError(f"only {len(images)} images are left to train on, too few for one batch of {batch_size}")
         if batch_size % group.size:
             raise BenchError(f"a batch of {batch_size} images cannot be cut into {group.size} equal parts")
         self.images, self.group = images, group
-        self._batch_size, self._augmentation, self._random = batch_size, augmentation, random
+        self._batch_size, self._random, self._classes = batch_size, random, classes
+        self._steps = [step for step in augmentation if not isinstance(step, Mix)]
+        self._mix = next((step for step in augmentation if isinstance(step, Mix)), None)
 
     def __len__(self) -> int:
         return len(self.images) // self._batch_size
@@ -82,5 +90,8 @@ class TrainingBatches:
         whole = torch.split(order[: len(self) * self._batch_size], self._batch_size)
         batches = [self.group.shard(index) for index in whole]
         for index, pixels in zip(batches, self.images.read(batches), strict=True):
-            cut = augment(pixels, self._augmentation, self._random("augmentation"), self.group)
-            yield Batch(to_float(cut), labels[index], index)
+            random = self._random("augmentation")
+            images, own, soft = to_float(augment(pixels, self._steps, random, self.group)), labels[index], None
+            if self._mix:
+                images, own, soft = mix(self._mix, images, own, self._classes, random, self.group)
+            yield Batch(images, own, index, soft)

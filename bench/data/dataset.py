@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench import registry
+from bench.config.augmentation import Augmentation
 from bench.config.base import ranges
-from bench.config.protocol import Augmentation, DatasetSettings, Subset
+from bench.config.protocol import DatasetSettings, Subset
 from bench.data.readers import ArrayReader, AveragingReader, Reader
 from bench.data.streaming import ImageStream
 from bench.errors import BenchError, NotFound

@@ -41,7 +41,9 @@ def _images(setup: Setup) -> ImageSet:
 def _method(setup: Setup, images: ImageSet) -> tuple[Method[Any], TrainingBatches]:
     device, training = torch.device(setup.device), setup.cell.protocol.training
     random = RngStreams(0, device)
-    batches = TrainingBatches(images.to(device), training.batch_size, training.augmentation, random)
+    batches = TrainingBatches(
+        images.to(device), training.batch_size, training.augmentation, random, classes=setup.dataset.classes
+    )
     method = build_method(setup.cell, setup.dataset, batches, random, device)
     method.model.train()
     return method, batches

@@ -67,7 +67,7 @@ class Trainer:
         self.capture = capture_on(device) if group.size == 1 else None
         self.random = RngStreams(cell.seed, device)
         self.batches = TrainingBatches(
-            splits.train, self.training.batch_size, self.training.augmentation, self.random, group
+            splits.train, self.training.batch_size, self.training.augmentation, self.random, group, dataset.classes
         )
         self.checkpoints, damage = load_latest_valid(folder)
         if damage is not None and group.is_main:

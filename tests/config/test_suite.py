@@ -42,7 +42,17 @@ WRONG = {
         "augmentation: [flip, {name: crop, padding: 8}]": (
             "7: training.augmentation.1.padding: an image of 8x8 pixels cannot be reflected into a border of 8"
         ),
-        "augmentation: [blur]": "7: training.augmentation.0: unknown name 'blur'; known: crop, flip, rotate",
+        "augmentation: [blur]": (
+            "7: training.augmentation.0: unknown name 'blur'; known: autocontrast, brightness, contrast, crop, cutmix, "
+            "cutout, equalize, flip, mixup, random_erasing, rotate, saturation, sharpness"
+        ),
+        "augmentation: [mixup, flip]": (
+            "7: training.augmentation: only the last augmentation may be 'mixup' or 'cutmix'"
+        ),
+        "augmentation: [brightness]": "7: training.augmentation.0.factors: this key is required",
+        "augmentation: [{name: contrast, factors: [1.5, 0.5]}]": (
+            "7: training.augmentation.0.factors: the smallest value 1.5 exceeds the largest, 0.5"
+        ),
         "augmentation: flip": "7: training.augmentation: must be a list (got 'flip')",
         "precision: fp16": "7: training.precision: must be 'fp32' or 'bf16' (got 'fp16')",
         "optimizer: adamm": "7: training.optimizer: unknown name 'adamm'; did you mean 'adam'?",
@@ -363,6 +373,12 @@ CHANGES = {
     "training.augmentation.0.padding": 3,
     "training.augmentation.0.mode": "zero",
     "training.augmentation.2.degrees": 10,
+    "training.augmentation.0.size": 8,
+    "training.augmentation.0.probability": 0.1,
+    "training.augmentation.0.area": [0.1, 0.2],
+    "training.augmentation.0.ratio": [0.1, 0.2],
+    "training.augmentation.0.factors": [0.5, 1],
+    "training.augmentation.2.alpha": 0.2,
     "evaluation.track.test": False,
     "evaluation.track.attack.steps": 9,
     "evaluation.track.attack.step_size": 0.01,
@@ -387,11 +403,17 @@ CHANGES = {
 OF_ANOTHER = {
     "training.optimizer.betas": "adam",
     "training.optimizer.eps": "adamw",
+    "training.augmentation.0.size": "cutout",
+    "training.augmentation.0.probability": "equalize",
+    "training.augmentation.0.area": "random_erasing",
+    "training.augmentation.0.ratio": "random_erasing",
+    "training.augmentation.0.factors": "contrast",
+    "training.augmentation.2.alpha": "mixup",
     "training.schedule.peak": "cyclic",
     "training.schedule.start": "one_cycle",
     "training.schedule.end": "one_cycle",
 }
-"""Settings of another optimiser or schedule than that of BASE."""
+"""Settings of another optimiser, schedule or augmentation than that of BASE."""
 
 
 def changed(path: str) -> Protocol:
@@ -430,6 +452,17 @@ def test_the_weights_depend_on_all_but_the_final_attacks(load):
     assert len({cells[path][0] for path in CHANGES}) == len(CHANGES)
     assert len({cells[path][1] for path in finals}) == 1
     assert len({cells[path][1] for path in CHANGES}) == len(CHANGES) - len(finals) + 1
+
+
+def test_mixed_labels_need_a_method_that_reads_soft_labels(load, tmp_path):
+    mixed = {"batch_size: 64": "batch_size: 64\n  augmentation: [cutmix]"}
+    assert load(mixed).suite.training.soft_labels
+    with pytest.raises(BenchError) as error:
+        load({**mixed, "[pgd_at]": "[pgd_at, mart]"})
+    assert str(error.value) == (
+        f"{tmp_path / 'suite.yaml'}:13: methods.1: 'mart' needs one label for each image, and training.augmentation "
+        "mixes labels; remove 'cutmix' or the method"
+    )
 
 
 @pytest.mark.parametrize("update", [{"version": 2}, {"name": "other"}, {"params": {"patience": 21}}])

@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from bench.config.protocol import Crop, Flip, Rotate
+from bench.config.augmentation import Crop, Cutout, Enhance, Flip, RandomErasing, Rotate, Tones
 from bench.data.augmentation import augment
+from bench.testing.recorded_graph import record
+from bench.utils.distributed import ProcessGroup
 
 RANDOM_PIXELS = torch.randint(0, 256, (50, 3, 8, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -134,3 +136,96 @@ def test_rotation_is_that_of_torchvision():
         [functional.rotate(image, (2 * float(draw) - 1) * 15) for image, draw in zip(images, draws, strict=True)]
     )
     assert (ours == theirs).double().mean() > 0.999  # where two pixels are equally near, rounding may differ
+
+
+# --- cutout and erasing -----------------------------------------------------------------------------------------------
+
+
+def holes(step, count=2000, shape=(3, 9, 12)):
+    """Return the rectangle of every image that is black afterwards: [count, 4], top, left, bottom, right."""
+    white = torch.full((count, *shape), 255, dtype=torch.uint8)
+    black = augment(white, (step,), torch.Generator().manual_seed(0)) == 0
+    assert (black == black[:, :1]).all()
+    edges = []
+    for image in black[:, 0]:
+        rows, columns = image.any(1).nonzero().flatten(), image.any(0).nonzero().flatten()
+        if not len(rows):
+            edges.append([0, 0, 0, 0])
+            continue
+        top, left, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+        assert image[top:bottom, left:right].all()
+        edges.append([top, left, bottom, right])
+    return torch.tensor(edges)
+
+
+@pytest.mark.parametrize("size", [4, 5])
+def test_cutout_blackens_a_square_about_every_pixel(size):
+    found = holes(Cutout(size=size))
+    middles = [(row, column) for row in range(9) for column in range(12)]
+    before = size // 2
+    expected = {
+        (max(0, r - before), max(0, c - before), min(9, r - before + size), min(12, c - before + size))
+        for r, c in middles
+    }
+    assert set(map(tuple, found.tolist())) == expected
+
+
+def test_erasing_draws_area_ratio_and_place():
+    step = RandomErasing(probability=0.5, area=(0.1, 0.4), ratio=(0.5, 2))
+    found = holes(step)
+    height, width = found[:, 2] - found[:, 0], found[:, 3] - found[:, 1]
+    erased = height > 0
+    assert stats.binomtest(int(erased.sum()), 2000, 0.5).pvalue > 0.001
+    area = (height * width)[erased] / (9 * 12)
+    assert area.min() > 0.1 - 0.05
+    assert area.max() < 0.4 + 0.06
+    assert stats.kstest(area.numpy(), stats.uniform(0.1, 0.3).cdf).statistic < 0.1  # sides are whole numbers
+    ratio = (height / width)[erased]
+    assert ratio.min() > 0.3
+    assert ratio.max() < 3
+    assert abs(ratio.log().mean()) < 0.05
+    assert {int(top) for top in found[erased, 0][height[erased] == 4]} == set(range(6))
+
+
+def test_a_rectangle_that_never_fits_erases_nothing():
+    assert not holes(RandomErasing(probability=1, area=(0.9, 1), ratio=(10, 20))).any()
+
+
+def test_erasing_is_that_of_torchvision():
+    transforms = pytest.importorskip("torchvision.transforms")
+    torch.manual_seed(0)
+    theirs = transforms.RandomErasing(p=1)
+    sizes = [theirs.get_params(torch.zeros(3, 32, 32), scale=(0.02, 0.33), ratio=(0.3, 3.3))[2:4] for _ in range(1500)]
+    ours = holes(RandomErasing(probability=1), 1500, (3, 32, 32))
+    height, width = ours[:, 2] - ours[:, 0], ours[:, 3] - ours[:, 1]
+    assert stats.ks_2samp(height, [h for h, _ in sizes]).pvalue > 0.001
+    assert stats.ks_2samp(height * width, [h * w for h, w in sizes]).pvalue > 0.001
+
+
+STEPS = (
+    Crop(), Enhance(name="brightness", factors=(0.5, 1.5)), Flip(), Cutout(size=3), RandomErasing(),
+    Enhance(name="sharpness", factors=(0, 2)), Enhance(name="saturation", factors=(0, 2)),
+    Enhance(name="contrast", factors=(0, 2)), Tones(name="equalize"), Tones(name="autocontrast"), Rotate(),
+)  # fmt: skip
+
+
+def test_steps_act_in_their_order():
+    brighter, rotated = Enhance(name="brightness", factors=(2, 2)), Rotate(degrees=45)
+    random = lambda: torch.Generator().manual_seed(0)  # noqa: E731
+    one_by_one = augment(augment(RANDOM_PIXELS, (rotated,), random()), (brighter,), random())
+    assert torch.equal(augment(RANDOM_PIXELS, (rotated, brighter), random()), one_by_one)
+    black_then_equalized = augment(RANDOM_PIXELS, (Cutout(size=4), Tones(name="equalize", probability=1)), random())
+    equalized_then_black = augment(RANDOM_PIXELS, (Tones(name="equalize", probability=1), Cutout(size=4)), random())
+    assert not torch.equal(black_then_equalized, equalized_then_black)
+
+
+def test_no_augmentation_waits_for_the_device():
+    record(lambda: augment(RANDOM_PIXELS, STEPS, torch.Generator().manual_seed(0)), [])
+
+
+def test_the_processes_of_a_group_augment_their_parts_of_the_batch():
+    whole = augment(RANDOM_PIXELS, STEPS, torch.Generator().manual_seed(0))
+    for rank in range(2):
+        group = ProcessGroup(rank, 2)
+        part = augment(group.shard(RANDOM_PIXELS), STEPS, torch.Generator().manual_seed(0), group)
+        assert torch.equal(part, group.shard(whole))

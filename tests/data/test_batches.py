@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bench.config.protocol import Crop, Flip
+from bench.config.augmentation import Crop, Flip
 from bench.data.augmentation import augment
 from bench.data.batches import TrainingBatches, to_float
 from bench.data.dataset import ImageSet

@@ -64,11 +64,17 @@ def test_lamb_against_its_formulas():
     assert weights[2].norm() > 10
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "lamb"])
-def test_a_resumed_training_has_the_state_of_the_optimiser(tmp_path, name):
+@pytest.mark.parametrize(("name", "augmentation"), [("adam", []), ("adamw", ["cutmix"]), ("lamb", ["flip", "mixup"])])
+def test_a_resumed_training_has_the_state_of_the_optimiser(tmp_path, name, augmentation):
     cell = small_cell("pgd_at")
     training = Training.model_validate(
-        {**cell.protocol.training.model_dump(), "epochs": 2, "optimizer": name, "schedule": "cosine"}
+        {
+            **cell.protocol.training.model_dump(),
+            "epochs": 2,
+            "optimizer": name,
+            "schedule": "cosine",
+            "augmentation": augmentation,
+        }
     )
     cell = cell.model_copy(update={"protocol": cell.protocol.model_copy(update={"training": training})})
     whole = keeping_trainer_of(cell, tmp_path / "whole")

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import registry
-from bench.config.protocol import Crop, DatasetSettings, Flip, Rotate
+from bench.config.augmentation import Crop, Flip, Rotate
+from bench.config.protocol import DatasetSettings
 from bench.data.dataset import ABSENT, Dataset, Located, Split, missing
 from bench.data.downloads import OfficialFile, torchvision_datasets, unpack
 from bench.data.folder import state_of, unread

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.config.protocol import Crop, DatasetSettings, Flip
+from bench.config.augmentation import Crop, Flip
+from bench.config.protocol import DatasetSettings
 from bench.data.dataset import ABSENT, Dataset, Located, Split, missing
 from bench.data.folder import content_digest, images_in, state_of, unread
 from bench.data.prepared import ImageFiles, with_gaps
