@@ -25,7 +25,7 @@ class LabelSmoothing(Method[Params]):
     """Plain PGD adversarial training whose loss has soft labels."""
 
     info = MethodInfo(
-        name="label_smoothing",
+        name="my_label_smoothing",
         title="PGD-AT + LS",
         description="PGD-AT with label smoothing in the loss",
         paper="Szegedy et al., CVPR 2016",
@@ -39,4 +39,4 @@ class LabelSmoothing(Method[Params]):
         return F.cross_entropy(logits, batch.labels, label_smoothing=self.params.smoothing), logits
 
 
-METHODS = {"label_smoothing": LabelSmoothing}
+METHODS = {"my_label_smoothing": LabelSmoothing}

@@ -4,11 +4,13 @@ import os
 import shutil
 import signal
 import sys
+import tomllib
 
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in the processes that tests start; torch reads it when imported
 os.environ["OMP_WAIT_POLICY"] = "passive"  # workers with several threads do not spin on cores that other tests need
 
 from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,20 @@ from bench.config.suite import LoadedSuite, load_suite
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so all processes that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# An editable installation has the entry points of the day it was made; the tests have those of the checkout.
+declared = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["entry-points"]
+for one in (registry.METHODS, registry.DATASETS, registry.MODELS):
+    one._entry_points.update(
+        {name: EntryPoint(name, value, one._group) for name, value in declared[one._group].items()}
+    )
+
+FIRST_RING = {
+    *("pgd_at", "early_stopping", "fomo", "dom_re", "dom_augmix", "dom_randaugment", "sat", "aft"),
+    *("trades", "mart", "awp", "ema", "swa", "te"),
+}
+EXPENSIVE = {"test_conformance", "test_captured_steps_equal_eager_steps"}
+"""Tests of every method that are slow for the methods outside the first ring."""
 
 TINY_SUITE = """\
 name: tiny
@@ -43,6 +59,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect the slow tests without `--slow`."""
+    for item in items:
+        params = getattr(item, "callspec", None) and item.callspec.params
+        if params and item.originalname in EXPENSIVE and not FIRST_RING & set(map(str, params.values())):
+            item.add_marker("slow")
     slow = [] if config.getoption("--slow") else [item for item in items if item.get_closest_marker("slow")]
     if slow:
         config.hook.pytest_deselected(items=slow)

@@ -39,19 +39,24 @@ def test_the_suite_loads_the_method_of_its_plugin():
     rows = {row.label: row for row in loaded.methods}
     assert list(rows) == ["PGD-AT", "PGD-AT + LS", "PGD-AT + LS, 0.3"]
     ours = rows["PGD-AT + LS"]
-    assert (ours.name, ours.params, ours.origin, ours.custom) == ("label_smoothing", {"smoothing": 0.1}, "paper", False)
+    assert (ours.name, ours.params, ours.origin, ours.custom) == (
+        "my_label_smoothing",
+        {"smoothing": 0.1},
+        "paper",
+        False,
+    )
     assert rows["PGD-AT + LS, 0.3"].custom
     assert loaded.cells[0].plugins == (str(PLUGIN),)
 
 
 def test_the_method_conforms():
     load_plugin(PLUGIN)
-    conform("label_smoothing")
+    conform("my_label_smoothing")
 
 
 def test_its_loss_is_what_it_says():
     load_plugin(PLUGIN)
-    kind = METHODS.get("label_smoothing")
+    kind = METHODS.get("my_label_smoothing")
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.25, 3.0]], dtype=torch.float64)
     method = kind(kind.Params(smoothing=0.3), None)
     method.model = lambda _images: logits
@@ -66,7 +71,7 @@ def test_its_loss_is_what_it_says():
     assert returned is logits
 
 
-def suite_with(folder, plugin, method="label_smoothing"):
+def suite_with(folder, plugin, method="my_label_smoothing"):
     content = yaml.safe_load(SUITE.read_text()) | {"plugins": [plugin], "methods": [method]}
     path = folder / "suite.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -82,8 +87,12 @@ def suite_with(folder, plugin, method="label_smoothing"):
             "class LabelSmoothing(Method[Params])",
             "does not import: SyntaxError",
         ),
-        ('{"label_smoothing": Lab', '{"fomo": Lab', "the method name 'fomo' is registered already"),
-        ('METHODS = {"label_smoothing": LabelSmoothing}', "", "lists no parts: it needs METHODS, DATASETS or MODELS"),
+        ('{"my_label_smoothing": Lab', '{"fomo": Lab', "the method name 'fomo' is registered already"),
+        (
+            'METHODS = {"my_label_smoothing": LabelSmoothing}',
+            "",
+            "lists no parts: it needs METHODS, DATASETS or MODELS",
+        ),
     ],
     ids=["import", "syntax", "taken name", "no parts"],
 )
@@ -105,7 +114,7 @@ def test_a_wrong_plugin_ends_the_command_before_anything_runs(tmp_path, monkeypa
 
 def test_a_suite_that_does_not_name_the_file_does_not_know_the_method(tmp_path):
     (tmp_path / "suite.yaml").write_text(SUITE.read_text().replace("plugins:", "# plugins:"))
-    with pytest.raises(BenchError, match=r"suite\.yaml:\d+: methods\.1: unknown method 'label_smoothing'"):
+    with pytest.raises(BenchError, match=r"suite\.yaml:\d+: methods\.1: unknown method 'my_label_smoothing'"):
         load_suite(str(tmp_path / "suite.yaml"))
 
 
@@ -130,5 +139,5 @@ def test_the_package_is_found_through_its_entry_point(tmp_path):
             env=environment, cwd=tmp_path, check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
 
-    assert "label_smoothing" in {row["name"] for row in json.loads(bench("list", "methods", "--json"))}
+    assert "my_label_smoothing" in {row["name"] for row in json.loads(bench("list", "methods", "--json"))}
     assert "3 cells" in bench("validate", "suite.yaml")

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from bench.attacks.pgd import Objective, cross_entropy, pgd, project, random_start, train_mode
 from bench.config.hyperparameters import MethodInfo, MethodParams
+from bench.config.optimization import Piecewise
 from bench.config.protocol import Protocol
 from bench.data.batches import Batch, TrainingBatches
-from bench.training.lr_schedule import Schedule
+from bench.training.lr_schedule import Schedule, protocol_schedule
 from bench.utils.distributed import ProcessGroup
 from bench.utils.rng import RngStreams
 
@@ -190,6 +191,14 @@ class Method(Generic[ParamsT]):
         """Load what `state_dict` returned."""
 
     # --- for subclasses ----------------------------------------------------------------------------------------------
+
+    def piecewise_schedule(self, milestones: Sequence[float], factor: float) -> Schedule:
+        """Return the protocol's rate and length, the rate multiplied by `factor` at each milestone, shares of training.
+
+        For a method whose definition includes the time or size of its rate drops.
+        """
+        drops = Piecewise(milestones=tuple(milestones), factor=factor)
+        return protocol_schedule(self.context.protocol.training.model_copy(update={"schedule": drops}))
 
     def autocast(self) -> torch.autocast:
         """Return the context in which forward passes have the protocol's precision."""

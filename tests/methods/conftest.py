@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,38 @@ def first_batch() -> Callable[[Method[Any]], Batch]:
         return Batch(batch.images.to(dtype), batch.labels, batch.index)
 
     return first_batch
+
+
+@pytest.fixture
+def follows(first_batch) -> Callable[..., None]:
+    """Compare the loss and the first two updates of a method with those of a formula, in float64.
+
+    `formula(network, batch, adversarial)` is the loss, with every pass that counts; the images are the batch's, moved
+    by 0.1. Weights and batch statistics after each update agree up to `rtol`.
+    """
+
+    def follows(method: Method[Any], formula: Callable[..., torch.Tensor], rtol: float = 1e-9) -> None:
+        method.model.double()
+        batch, network = first_batch(method), copy.deepcopy(method.model)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+        adversarial = (batch.images + 0.1).clamp(max=1)
+        for _ in range(2):
+            expected = formula(network, batch, adversarial)
+            optimizer.zero_grad()
+            expected.backward()
+            optimizer.step()
+            loss, logits = method.backward(batch, adversarial)
+            assert logits.shape == (16, 10)
+            method.optimizer.step()
+            method.optimizer.zero_grad()
+            method.after_step()
+            assert loss.item() == pytest.approx(expected.item(), rel=rtol)
+            for (name, ours), theirs in zip(
+                method.model.state_dict().items(), network.state_dict().values(), strict=True
+            ):
+                torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol / 10, msg=name)
+
+    return follows
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ OURS = [name for name in METHODS.names() if METHODS.get(name).__module__.partiti
 def test_the_methods_of_the_benchmark_are_registered():
     assert set(OURS) == {
         *("pgd_at", "early_stopping", "fomo", "dom_re", "dom_augmix", "dom_randaugment", "sat", "aft"),
-        *("trades", "mart", "awp", "ema", "swa", "te"),
+        *("trades", "mart", "awp", "ema", "swa", "te", "natural", "natural_first", "label_smoothing"),
+        *("bag_of_tricks", "mlcat_ls", "gairat", "self_adaptive", "meat"),
     }
 
 
@@ -27,7 +28,7 @@ def test_it_says_what_it_is(name):
     assert isinstance(info, MethodInfo)
     assert info.name == name
     assert all((info.title, info.description, info.paper))
-    assert 2018 <= info.year <= 2026
+    assert 2016 <= info.year <= 2026
     assert info.final_is_best == (name == "early_stopping")
 
 
