@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with _PUB
     from bench.attacks.pgd import cross_entropy as cross_entropy
     from bench.attacks.pgd import pgd as pgd
     from bench.attacks.pgd import train_mode as train_mode
+    from bench.config.averages import AverageParams as AverageParams
     from bench.config.cell import Cell as Cell
     from bench.config.cell import ExternalModel as ExternalModel
     from bench.config.hyperparameters import CanonicalValue as CanonicalValue
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with _PUB
     from bench.execution.executor import ExecutorSettings as ExecutorSettings
     from bench.execution.external_evaluation import evaluate_network as evaluate_network
     from bench.models.activations import ACTIVATIONS as ACTIVATIONS
+    from bench.models.activations import SmoothReLU as SmoothReLU
     from bench.models.activations import replace_relu as replace_relu
     from bench.models.state_dict import load_weights as load_weights
     from bench.models.weight_averaging import frozen_copy as frozen_copy
@@ -65,6 +67,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with _PUB
 
 _PUBLIC = {
     "ACTIVATIONS": "bench.models.activations",
+    "AverageParams": "bench.config.averages",
     "Batch": "bench.data.batches",
     "BenchError": "bench.errors",
     "Cell": "bench.config.cell",
@@ -84,6 +87,7 @@ _PUBLIC = {
     "CanonicalValue": "bench.config.hyperparameters",
     "RetryPolicy": "bench.execution.driver",
     "Schedule": "bench.training.lr_schedule",
+    "SmoothReLU": "bench.models.activations",
     "Store": "bench.storage.store",
     "conform": "bench.testing.conformance",
     "cross_entropy": "bench.attacks.pgd",

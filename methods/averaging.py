@@ -2,39 +2,56 @@
 
 The average of the weights along the way is flatter, and overfits less, than the weights themselves (Izmailov et al.,
 Averaging Weights Leads to Wider Optima and Better Generalization, UAI 2018; for adversarial training: Rebuffi et al.,
-Data Augmentation Can Improve Robustness, 2021, and Chen et al., Robust Overfitting May Be Mitigated by Properly Learned
-Smoothening, ICLR 2021). Training itself is PGD-AT; only the evaluated model differs.
-
-Uncertain: EMA's first steps keep less, as in Rebuffi's released code, whose decay is 0.995; with 0.999 that is our
-choice.
+Data Augmentation Can Improve Robustness, 2021; Wang et al., Balance, Imbalance, and Rebalance, NeurIPS 2023; Chen et
+al., Robust Overfitting May Be Mitigated by Properly Learned Smoothening, ICLR 2021). Training itself is PGD-AT; only
+the evaluated model differs.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
-from bench import Method, MethodInfo, MethodParams, frozen_copy, hyperparameter, move_towards, recompute_statistics
+from bench import (
+    AverageParams,
+    Method,
+    MethodInfo,
+    MethodParams,
+    frozen_copy,
+    hyperparameter,
+    move_towards,
+    recompute_statistics,
+)
 
 
-class EMAParams(MethodParams):
-    """How long the average remembers."""
+class EMAParams(AverageParams):
+    """Which of two released recipes, and how long the average remembers."""
 
-    decay: float = hyperparameter(
-        0.999, unit="1", provenance="code", ge=0, lt=1,
-        note="share of the average that step t (from 0) keeps: min((1 + t) / (10 + t), decay)",
+    memory: float | None = hyperparameter(
+        1_000 / 76_400, unit="share of training", provenance="code", gt=0, le=1,
+        note="decay 0.999 in 76,400 steps: decay = 1 - 1/(memory steps)",
+    )  # fmt: skip
+    recipe: Literal["rebat", "deepmind"] = hyperparameter(
+        "rebat", unit="-", provenance="code",
+        note="rebat: from start on, batch statistics averaged too; deepmind: step t (from 0) keeps "
+        "min((1 + t) / (10 + t), decay), batch statistics copied; released with decay 0.995",
+    )  # fmt: skip
+    start: float = hyperparameter(
+        0.025, unit="share of training after the first drop", provenance="code", ge=0, le=1,
+        note="of rebat: epoch 105 of 200; before it the average is a copy",
     )  # fmt: skip
 
 
 class EMA(Method[EMAParams]):
-    """PGD-AT, evaluated at the exponential moving average of its weights and batch statistics."""
+    """PGD-AT, evaluated at the exponential moving average of its weights."""
 
     info = MethodInfo(
         name="ema",
         title="EMA",
         description="PGD-AT, evaluated at the moving average of its weights",
-        paper="Rebuffi et al., 2021",
+        paper="Rebuffi et al., 2021; Wang et al., NeurIPS 2023",
         year=2021,
+        version=2,
     )
     Params = EMAParams
     data_parallel = True
@@ -42,11 +59,17 @@ class EMA(Method[EMAParams]):
 
     def begin_training(self) -> None:
         self.average, self.steps = frozen_copy(self.model), 0
+        self.decay = self.params.decay_in(self.training_steps)
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.started = epoch >= first_averaged(self, self.params.start)
 
     def after_step(self) -> None:
-        """Average; the first steps keep less, or the average would hold the initial weights for a thousand steps."""
-        decay = min((1 + self.steps) / (10 + self.steps), self.params.decay)
-        move_towards(self.average, self.model, 1 - decay, buffers="average")
+        if self.params.recipe == "deepmind":
+            decay = min((1 + self.steps) / (10 + self.steps), self.decay)
+            move_towards(self.average, self.model, 1 - decay, buffers="copy")
+        else:
+            move_towards(self.average, self.model, 1 - self.decay if self.started else 1.0, buffers="average")
         self.steps += 1
 
     def evaluated_model(self) -> nn.Module:
@@ -64,8 +87,9 @@ class SWAParams(MethodParams):
     """When averaging starts."""
 
     start: float = hyperparameter(
-        0.275, unit="share of training", provenance="code", ge=0, lt=1, note="first epoch averaged: 55 of 200"
-    )
+        0.025, unit="share of training after the first drop", provenance="code", ge=0, le=1,
+        note="first epoch averaged: 5 of 200 after the drop",
+    )  # fmt: skip
 
 
 class SWA(Method[SWAParams]):
@@ -77,6 +101,7 @@ class SWA(Method[SWAParams]):
         description="PGD-AT, evaluated at the equal average of its epochs",
         paper="Izmailov et al., UAI 2018; Chen et al., ICLR 2021",
         year=2018,
+        version=2,
     )
     Params = SWAParams
     data_parallel = True
@@ -87,7 +112,7 @@ class SWA(Method[SWAParams]):
 
     def end_epoch(self, epoch: int) -> None:
         """Take the epoch into the average, and give the average statistics of its own from clean training images."""
-        if epoch >= round(self.params.start * self.lr_schedule.epochs):
+        if epoch >= first_averaged(self, self.params.start):
             self.averaged += 1
             move_towards(self.average, self.model, 1 / self.averaged, buffers="copy")
             with self.autocast():
@@ -102,3 +127,8 @@ class SWA(Method[SWAParams]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.average.load_state_dict(state["average"])
         self.averaged = state["averaged"]
+
+
+def first_averaged(method: Method[Any], start: float) -> int:
+    """Return the first epoch of averaging: `start` of training after the first rate drop, never without one."""
+    return method.lr_schedule.first_drop + round(start * method.lr_schedule.epochs)

@@ -2,12 +2,12 @@
 
 From the first rate drop on, a random share of the later layers' weights is re-initialised every few epochs
 (forgetting); the following epochs train on adversarial images while the outputs of a stable model guide those of the
-working one (relearning); the stable model is the moving average of the working one's weights (consolidation), and is
-what is evaluated (Ramkumar, Arani, Zonooz, ICLR 2024).
+working one (relearning); the stable model, a moving average of the working one's weights (consolidation), is evaluated
+(Ramkumar, Arani, Zonooz, ICLR 2024).
 
-Uncertain: the paper's text could not be read in full. The phases are as published; when and how often to forget, the
-share (3.5 % and 5 % are both quoted), the layers and the fresh values are declared here; averaging and consistency are
-taken from the same laboratory's code for a related method.
+Uncertain: when and how often to forget, and the share; the paper's text could not be read in full. Layers, fresh
+values, averaging and consistency are those of the laboratory's code for related methods, where the stable model has
+batch statistics of its own in train mode; here it copies those of the working model.
 """
 
 import copy
@@ -18,18 +18,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import Batch, Method, MethodInfo, MethodParams, frozen_copy, hyperparameter, move_towards
+from bench import AverageParams, Batch, Method, MethodInfo, frozen_copy, hyperparameter, move_towards
 
 
-class Params(MethodParams):
+class Params(AverageParams):
     """The phases of FOMO."""
 
+    memory: float | None = hyperparameter(
+        5_000 / 76_400, unit="share of training", provenance="secondary", gt=0, le=1,
+        note="decay 0.999 in 76,400 steps: decay = 1 - 1/(memory steps consolidation); "
+        "step t (from 1) keeps min(1 - 1/(t+1), decay)",
+    )  # fmt: skip
     fraction: float = hyperparameter(
         0.035, unit="share of weights", provenance="declared", gt=0, lt=1,
         note="re-initialised at each forgetting; 3.5 % and 5 % are both quoted",
     )  # fmt: skip
     later_parts: int = hyperparameter(
-        3, unit="parts", provenance="declared", ge=1,
+        3, unit="parts", provenance="secondary", ge=1,
         note="last parts of the network that forget: two stages and the classifier",
     )  # fmt: skip
     relearning: float = hyperparameter(
@@ -39,10 +44,6 @@ class Params(MethodParams):
     consolidation: float = hyperparameter(
         0.2, unit="probability", provenance="secondary", gt=0, le=1, note="of averaging after a step"
     )
-    decay: float = hyperparameter(
-        0.999, unit="1", provenance="secondary", ge=0, lt=1,
-        note="of the average: min(1 - 1/(t+1), decay), t averagings so far (declared)",
-    )  # fmt: skip
     clean_consistency: float = hyperparameter(
         1.0, unit="1", provenance="secondary", ge=0, note="weight of KL(stable, working), clean"
     )
@@ -52,6 +53,9 @@ class Params(MethodParams):
     evaluate: Literal["stable", "working"] = hyperparameter(
         "stable", unit="-", provenance="declared", note="model that is reported"
     )
+
+    def averagings(self, steps: int) -> float:
+        return steps * self.consolidation
 
 
 class FOMO(Method[Params]):
@@ -63,12 +67,14 @@ class FOMO(Method[Params]):
         description="Forgets part of the later layers, relearns under a stable model's guidance",
         paper="Ramkumar, Arani, Zonooz, ICLR 2024",
         year=2024,
+        version=2,
     )
     Params = Params
     data_parallel = True
 
     def begin_training(self) -> None:
-        self.stable, self.consolidations, self.epoch = frozen_copy(self.model), 0, 0
+        self.stable, self.steps, self.epoch = frozen_copy(self.model), 0, 0
+        self.decay = self.params.decay_in(self.training_steps)
 
     @property
     def relearning(self) -> bool:
@@ -86,10 +92,8 @@ class FOMO(Method[Params]):
         """Cross-entropy on adversarial images; while relearning, plus the divergence from the stable model."""
         loss, logits = super().loss(batch, adversarial)
         if self.relearning:
-            for images, own, weight in (
-                (batch.images, None, self.params.clean_consistency),
-                (adversarial, logits, self.params.robust_consistency),
-            ):
+            clean, robust = self.params.clean_consistency, self.params.robust_consistency
+            for images, own, weight in ((batch.images, None, clean), (adversarial, logits, robust)):
                 if weight:
                     with torch.no_grad():
                         guide = F.log_softmax(self.stable(images), 1)
@@ -99,21 +103,21 @@ class FOMO(Method[Params]):
 
     def after_step(self) -> None:
         """Consolidate: average with the stated probability, batch statistics copied."""
+        self.steps += 1
         draw = torch.rand((), generator=self.context.random.cpu("fomo/consolidation")).item()
         if draw < self.params.consolidation:
-            decay = min(1 - 1 / (self.consolidations + 1), self.params.decay)
+            decay = min(1 - 1 / (self.steps + 1), self.decay)
             move_towards(self.stable, self.model, 1 - decay, buffers="copy")
-            self.consolidations += 1
 
     def evaluated_model(self) -> nn.Module:
         return self.stable if self.params.evaluate == "stable" else self.model
 
     def state_dict(self) -> dict[str, Any]:
-        return {"stable": self.stable.state_dict(), "consolidations": self.consolidations}
+        return {"stable": self.stable.state_dict(), "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.stable.load_state_dict(state["stable"])
-        self.consolidations = state["consolidations"]
+        self.steps = state["steps"]
 
 
 def later_layers(model: nn.Module, parts: int) -> list[tuple[str, nn.Module]]:
@@ -140,8 +144,5 @@ def forget(model: nn.Module, params: Params, seed: int) -> None:
             drawn = copy.deepcopy(layer).cpu()
             drawn.reset_parameters()  # type: ignore[operator]
             fresh: Tensor = drawn.weight  # type: ignore[assignment]
-            count = round(params.fraction * weight.numel())
-            places = torch.zeros(weight.numel(), dtype=torch.bool)
-            places[torch.randperm(weight.numel())[:count]] = True
-            chosen = places.view(weight.shape).to(weight.device)
-            weight.copy_(torch.where(chosen, fresh.to(weight.device), weight))
+            chosen = torch.randperm(weight.numel()).view(weight.shape) < round(params.fraction * weight.numel())
+            weight.copy_(torch.where(chosen.to(weight.device), fresh.to(weight.device), weight))

@@ -4,8 +4,9 @@ The network is trained on the adversarial images of every batch only (Madry et a
 in which robust overfitting was described (Rice, Wong, Kolter, Overfitting in adversarially robust deep learning, ICML
 2020). It has no parameters: everything it does is the protocol.
 
-Differs from the released code in one point: there, one clean forward in train mode follows every step, so that running
-statistics mix adversarial and clean batches; here they see the batches of the attack and of the update.
+In the released code one clean forward in train mode follows every step, and the last, smaller batch is kept: the
+protocol's settings `clean_pass: after_step` and `last_batch: keep`. Its attack also ends with one more pass in train
+mode, which this one lacks.
 """
 
 from bench import Method, MethodInfo, MethodParams

@@ -4,6 +4,8 @@ From shortly before the first rate drop on, each sample's clean predictions are 
 network is held to that average by a squared error that grows, in the loss and in the attack alike; one-hot labels alone
 would have to be memorised (Dong, Xu, Yang, Pang, Deng, Su, Zhu, Exploring Memorization in Adversarial Training, ICLR
 2022).
+
+The released code counts epochs from 1: its epoch 90 is epoch 89 here.
 """
 
 import math
@@ -24,7 +26,7 @@ class Params(MethodParams):
     )
     weight: float = hyperparameter(300.0, unit="1", provenance="code", ge=0, note="largest weight of the squared error")
     start: float = hyperparameter(
-        0.45, unit="share of training", provenance="code", ge=0, lt=1, note="first epoch: 90 of 200"
+        0.45, unit="share of training", provenance="code", ge=0, lt=1, note="first epoch: the 90th of 200"
     )
     ramp: float = hyperparameter(
         0.3, unit="share of training", provenance="code", gt=0, le=1, note="rise of the weight: 60 of 200"
@@ -40,6 +42,7 @@ class TE(Method[Params]):
         description="PGD-AT held to the average of its own past predictions",
         paper="Dong et al., ICLR 2022",
         year=2022,
+        version=2,
     )
     Params = Params
     data_parallel = True
@@ -51,8 +54,9 @@ class TE(Method[Params]):
     def begin_epoch(self, epoch: int) -> None:
         epochs = self.lr_schedule.epochs
         first, ramp = round(self.params.start * epochs), max(1, round(self.params.ramp * epochs))
-        self.active = epoch >= first
-        self.weight = self.params.weight * math.exp(-5 * max(0.0, 1 - (epoch - first) / ramp) ** 2)
+        since = epoch + 1 - first  # the released code counts epochs from 1
+        self.active = since >= 0
+        self.weight = self.params.weight * math.exp(-5 * max(0.0, 1 - since / ramp) ** 2)
 
     def perturb(self, batch: Batch) -> Tensor:
         """Take the clean predictions into the ensemble, then attack cross-entropy and squared error together."""

@@ -4,6 +4,8 @@ The attack raises that same divergence, from a start close to the image, with th
 trades clean accuracy for robustness (Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan, Theoretically Principled Trade-off
 between Robustness and Accuracy, ICML 2019). Steps and step size are the protocol's; the released code's own recipe (eps
 0.031, step 0.007, weight decay 2e-4, a stop at epoch 76) is not part of it.
+
+Differs from the released code in one point: the start is clamped to [0, 1].
 """
 
 import torch
@@ -31,6 +33,7 @@ class TRADES(Method[Params]):
         description="Clean cross-entropy plus the divergence of adversarial outputs",
         paper="Zhang et al., ICML 2019",
         year=2019,
+        version=2,
     )
     Params = Params
     data_parallel = True
@@ -47,7 +50,12 @@ class TRADES(Method[Params]):
         )
 
     def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
-        """CE(clean) + beta KL(clean ‖ adversarial), gradients through both."""
-        clean, logits = self.model(batch.images), self.model(adversarial)
+        """CE(clean) + beta KL(clean ‖ adversarial), gradients through both.
+
+        Three passes in train mode, as in the released code: clean images pass twice and enter the running batch
+        statistics twice.
+        """
+        natural = F.cross_entropy(self.model(batch.images), batch.targets)
+        logits, clean = self.model(adversarial), self.model(batch.images)
         divergence = F.kl_div(F.log_softmax(logits, 1), F.log_softmax(clean, 1), reduction="batchmean", log_target=True)
-        return F.cross_entropy(clean, batch.targets) + self.params.beta * divergence, logits
+        return natural + self.params.beta * divergence, logits

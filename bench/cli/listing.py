@@ -61,6 +61,9 @@ def list_(
 def show(
     thing: Annotated[Thing, typer.Argument(help="Kind of object.")],
     name: Annotated[str, typer.Argument(help="Name; for a run, the beginning of its folder's name or fingerprint.")],
+    suite: Annotated[
+        str | None, typer.Option(help="For a method: show its shares of training in this suite, in epochs and steps.")
+    ] = None,
     results: Results = Path("results"),
     store: StoreURL = None,
     json: Json = False,
@@ -69,8 +72,10 @@ def show(
 
     A method, model, dataset, suite or run.
     """
+    if suite is not None and thing is not Thing.METHOD:
+        raise typer.BadParameter("--suite is for `bench show method`")
     shows: dict[Thing, Callable[[str], dict[str, Any]]] = {
-        Thing.METHOD: show_method,
+        Thing.METHOD: lambda name: show_method(name, suite),
         Thing.MODEL: show_model,
         Thing.DATASET: show_dataset,
         Thing.SUITE: show_suite,
@@ -88,11 +93,13 @@ def list_methods() -> list[dict[str, Any]]:
     return [{key: getattr(info, key) for key in ("name", "title", "year", "description")} for info in infos]
 
 
-def show_method(name: str) -> dict[str, Any]:
+def show_method(name: str, suite: str | None = None) -> dict[str, Any]:
     """Return all details of one method, with every parameter's unit, default and provenance.
 
+    With a suite also what the method's shares of training are in it.
+
     Raises:
-        BenchError: no such method.
+        BenchError: no such method or suite.
     """
     from bench.registry import METHODS
 
@@ -115,7 +122,26 @@ def show_method(name: str) -> dict[str, Any]:
             for value, key, provenance in defaults
         ]
     stated = ("name", "title", "description", "paper", "year", "version", "final_is_best")
-    return {**{key: getattr(method.info, key) for key in stated}, "parameters": parameters}
+    shown = {**{key: getattr(method.info, key) for key in stated}, "parameters": parameters}
+    return shown if suite is None else {**shown, "in_suite": _in_suite(name, suite)}
+
+
+def _in_suite(name: str, suite: str) -> list[dict[str, Any]]:
+    """Return the shares of training of a method's rows in a suite; of its canonical row if it has none."""
+    from bench.config.suite import MethodEntry, load_suite, resolve_method
+    from bench.registry import METHODS
+
+    loaded = load_suite(suite)
+    rows = [row for row in loaded.methods if row.name == name]
+    shares = []
+    for row in rows or [resolve_method(loaded.suite, MethodEntry(name=name))]:
+        params = METHODS.get(name).Params.model_validate(row.params)
+        texts = params.in_training(loaded.suite.training.epochs, loaded.steps)
+        shares += [
+            {"row": row.label, "name": field, "value": row.params[field], "in_training": text}
+            for field, text in texts.items()
+        ]
+    return shares
 
 
 def list_models() -> list[dict[str, Any]]:

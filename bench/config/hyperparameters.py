@@ -6,12 +6,12 @@ particular datasets, and where each value was read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import Field
-from pydantic_core import PydanticUndefined
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError, PydanticUndefined
 
 from bench.config.base import BaseConfig
 
@@ -46,6 +46,8 @@ class Hyperparameter:
     provenance: Provenance
     note: str
     by_dataset: Mapping[str, CanonicalValue]
+    instead_of: str | None = None
+    """The parameter that this one replaces if it is not None."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,40 @@ class MethodParams(BaseConfig):
                 values[name] = value
         return values
 
+    @classmethod
+    def completed(cls, given: Mapping[str, Any], canonical: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the `given` values, and the canonical ones of the parameters that these neither state nor replace."""
+        replaced = {
+            declared.instead_of: None
+            for name, declared in cls.hyperparameters().items()
+            if declared.instead_of and given.get(name) is not None
+        }
+        return {**canonical, **replaced, **given}
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        for name, declared in self.hyperparameters().items():
+            other = declared.instead_of
+            if other and (getattr(self, name) is None) == (getattr(self, other) is None):
+                raise PydanticCustomError("alternatives", f"give either '{other}' or '{name}', not both and not none")
+        return self
+
+    def check_length(self, steps: int, given: Collection[str]) -> None:
+        """Raise BenchError, naming the parameter, if a value does not fit a training of `steps` steps.
+
+        `given` are the parameters that the suite states.
+        """
+
+    def in_training(self, epochs: int, steps: int | None) -> dict[str, str]:
+        """Return what each share of training is, in epochs and steps, by parameter; `steps` is None if unknown."""
+        texts = {}
+        for name, declared in self.hyperparameters().items():
+            value = getattr(self, name)
+            if declared.unit.startswith("share of training") and value is not None:
+                counted = "" if steps is None else f", {value * steps:.0f} steps"
+                texts[name] = f"{value * epochs:.4g} epochs{counted}"
+        return texts
+
 
 def hyperparameter(
     default: Any = ...,
@@ -104,6 +140,7 @@ def hyperparameter(
     provenance: Provenance,
     note: str = "",
     by_dataset: Mapping[str, CanonicalValue] | None = None,
+    instead_of: str | None = None,
     **constraints: Any,
 ) -> Any:
     """Declare a hyperparameter of a method. `constraints` are pydantic's (`ge`, `lt`, ...).
@@ -114,9 +151,10 @@ def hyperparameter(
         provenance: where the default was read.
         note: one line on its effect, or on the choice of the value.
         by_dataset: values for particular datasets, or for a dataset and an attack regime; see `Hyperparameter`.
+        instead_of: the parameter that a value of this one replaces; a suite gives one of the two.
     """
     field = Field(default, **constraints)
-    field.metadata.append(Hyperparameter(unit, provenance, note, dict(by_dataset or {})))
+    field.metadata.append(Hyperparameter(unit, provenance, note, dict(by_dataset or {}), instead_of))
     return field
 
 

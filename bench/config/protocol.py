@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 from unicodedata import normalize
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from bench.config.attacks import PGD, AutoAttack, Clean, FinalAttack, NamedTrainingAttack, Threat, TrainingAttack
@@ -117,6 +117,11 @@ class DatasetSettings(BaseConfig):
 # --- training and evaluation -----------------------------------------------------------------------------------------
 
 
+def _unless(default: str) -> AfterValidator:
+    """Make the default of a choice None, which identities leave out."""
+    return AfterValidator(lambda value: None if value == default else value)
+
+
 class Training(BaseConfig):
     """The recipe that every method of the suite shares."""
 
@@ -129,6 +134,15 @@ class Training(BaseConfig):
     """In order. A suite that says nothing gets the dataset's own (`bench show dataset`)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: convolutions and products in bfloat16; parameters, optimiser state, batch statistics, loss in fp32."""
+    clean_pass: Annotated[Literal["none", "after_step"] | None, _unless("none")] = None
+    """after_step: the clean batch passes through the network in train mode after every step, without gradients."""
+    last_batch: Annotated[Literal["drop", "keep"] | None, _unless("drop")] = None
+    """Whether the images of an epoch that do not fill a batch are dropped (default) or make a smaller one."""
+
+    def batches(self, images: int) -> int:
+        """Return the number of batches of an epoch with `images` training images."""
+        whole, rest = divmod(images, self.batch_size)
+        return whole + (self.last_batch == "keep" and rest > 0)
 
     @property
     def soft_labels(self) -> bool:

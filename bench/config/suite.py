@@ -89,7 +89,7 @@ def resolve_method(suite: Suite, entry: MethodEntry) -> ResolvedMethod:
             f"'{suite.training.augmentation[-1].name}' or the method"
         )
     values = {name: value for name, (value, _) in canonical.items()}
-    params = declared.model_validate({**values, **entry.params}).model_dump(mode="json")
+    params = declared.model_validate(declared.completed(entry.params, values)).model_dump(mode="json")
     reference = declared.model_validate({**entry.params, **values}).model_dump(mode="json")
     changed = {name for name, value in params.items() if name not in values or reference[name] != value}
     return ResolvedMethod(
@@ -98,13 +98,20 @@ def resolve_method(suite: Suite, entry: MethodEntry) -> ResolvedMethod:
         params=params,
         label=entry.label or info.title,
         custom=bool(changed),
-        origin=least_reliable(provenance for name, (_, provenance) in canonical.items() if name not in changed),
+        origin=least_reliable(
+            provenance for name, (value, provenance) in canonical.items() if name not in changed and value is not None
+        ),
         final_is_best=info.final_is_best,
     )
 
 
 class LoadedSuite:
-    """A suite whose names and parameters have been resolved: its `cells`, in the order of the file."""
+    """A suite whose names and parameters have been resolved: its `cells`, in the order of the file.
+
+    `steps` is the number of training steps of a cell, None if only the files tell how many images there are.
+    """
+
+    steps: int | None
 
     def __init__(self, file: SuiteFile) -> None:
         """Raises: BenchError, naming file, line and key, for anything that is wrong in the file."""
@@ -152,6 +159,7 @@ class LoadedSuite:
             left = info.left_to_train
             if left is not None and training.batch_size > left:
                 raise BenchError(f"only {left} images are left to train on, too few for one batch")
+            self.steps = None if left is None else training.epochs * training.batches(left)
         if "augmentation" not in training.model_fields_set:
             training = training.model_copy(update={"augmentation": info.augmentation})
             self.suite = self.suite.model_copy(update={"training": training})
@@ -184,7 +192,12 @@ class LoadedSuite:
         """Fill in the canonical parameters of one row and validate those that the suite gives."""
         try:
             with self._at("methods", index):
-                return resolve_method(self.suite, entry)
+                method = resolve_method(self.suite, entry)
+            if self.steps is not None:
+                with self._at("methods", index, "params"):
+                    params = registry.METHODS.get(entry.name).Params.model_validate(method.params)
+                    params.check_length(self.steps, entry.params)
+            return method
         except ValidationError as error:
             raise self._located(error, ("methods", index, "params")) from None
 

@@ -53,8 +53,8 @@ def to_float(pixels: Tensor) -> Tensor:
 class TrainingBatches:
     """The training set of one run, cut into augmented batches in a new order every epoch.
 
-    A smaller last batch is dropped: its batch statistics would be poor, and a captured step needs equal shapes. Because
-    the order changes, every image is used equally often on average. This process gets its shard of every batch.
+    A smaller last batch is dropped unless `keep_last`: its batch statistics would be poor. Because the order changes,
+    every image is used equally often on average. This process gets its shard of every batch.
     """
 
     def __init__(
@@ -65,30 +65,35 @@ class TrainingBatches:
         random: RngStreams,
         group: ProcessGroup = SINGLE_PROCESS,
         classes: int = 0,
+        *,
+        keep_last: bool = False,
     ) -> None:
         """`classes` is the length of soft labels.
 
         Raises:
-            BenchError: the images do not fill one batch, or it cannot be shared out equally.
+            BenchError: the images do not fill one batch, or a batch cannot be shared out equally.
         """
         if 0 < len(images) < batch_size:
             raise BenchError(f"only {len(images)} images are left to train on, too few for one batch of {batch_size}")
-        if batch_size % group.size:
-            raise BenchError(f"a batch of {batch_size} images cannot be cut into {group.size} equal parts")
+        rest = len(images) % batch_size
+        for size in (batch_size, rest if keep_last else 0):
+            if size % group.size:
+                raise BenchError(f"a batch of {size} images cannot be cut into {group.size} equal parts")
         self.images, self.group = images, group
+        self.used = len(images) - (0 if keep_last else rest)
+        """The number of images of an epoch, over all processes."""
         self._batch_size, self._random, self._classes = batch_size, random, classes
         self._steps = [step for step in augmentation if not isinstance(step, Mix)]
         self._mix = next((step for step in augmentation if isinstance(step, Mix)), None)
 
     def __len__(self) -> int:
-        return len(self.images) // self._batch_size
+        return -(-self.used // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of the current epoch of the run's randomness."""
         labels = self.images.labels
         order = torch.randperm(len(labels), generator=self._random("order"), device=labels.device)
-        whole = torch.split(order[: len(self) * self._batch_size], self._batch_size)
-        batches = [self.group.shard(index) for index in whole]
+        batches = [self.group.shard(index) for index in torch.split(order[: self.used], self._batch_size)]
         for index, pixels in zip(batches, self.images.read(batches), strict=True):
             random = self._random("augmentation")
             images, own, soft = to_float(augment(pixels, self._steps, random, self.group)), labels[index], None

@@ -46,8 +46,8 @@ def work_of(protocol: Protocol, root: Path | None) -> Work | None:
     """Estimate the compute of one cell; None if images must be counted and are missing, or torch cannot count it.
 
     In forward passes of plain PGD-AT: an attack step is a forward pass and an input gradient (2), an update a forward
-    pass and both gradients (3). Methods that stop early, augment or use further networks differ. AutoAttack is counted
-    as if every image stayed robust.
+    pass and both gradients (3), a clean pass after it one more (1). Methods that stop early, augment or use further
+    networks differ. AutoAttack is counted as if every image stayed robust.
     """
     try:
         dataset = dataset_of(protocol.dataset).counted(root)
@@ -63,7 +63,10 @@ def work_of(protocol: Protocol, root: Path | None) -> Work | None:
     final = sum(evaluated_images(attack, test_images) * forward_passes(attack) for attack in protocol.evaluation.final)
     checkpoints = 3 if track.test else 2
     return Work(
-        training=forward * training.epochs * (dataset.train_images - held_out) * (2 * attack_steps + 3),
+        training=forward
+        * training.epochs
+        * (dataset.train_images - held_out)
+        * (2 * attack_steps + 3 + (training.clean_pass is not None)),
         tracking=forward * training.epochs * tracked * (2 * track.attack.steps + 2),
         final=forward * checkpoints * final,
     )

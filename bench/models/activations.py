@@ -42,16 +42,20 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 def replace_relu(network: nn.Module, activation: Callable[[], nn.Module]) -> int:
     """Replace every `nn.ReLU` module of `network` by a new `activation`, and return their number.
 
-    A module that is used several times, as in `Sequential(a, relu, b, relu)`, is replaced by one new module.
+    Each place gets an activation of its own, also where a network registers one module in several places. Calls of one
+    module from several lines of a `forward`, as in torchvision's ResNets, share an activation.
 
     Raises:
         BenchError: the network has no ReLU module, so a smooth activation would change nothing.
     """
-    fresh: dict[nn.Module, nn.Module] = {}
-    for parent in list(network.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() lists a module only once
-            if isinstance(child, nn.ReLU):
-                setattr(parent, name, fresh.setdefault(child, activation()))
-    if not fresh:
+    places = [
+        (parent, name)
+        for parent in network.modules()
+        for name, child in parent._modules.items()  # named_children() lists a module only once
+        if isinstance(child, nn.ReLU)
+    ]
+    for parent, name in places:
+        setattr(parent, name, activation())
+    if not places:
         raise BenchError(f"no ReLU to replace in {type(network).__name__}: smooth activations would change nothing")
-    return len(fresh)
+    return len(places)

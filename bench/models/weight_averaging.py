@@ -53,7 +53,7 @@ def running_statistics_kept(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def recompute_statistics(model: nn.Module, images: Iterable[Tensor]) -> None:
-    """Replace the running batch statistics of `model` by the plain average over the batches `images`.
+    """Replace the running batch statistics of `model` by the average over the batches `images`, weighted by size.
 
     Averaged weights have no statistics of their own (Izmailov et al., Averaging weights leads to wider optima, 2018).
     """
@@ -65,9 +65,11 @@ def recompute_statistics(model: nn.Module, images: Iterable[Tensor]) -> None:
     for layer in layers:
         layer.reset_running_stats()
         layer.training = True
-    for count, batch in enumerate(images, 1):
+    seen = 0
+    for batch in images:
+        seen += len(batch)
         for layer in layers:
-            layer.momentum = 1 / count  # what momentum None computes, from a counter that it waits for
+            layer.momentum = len(batch) / seen
         model(batch)
     for layer, momentum, mode in zip(layers, momenta, training, strict=True):
         layer.momentum, layer.training = momentum, mode

@@ -31,14 +31,14 @@ class WideBlock(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.relu = nn.ReLU()
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
         # a first stage of width 1 keeps the 16 channels of the stem, and has no convolution here
         self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(x))
+        out = self.relu1(self.bn1(x))
         shortcut = x if self.convShortcut is None else self.convShortcut(out)
-        out = self.conv2(self.relu(self.bn2(self.conv1(out))))
+        out = self.conv2(self.relu2(self.bn2(self.conv1(out))))
         added: Tensor = out + shortcut
         return added
 

@@ -45,7 +45,7 @@ def build_method(
         if initialise:
             method.initialise(built)
     method.model = built.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    method.optimizer = make_optimizer(method.model.parameters(), protocol.training.optimizer)
+    method.optimizer = make_optimizer(method.model.parameters(), protocol.training.optimizer, method.no_weight_decay())
     method.lr_schedule = method.schedule(protocol_schedule(protocol.training))
     random.start_epoch(0)
     method.begin_training()

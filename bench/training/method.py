@@ -10,7 +10,7 @@ which is plain PGD adversarial training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -88,6 +88,11 @@ class Method(Generic[ParamsT]):
     def __init__(self, params: ParamsT, context: Context) -> None:
         self.params, self.context = params, context
 
+    @property
+    def training_steps(self) -> int:
+        """The number of steps from the first to the last epoch; 0 without training images."""
+        return self.lr_schedule.epochs * len(self.context.batches)
+
     # --- before training ---------------------------------------------------------------------------------------------
 
     def build(self, network: nn.Module) -> nn.Module:
@@ -99,6 +104,10 @@ class Method(Generic[ParamsT]):
 
         Not called if trained weights are loaded next: on resuming and for the evaluation.
         """
+
+    def no_weight_decay(self) -> Iterable[nn.Parameter]:
+        """Return the parameters of `model` that the optimiser's weight decay leaves out."""
+        return ()
 
     def schedule(self, protocol_schedule: Schedule) -> Schedule:
         """Return the learning-rate schedule; its `epochs` is the length of training."""

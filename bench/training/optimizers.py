@@ -14,13 +14,21 @@ LARGEST_NORM = 10.0
 """The largest norm of a tensor that LAMB's step follows, in the released code of Zhang et al. (2022)."""
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """Return the protocol's optimiser over `parameters`; weight decay acts on all of them."""
-    options = settings.model_dump(exclude={"name"})
+def make_optimizer(
+    parameters: Iterable[nn.Parameter],
+    settings: OptimizerSettings,
+    no_weight_decay: Iterable[nn.Parameter] = (),
+) -> torch.optim.Optimizer:
+    """Return the protocol's optimiser over `parameters`; weight decay acts on all but `no_weight_decay`."""
+    options, excluded = settings.model_dump(exclude={"name"}), set(no_weight_decay)
+    parameters = list(parameters)
+    groups: list[dict[str, Any]] = [{"params": [parameter for parameter in parameters if parameter not in excluded]}]
+    if excluded:
+        groups.append({"params": [parameter for parameter in parameters if parameter in excluded], "weight_decay": 0.0})
     if isinstance(settings, LAMB):
-        return Lamb(parameters, **options)
+        return Lamb(groups, **options)
     kind = torch.optim.SGD if isinstance(settings, SGD) else torch.optim.Adam if isinstance(settings, Adam) else None
-    return (kind or torch.optim.AdamW)(parameters, **options, fused=True)
+    return (kind or torch.optim.AdamW)(groups, **options, fused=True)
 
 
 class Lamb(torch.optim.Optimizer):

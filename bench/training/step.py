@@ -62,20 +62,23 @@ def train_step(
     batch: Batch,
     optimizer: torch.optim.Optimizer,
     metrics: EpochMetrics,
-    compute: Callable[..., Losses] | None = None,
+    compute: Callable[[], Losses] | None = None,
 ) -> None:
-    """Train on one batch: transform, perturb, descend.
+    """Train on one batch: transform, perturb, descend, and the protocol's clean pass.
 
     `compute` replaces the first two and computes the gradients, which then stay in `parameter.grad` after the step.
     """
     if compute:
-        loss, logits = compute(*batch.tensors)
+        loss, logits = compute()
     else:
         loss, logits = compute_gradients(method, transform(method, batch))
     optimizer.step()
     if not compute:
         optimizer.zero_grad(set_to_none=True)
     method.after_step()
+    if method.context.protocol.training.clean_pass is not None:
+        with torch.no_grad(), method.autocast():
+            method.model(batch.images)
     metrics.add(loss, logits, batch.labels)
 
 
@@ -118,16 +121,21 @@ class Steps:
 
     def __call__(self, batch: Batch) -> None:
         """Train on one batch."""
+        if len(batch) < self._method.context.protocol.training.batch_size and self._capture:
+            self.end()  # the last, smaller batch
+            self._until_capture = -1
         if self._until_capture < 0 and not self._replay:
             train_step(self._method, batch, self._method.optimizer, self._metrics)
             return
-        if not self._method.captured_transform:
-            batch = transform(self._method, batch)
+        part = batch if self._method.captured_transform else transform(self._method, batch)
         if self._until_capture == 0:
-            self._capture_step(batch)
+            self._capture_step(part)
         compute = self._replay or (self._watched_part if self._until_capture == 1 else self._captured_part)
         self._until_capture -= 1
-        train_step(self._method, batch, self._method.optimizer, self._metrics, compute)
+        train_step(
+            self._method, batch, self._method.optimizer, self._metrics,
+            lambda: compute(*part.tensors),
+        )  # fmt: skip
         if not self._replay:
             self._method.optimizer.zero_grad(set_to_none=True)
 

@@ -67,7 +67,13 @@ class Trainer:
         self.capture = capture_on(device) if group.size == 1 else None
         self.random = RngStreams(cell.seed, device)
         self.batches = TrainingBatches(
-            splits.train, self.training.batch_size, self.training.augmentation, self.random, group, dataset.classes
+            splits.train,
+            self.training.batch_size,
+            self.training.augmentation,
+            self.random,
+            group,
+            dataset.classes,
+            keep_last=self.training.last_batch == "keep",
         )
         self.checkpoints, damage = load_latest_valid(folder)
         if damage is not None and group.is_main:
@@ -108,7 +114,7 @@ class Trainer:
         self.method.begin_epoch(epoch)
         self.method.model.train()
         metrics, steps, rate = EpochMetrics(self.device, self.group), len(self.batches), 0.0
-        counted = CountedFlops()  # of the first step; all steps of an epoch are equal
+        counted = CountedFlops()  # of the first step; the work of the others is proportional to their images
         train = Steps(self.method, metrics, self.capture)
         forked = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=forked), shared_statistics(self.group):
@@ -133,7 +139,7 @@ class Trainer:
             "train": {"loss": loss, "robust": robust},
             "validation": self._track(self.validation, "validation"),
             "test": self._track(self.test, "test") if self.cell.protocol.evaluation.track.test else None,
-            "train_pflop": counted.flops * self.group.size * steps / 1e15,
+            "train_pflop": counted.flops * self.group.size * (self.batches.used / self.training.batch_size) / 1e15,
             "train_seconds": train_seconds,
             "seconds": time.monotonic() - started,
         }

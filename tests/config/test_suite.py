@@ -348,6 +348,8 @@ CHANGES = {
     "training.epochs": 11,
     "training.batch_size": 64,
     "training.precision": "bf16",
+    "training.clean_pass": "after_step",
+    "training.last_batch": "keep",
     "training.optimizer.lr": 0.2,
     "training.optimizer.momentum": 0.8,
     "training.optimizer.weight_decay": 1e-4,
@@ -440,6 +442,13 @@ def test_every_setting_of_the_protocol_changes_the_fingerprint():
     known = {key for group in Protocol.model_json_schema()["$defs"].values() for key in group["properties"]}
     untested = known - {path.strip().rpartition(".")[2] for path in CHANGES} - {"name", "attack", "optimizer", "track"}
     assert not untested, f"add to CHANGES: {untested}"
+
+
+def test_the_default_batches_may_be_written_out(load):
+    written = "training:\n  clean_pass: none\n  last_batch: drop\n"
+    assert load({"training:\n": written}).suite.protocol.fingerprint == load({}).suite.protocol.fingerprint
+    with pytest.raises(BenchError, match=r"training\.clean_pass: must be 'none' or 'after_step' \(got 'before'\)"):
+        load({"training:\n": "training:\n  clean_pass: before\n"})
 
 
 def test_the_weights_depend_on_all_but_the_final_attacks(load):

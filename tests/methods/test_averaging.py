@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import torch
 
 from bench.data.batches import TrainingBatches
 from bench.utils.rng import RngStreams
+from methods.averaging import first_averaged
 
 
 def values(network):
@@ -17,59 +20,78 @@ def close(one, other):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
-def test_ema_is_a_weighted_sum_of_all_steps(start, trained):
-    """a_n is the sum of w_i (1 - d_i) d_(i+1) ... d_n; w_0 is the initial network, d_t is min((1+t)/(10+t), decay)."""
-    method = start("ema", decay=0.25)
-    seen, averaged = [values(method.model)], [statistics(method.model)]
-    decays = [1 / 10, 2 / 11, 0.25, 0.25, 0.25]  # 3/12 is the decay itself
-    for _ in decays:
+def averages(begin, trained, epochs, **params):
+    """Return what a method saw, what it averaged and its average after five steps, one in each of `epochs`."""
+    method = begin("ema", epochs=20, **params)  # the rate drops at epoch 10
+    seen, counted = [values(method.model)], [statistics(method.model)]
+    for epoch in epochs:
+        method.begin_epoch(epoch)
         trained(method.model)
         method.after_step()
         seen.append(values(method.model))
-        averaged.append(statistics(method.model))
+        counted.append(statistics(method.model))
+    assert method.evaluated_model() is method.average
+    assert not method.average.training
+    return method, seen, counted
+
+
+def weighted(kept, decays):
+    """Return the sum of w_i (1 - d_i) d_(i+1) ... d_n, with d_0 = 0, per tensor."""
     shares = [1.0]
     for decay in decays:
         shares = [share * decay for share in shares] + [1 - decay]
     assert abs(sum(shares) - 1) < 1e-12
-    for kept, found in ((seen, values(method.average)), (averaged, statistics(method.average))):
-        close(found, [sum(s * v for s, v in zip(shares, column, strict=True)) for column in zip(*kept, strict=True)])
-    assert method.evaluated_model() is method.average
-    assert not method.average.training
+    return [sum(s * v for s, v in zip(shares, column, strict=True)) for column in zip(*kept, strict=True)]
 
 
-def test_ema_remembers_a_thousand_steps_in_the_end(start, trained):
-    method = start("ema")
-    method.steps = 100_000
-    before = values(method.average)
-    trained(method.model)
-    method.after_step()
-    close(values(method.average), [0.999 * a + 0.001 * w for a, w in zip(before, values(method.model), strict=True)])
+def test_rebats_average_starts_after_the_first_drop_and_includes_the_statistics(start, trained):
+    method, seen, counted = averages(start, trained, [8, 9, 10, 11, 12], start=0.05, decay=0.25)
+    decays = [0, 0, 0, 0.25, 0.25]  # a copy up to epoch 10 + round(0.05 * 20)
+    close(values(method.average), weighted(seen, decays))
+    close(statistics(method.average), weighted(counted, decays))
+    method = start("ema", epochs=200)
+    method.begin_epoch(104)
+    assert not method.started
+    method.begin_epoch(105)
+    assert method.started
+
+
+def test_deepminds_average_keeps_less_at_first_and_copies_the_statistics(start, trained):
+    method, seen, counted = averages(start, trained, range(5), recipe="deepmind", decay=0.25)
+    close(values(method.average), weighted(seen, [1 / 10, 2 / 11, 0.25, 0.25, 0.25]))  # 3/12 is the decay itself
+    close(statistics(method.average), counted[-1])
 
 
 def test_swa_is_the_mean_of_the_epochs_since_its_start(start, trained):
-    method = start("swa", epochs=20)  # the first of them is round(0.275 * 20)
+    method = start("swa", epochs=20, start=0.1)  # the rate drops at epoch 10
     seen = []
-    for epoch in range(12):
+    for epoch in range(16):
         method.context.random.start_epoch(epoch)
         trained(method.model)
-        assert method.evaluated_model() is (method.average if epoch > 6 else method.model)
+        assert method.evaluated_model() is (method.average if epoch > 12 else method.model)
         method.end_epoch(epoch)
-        if epoch >= 6:
+        if epoch >= 12:
             seen.append(values(method.model))
             close(values(method.average), [sum(column) / len(seen) for column in zip(*seen, strict=True)])
-    assert method.averaged == len(seen) == 6
-    assert round(start("swa").params.start * 200) == 55
+    assert method.averaged == len(seen) == 4
+
+
+def test_swa_starts_five_epochs_of_200_after_the_first_drop(start):
+    method = start("swa", epochs=200)
+    assert first_averaged(method, method.params.start) == 105
+    method.lr_schedule = replace(method.lr_schedule, first_drop=50)  # as in the released recipe
+    assert first_averaged(method, method.params.start) == 55
 
 
 def test_swa_has_statistics_of_its_own(start, trained):
     """They are those of one pass over the epoch's clean batches: mean of batch means, mean of unbiased variances."""
-    method = start("swa", epochs=20)
-    for epoch in (6, 7, 8):
+    method = start("swa", epochs=20, start=0.0)
+    for epoch in (10, 11, 12):
         method.context.random.start_epoch(epoch)
         trained(method.model)
         method.end_epoch(epoch)
     random = RngStreams(0)
-    random.start_epoch(8)
+    random.start_epoch(12)
     inputs = {name: [] for name in ("bn1", "bn2", "bn3")}
     handles = [
         getattr(method.average.body, name).register_forward_hook(lambda _m, args, _o, into=into: into.append(args[0]))

@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bench.config.hyperparameters import CanonicalValue
+from bench.registry import METHODS
 from bench.training.step import EpochMetrics, train_step
 
 
@@ -59,6 +61,18 @@ def test_the_weights_are_perturbed_between_gradient_and_withdrawal(start, first_
         torch.testing.assert_close(value, before[name], rtol=1e-5, atol=1e-6)
 
 
+def test_it_warms_up_without_perturbation(start, first_batch):
+    method = start("awp", epochs=200, warm_up=0.025, epoch=4)
+    batch = first_batch(method)
+    before = method.model.body.conv1.weight.detach().clone()
+    method.backward(batch, batch.images)
+    method.after_step()
+    assert torch.equal(method.model.body.conv1.weight, before)
+    method.begin_epoch(5)
+    method.backward(batch, batch.images)
+    assert not torch.equal(method.model.body.conv1.weight, before)
+
+
 def test_the_first_forward_leaves_the_running_statistics_alone(start, first_batch):
     method = start("awp")
     batch = first_batch(method)
@@ -68,7 +82,8 @@ def test_the_first_forward_leaves_the_running_statistics_alone(start, first_batc
 
 def test_the_published_value_and_a_whole_step(start, first_batch):
     method = start("awp")
-    assert method.params.model_dump() == {"gamma": 0.01}
+    assert method.params.model_dump() == {"gamma": 0.01, "warm_up": 0.0}
+    assert METHODS.get("awp").Params.canonical("svhn", "multi_step")["warm_up"] == CanonicalValue(5 / 200, "code")
     before = method.model.body.conv1.weight.detach().clone()
     train_step(method, first_batch(method), method.optimizer, EpochMetrics(torch.device("cpu")))
     assert not torch.equal(method.model.body.conv1.weight, before)

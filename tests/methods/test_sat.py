@@ -28,10 +28,20 @@ def test_every_relu_is_replaced_for_attack_and_training(start, first_batch, monk
 
 def test_a_learnable_sharpness_is_trained(start, first_batch):
     method = start("sat", activation="smooth_relu")
-    raw = method.model.body.relu.raw
-    assert any(raw is parameter for parameter in method.optimizer.param_groups[0]["params"])
+    raw = method.model.body.relu1.raw
     train_step(method, first_batch(method), method.optimizer, EpochMetrics(torch.device("cpu")))
     assert raw.item() != 20
+
+
+def test_sharpness_has_no_weight_decay_and_each_activation_its_own(start):
+    method = start("sat", activation="smooth_relu", model="preact_resnet18")
+    decayed, plain = method.optimizer.param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (5e-4, 0)
+    names = {id(parameter): name for name, parameter in method.model.named_parameters()}
+    raws = {names[id(parameter)].rpartition(".")[2] for parameter in plain["params"]}
+    assert (raws, len(plain["params"])) == ({"raw"}, 17)
+    assert len(decayed["params"]) + 17 == len(names)
+    assert len(start("sat").optimizer.param_groups) == 1
 
 
 def test_an_unknown_activation_is_one_sentence(load):

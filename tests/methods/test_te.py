@@ -12,16 +12,17 @@ from bench.utils.rng import generator
 
 def test_the_ramp_of_the_weight(start):
     method = start("te", epochs=200)
-    for epoch in (0, 89):
+    for epoch in (0, 88):
         method.begin_epoch(epoch)
         assert not method.active
-    for epoch in (90, 120, 149, 150, 199, 200):
+    for epoch in (89, 119, 148, 149, 199):  # the released code's 90, 120, ..., since it counts from 1
         method.begin_epoch(epoch)
         assert method.active
-        expected = 300 * math.exp(-5 * (1 - min((epoch - 90) / 60, 1)) ** 2)
+        expected = 300 * math.exp(-5 * (1 - min((epoch + 1 - 90) / 60, 1)) ** 2)
         assert method.weight == pytest.approx(expected)
-    method.begin_epoch(90)
-    assert method.weight == pytest.approx(300 * math.exp(-5))  # 2.02
+    for epoch, weight in ((89, 2.02), (100, 10.69)):  # as the released code computes them
+        method.begin_epoch(epoch)
+        assert method.weight == pytest.approx(weight, abs=0.005)
     assert start("te").params.model_dump() == {"momentum": 0.9, "weight": 300.0, "start": 0.45, "ramp": 0.3}
 
 
@@ -59,7 +60,7 @@ def test_loss_and_attack_share_one_objective(start, first_batch, monkeypatch):
     assert seen["batch_norm"] == "eval"
     logits = torch.randn(16, 10, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(method, "model", lambda _images: logits)
-    weight = 300 * math.exp(-5 * (1 - (12 - 9) / 6) ** 2)
+    weight = 300 * math.exp(-5 * (1 - (13 - 9) / 6) ** 2)
     squares = (logits.double().softmax(1) - method.target.double()).square()
     expected = F.cross_entropy(logits.double(), batch.labels).item() + weight * squares.mean().item()
     loss, returned = method.loss(batch, batch.images)
@@ -90,7 +91,7 @@ def test_the_whole_attack(start, first_batch, trained):
 
 
 def test_before_it_starts_it_is_plain(start, first_batch):
-    method = start("te", epochs=20, epoch=8)
+    method = start("te", epochs=20, epoch=7)
     batch = first_batch(method)
     with frozen_parameters(method.model):
         method.perturb(batch)
