@@ -47,16 +47,20 @@ class AWP(Method[Params]):
         if not self.active:
             return super().backward(batch, adversarial)
         self.moved: list[Tensor] = [parameter for parameter in self.model.parameters() if parameter.dim() > 1]
-        with self.autocast(), running_statistics_kept(self.model):
-            loss, _ = self.loss(batch, adversarial)
-        gradients = self.context.group.all_reduce_mean(torch.autograd.grad(loss, self.moved))
-        self.perturbation = [
-            weight_step(weight.detach(), gradient, self.params.gamma)
-            for weight, gradient in zip(self.moved, gradients, strict=True)
-        ]
+        self.perturbation = self.weight_perturbation(batch, adversarial)
         with torch.no_grad():
             torch._foreach_add_(self.moved, self.perturbation)
         return super().backward(batch, adversarial)
+
+    def weight_perturbation(self, batch: Batch, adversarial: Tensor) -> list[Tensor]:
+        """Return what is added to each of the `moved` tensors; it leaves weights and batch statistics as they are."""
+        with self.autocast(), running_statistics_kept(self.model):
+            loss, _ = self.loss(batch, adversarial)
+        gradients = self.context.group.all_reduce_mean(torch.autograd.grad(loss, self.moved))
+        return [
+            weight_step(weight.detach(), gradient, self.params.gamma)
+            for weight, gradient in zip(self.moved, gradients, strict=True)
+        ]
 
     def after_step(self) -> None:
         if self.active:

@@ -46,15 +46,16 @@ class BagOfTricks(Method[Params]):
     )
     Params = Params
     data_parallel = True
+    accepts_soft_labels = True
 
     def schedule(self, protocol_schedule: Schedule) -> Schedule:
         return self.piecewise_schedule((self.params.first_drop, self.params.second_drop), 0.1)
 
     def perturb(self, batch: Batch) -> Tensor:
-        return self.attack(batch, cross_entropy(batch.labels), batch_norm=self.params.batch_norm)
+        return self.attack(batch, cross_entropy(batch.targets), batch_norm=self.params.batch_norm)
 
     def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         logits, classes = self.model(adversarial), self.context.classes
         # s/(K-1) on each other class is a smoothing of sK/(K-1) over all K classes.
         smoothing = self.params.smoothing * classes / (classes - 1)
-        return F.cross_entropy(logits, batch.labels, label_smoothing=smoothing), logits
+        return F.cross_entropy(logits, batch.targets, label_smoothing=smoothing), logits

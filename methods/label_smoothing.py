@@ -32,7 +32,8 @@ class LabelSmoothing(Method[Params]):
     )
     Params = Params
     data_parallel = True
+    accepts_soft_labels = True
 
     def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.model(adversarial)
-        return F.cross_entropy(logits, batch.labels, label_smoothing=self.params.smoothing), logits
+        return F.cross_entropy(logits, batch.targets, label_smoothing=self.params.smoothing), logits

@@ -37,6 +37,7 @@ class MEAT(Method[Params]):
     )
     Params = Params
     data_parallel = True
+    accepts_soft_labels = True
 
     def begin_training(self) -> None:
         self.median = frozen_copy(self.model)

@@ -24,6 +24,7 @@ class Natural(Method[MethodParams]):
         year=2018,
     )
     data_parallel = True
+    accepts_soft_labels = True
 
     def perturb(self, batch: Batch) -> Tensor:
         return batch.images
@@ -50,6 +51,7 @@ class NaturalFirst(Method[Params]):
     )
     Params = Params
     data_parallel = True
+    accepts_soft_labels = True
 
     def begin_epoch(self, epoch: int) -> None:
         self.natural = epoch < round(self.params.start * self.lr_schedule.epochs)

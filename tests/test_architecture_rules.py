@@ -23,8 +23,8 @@ LAYERS = (
     "execution",
     "reporting",
     "regression",
-    "testing",
     "speed",
+    "testing",
     "__init__",  # the public names
     "cli",
     "__main__",

@@ -73,22 +73,35 @@ def project(perturbation: Tensor, threat: Threat) -> Tensor:
     return perturbation * (threat.eps / l2_norm(perturbation)).clamp(max=1)
 
 
-def random_start(
+def random_perturbation(
     images: Tensor, threat: Threat, random: torch.Generator, group: ProcessGroup = SINGLE_PROCESS
 ) -> Tensor:
-    """Return `images` plus a random point of the ball, clipped to [0, 1].
+    """Return a random point of the ball for each of `images`, [n, channels, height, width].
 
     Linf: uniform in the cube. L2: a uniform direction with a uniform radius, as in the released code of Rice et al.
     (not uniform in the volume). `images` may be this process's shard of the batch of `group`.
     """
     if threat.norm == "linf":
-        noise = group.draw_like(images, lambda noise: noise.uniform_(-threat.eps, threat.eps, generator=random))
-    else:
-        noise = group.draw_like(images, lambda noise: noise.normal_(generator=random))
-        count = group.size * len(images)
-        radius = group.shard(torch.rand(count, 1, 1, 1, generator=random, device=images.device))
-        noise *= threat.eps * radius / l2_norm(noise)
-    return (images + noise).clamp_(0, 1)
+        return group.draw_like(images, lambda noise: noise.uniform_(-threat.eps, threat.eps, generator=random))
+    noise = group.draw_like(images, lambda noise: noise.normal_(generator=random))
+    count = group.size * len(images)
+    radius = group.shard(torch.rand(count, 1, 1, 1, generator=random, device=images.device))
+    noise *= threat.eps * radius / l2_norm(noise)
+    return noise
+
+
+def random_start(
+    images: Tensor, threat: Threat, random: torch.Generator, group: ProcessGroup = SINGLE_PROCESS
+) -> Tensor:
+    """Return `images` plus a `random_perturbation`, clipped to [0, 1]."""
+    return (images + random_perturbation(images, threat, random, group)).clamp_(0, 1)
+
+
+def ascend(images: Tensor, adversarial: Tensor, gradient: Tensor, threat: Threat, step_size: float) -> Tensor:
+    """Return `adversarial` after a step along `gradient`, inside the ball around `images` and [0, 1]."""
+    direction = gradient.sign() if threat.norm == "linf" else gradient / l2_norm(gradient)
+    moved = adversarial.detach().add(direction, alpha=step_size).sub_(images)
+    return project(moved, threat).add_(images).clamp_(0, 1)
 
 
 def pgd(
@@ -120,9 +133,7 @@ def pgd(
             with torch.enable_grad():
                 value = objective(model(adversarial))
             (gradient,) = torch.autograd.grad(value, adversarial)
-            direction = gradient.sign() if threat.norm == "linf" else gradient / l2_norm(gradient)
-            moved = adversarial.detach().add(direction, alpha=step_size).sub_(images)
-            adversarial = project(moved, threat).add_(images).clamp_(0, 1)
+            adversarial = ascend(images, adversarial, gradient, threat, step_size)
     return adversarial.detach()
 
 

@@ -71,6 +71,11 @@ class MethodInfo:
 class MethodParams(BaseConfig):
     """The frozen hyperparameters of a method; subclasses declare each field with `hyperparameter`."""
 
+    @property
+    def training_radius(self) -> float:
+        """Largest radius of a perturbation in training, as a multiple of the protocol's eps; at least 1."""
+        return 1.0
+
     @classmethod
     def hyperparameters(cls) -> dict[str, Hyperparameter]:
         """Return unit, provenance and note of each field.

@@ -89,7 +89,12 @@ def resolve_method(suite: Suite, entry: MethodEntry) -> ResolvedMethod:
             f"'{suite.training.augmentation[-1].name}' or the method"
         )
     values = {name: value for name, (value, _) in canonical.items()}
-    params = declared.model_validate(declared.completed(entry.params, values)).model_dump(mode="json")
+    validated = declared.model_validate(declared.completed(entry.params, values))
+    if validated.training_radius < 1:
+        raise BenchError(
+            f"'{entry.name}' states a training radius of {validated.training_radius:g} eps; it must be at least 1"
+        )
+    params = validated.model_dump(mode="json")
     reference = declared.model_validate({**entry.params, **values}).model_dump(mode="json")
     changed = {name for name, value in params.items() if name not in values or reference[name] != value}
     return ResolvedMethod(

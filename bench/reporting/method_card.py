@@ -82,6 +82,15 @@ def describe(row: Row, dataset: str, regime: AttackRegime) -> Description:
     return Description(info, tuple(parameters), None)
 
 
+def training_radius(row: Row) -> float:
+    """Return the radius of a row's perturbations in training as a multiple of eps, 1 if its method does not tell."""
+    try:
+        params: MethodParams = METHODS.get(row.method).Params.model_validate(row.params)
+    except (BenchError, AttributeError, ValidationError):
+        return 1.0
+    return params.training_radius
+
+
 def _instead(note: str, name: str, reference: Mapping[str, Any], canonical: Mapping[str, Any]) -> str:
     """Return the note of a parameter that the suite set, with the value that it replaced if there is one."""
     replaced = [f"instead of {reference[name]}"] if name in canonical else []

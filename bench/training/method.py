@@ -18,7 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.attacks.pgd import Objective, cross_entropy, pgd, project, random_start, train_mode
+from bench.attacks.pgd import (
+    Objective,
+    ascend,
+    cross_entropy,
+    pgd,
+    project,
+    random_perturbation,
+    random_start,
+    train_mode,
+)
+from bench.config.attacks import Threat
 from bench.config.hyperparameters import MethodInfo, MethodParams
 from bench.config.optimization import Piecewise
 from bench.config.protocol import Protocol
@@ -145,21 +155,42 @@ class Method(Generic[ParamsT]):
         *,
         start: Tensor | None = None,
         batch_norm: Literal["train", "eval"] | None = None,
+        radius: float = 1.0,
+        steps: int | None = None,
+        step_size: float | None = None,
     ) -> Tensor:
         """Run the protocol's training attack on `objective`; return the images unchanged if there is no attack.
 
-        `start` (inside the ball) and `batch_norm` replace the protocol's, for methods that define their own.
+        `start` (inside the ball), `batch_norm`, `steps` and `step_size` replace the protocol's, for methods that define
+        their own. `radius` is a multiple of eps, at most the `training_radius` of the parameters.
         """
-        settings, threat = self.context.protocol.training.attack, self.context.protocol.threat
+        settings, threat = self.context.protocol.training.attack, self.ball(radius)
         if settings.name == "none":
             return batch.images
         if start is None and settings.random_start:
-            start = random_start(batch.images, threat, self.context.random("attack"), self.context.group)
+            start = self.random_start(batch.images, radius)
         with train_mode(self.model, enabled=(batch_norm or settings.batch_norm) == "train"):
             return pgd(
                 self.model, batch.images, objective,
-                threat=threat, steps=settings.steps, step_size=settings.step_size, start=start,
+                threat=threat, steps=steps or settings.steps, step_size=step_size or settings.step_size, start=start,
             )  # fmt: skip
+
+    def ball(self, radius: float = 1.0) -> Threat:
+        """Return the protocol's threat with `radius` times its eps."""
+        threat = self.context.protocol.threat
+        return threat.model_copy(update={"eps": radius * threat.eps})
+
+    def random_start(self, images: Tensor, radius: float = 1.0) -> Tensor:
+        """Return `images` plus a random point of the ball of `radius` times eps, clipped to [0, 1]."""
+        return random_start(images, self.ball(radius), self.context.random("attack"), self.context.group)
+
+    def random_perturbation(self, images: Tensor) -> Tensor:
+        """Return a random point of the ball for each of `images`; added to them it may leave [0, 1]."""
+        return random_perturbation(images, self.ball(), self.context.random("attack"), self.context.group)
+
+    def ascend(self, images: Tensor, adversarial: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+        """Return `adversarial` after a step along `gradient`, inside the ball around `images` and [0, 1]."""
+        return ascend(images, adversarial, gradient, self.ball(), step_size)
 
     def gaussian_start(self, images: Tensor, deviation: float) -> Tensor:
         """Return `images` plus Gaussian noise, projected into the ball: the start of TRADES and related methods."""

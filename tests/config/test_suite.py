@@ -501,6 +501,8 @@ def test_cells_come_in_the_order_of_the_file(load):
 
 
 PLUGIN = """
+from typing import ClassVar
+
 from bench.training.method import Method
 from bench.config.hyperparameters import MethodInfo, MethodParams, CanonicalValue, hyperparameter
 
@@ -523,7 +525,14 @@ class Needy(Method[NeedyParams]):
     info = MethodInfo(name="needy", title="Needy", description="", paper="", year=2024)
     Params = NeedyParams
 
-METHODS = {"mine": Mine, "needy": Needy}
+class NarrowParams(MethodParams):
+    training_radius: ClassVar = 0.5
+
+class Narrow(Method[NarrowParams]):
+    info = MethodInfo(name="narrow", title="Narrow", description="", paper="", year=2024)
+    Params = NarrowParams
+
+METHODS = {"mine": Mine, "needy": Needy, "narrow": Narrow}
 """
 
 
@@ -580,6 +589,16 @@ def test_a_wrong_parameter_is_one_sentence(load, tmp_path, tiny_suite, mine, row
     with pytest.raises(BenchError) as error:
         load(tiny_suite.replace("[pgd_at]", f"[pgd_at,\n  {row}]") + mine)
     assert str(error.value) == f"{tmp_path / 'suite.yaml'}:13: methods.1.params.{problem}"
+
+
+def test_a_ball_smaller_than_the_protocols_is_refused(load, tmp_path, tiny_suite, mine):
+    for row, problem in (
+        ("narrow", ": 'narrow' states a training radius of 0.5 eps; it must be at least 1"),
+        ("{name: rebat_pp, params: {radius: 0.9}}", ".params.radius: must be at least 1 (got 0.9)"),
+    ):
+        with pytest.raises(BenchError) as error:
+            load(tiny_suite.replace("[pgd_at]", f"[pgd_at,\n  {row}]") + mine)
+        assert str(error.value) == f"{tmp_path / 'suite.yaml'}:13: methods.1{problem}"
 
 
 def test_select_cells(load):

@@ -1,5 +1,6 @@
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -62,6 +63,20 @@ def test_cells(board):
     assert rows["MART"]["Seeds"] == "0 (2 diverged, 1 unfinished)"
     assert {rows["MART"][name] for name in ("Rank", "Rank, 95 %", "AutoAttack best", "Flags", "Memory")} == {"–"}
     assert rows["MART"]["Parameters"] == "–"
+
+
+def test_a_note_names_rows_that_train_in_a_larger_ball(board):
+    first, second, *others = board.rows
+    params = {"noise": 2.0, "step": 1.5}
+    rows = (
+        replace(first, method="n_fgsm", params=params),
+        replace(second, method="n_fgsm", params={"noise": 0.5, "step": 0.5}),
+        *others,
+    )
+    (note,) = [note for note in table(replace(board, rows=rows)).notes if "larger ball" in note]
+    assert note == (
+        f"Trained in a larger ball than the protocol's, evaluated in the protocol's: {first.label} (3.5 eps)."
+    )
 
 
 def test_notes(board):

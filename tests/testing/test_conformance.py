@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench.config.hyperparameters import MethodInfo
+from bench.config.hyperparameters import MethodInfo, MethodParams
 from bench.data.batches import Batch
 from bench.models.weight_averaging import frozen_copy
 from bench.registry import METHODS
@@ -35,6 +35,13 @@ class Base(Method):
 class TooFar(Base):
     def perturb(self, batch):
         return (batch.images + (0.2 if self.late else 0.0)).clamp(0, 1)
+
+
+class FartherThanItStates(TooFar):
+    class Params(MethodParams):
+        @property
+        def training_radius(self):
+            return 1.5
 
 
 class OutsideThePixelRange(Base):
@@ -282,6 +289,7 @@ class LearnsNothing(Base):
 BREAKAGES = {
     "perturbations_stay_inside": {
         TooFar: "a perturbation of linf norm 0.2000 exceeds eps 0.1 in epoch 3",
+        FartherThanItStates: "a perturbation of linf norm 0.2000 exceeds eps 0.15 in epoch 3",
         OutsideThePixelRange: "adversarial images are not in [0, 1] or change shape in epoch 0",
         NotANumber: "adversarial images are not in [0, 1]",
         IgnoresTheNorm: "a perturbation of l2 norm 0.",
