@@ -240,6 +240,33 @@ def test_captured_steps_read_the_soft_labels_of_each_batch(start):
     assert torch.equal(trained(record), trained(None))
 
 
+@pytest.mark.parametrize("name", ["pgd_at", "dom_augmix"])
+def test_clean_passes_and_a_last_batch_run_beside_the_graph(load, name):
+    changes = {
+        "methods: [pgd_at]": f"methods: [{name}]",
+        "training:\n": "training:\n  clean_pass: after_step\n  last_batch: keep\n",
+    }
+
+    def trained(capture):
+        cell = load(changes).cells[0]
+        random, replayed = RngStreams(cell.seed), []
+        images = dataset_of(cell.protocol.dataset).splits(None).train.take(torch.arange(5 * 64 + 3))
+        batches = TrainingBatches(images, 64, (), random, keep_last=True)
+        method = build_method(cell, digits, batches, random, CPU)
+        random.start_epoch(1)
+        method.begin_epoch(1)  # DOM is active, and transforms outside the graph
+        method.model.train()
+        train = Steps(method, EpochMetrics(CPU), capture)
+        for batch in batches:
+            train(batch)
+            replayed.append(train._replay is not None)
+        return torch.cat([value.double().flatten() for value in method.model.state_dict().values()]), replayed
+
+    eager, captured = trained(None), trained(record)
+    assert torch.equal(eager[0], captured[0])
+    assert captured[1] == [False] * 3 + [True] * 2 + [False]
+
+
 def refused(_compute, _generators):
     raise RuntimeError("operation not permitted when stream is capturing")
 
