@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with _PUB
     from bench.config.hyperparameters import hyperparameter as hyperparameter
     from bench.config.suite import LoadedSuite as LoadedSuite
     from bench.config.suite import load_suite as load_suite
+    from bench.config.teacher import Teacher as Teacher
     from bench.data.batches import Batch as Batch
     from bench.errors import BenchError as BenchError
     from bench.errors import DamagedFile as DamagedFile
@@ -89,6 +90,7 @@ _PUBLIC = {
     "Schedule": "bench.training.lr_schedule",
     "SmoothReLU": "bench.models.activations",
     "Store": "bench.storage.store",
+    "Teacher": "bench.config.teacher",
     "conform": "bench.testing.conformance",
     "cross_entropy": "bench.attacks.pgd",
     "curves_frame": "bench.reporting.frames",

@@ -101,6 +101,7 @@ def show_method(name: str, suite: str | None = None) -> dict[str, Any]:
     Raises:
         BenchError: no such method or suite.
     """
+    from bench.config.base import BaseConfig
     from bench.registry import METHODS
 
     method = METHODS.get(name)
@@ -113,7 +114,7 @@ def show_method(name: str, suite: str | None = None) -> dict[str, Any]:
         parameters += [
             {
                 "name": field,
-                "default": value,
+                "default": value.model_dump(exclude_none=True) if isinstance(value, BaseConfig) else value,
                 "unit": declared.unit,
                 "for": key,
                 "source": provenance,

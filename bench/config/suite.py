@@ -19,6 +19,7 @@ from bench.config.cell import EVALUATED, Cell, ResolvedMethod
 from bench.config.hyperparameters import MethodInfo, MethodParams, least_reliable
 from bench.config.messages import sentence
 from bench.config.protocol import Name, Protocol, Seed, check_normalisation
+from bench.config.teacher import Teacher
 from bench.config.yaml_file import Location, SuiteFile, read_suite_file
 from bench.errors import BenchError, did_you_mean
 
@@ -67,11 +68,13 @@ class Suite(Protocol):
         return Protocol.model_validate({name: getattr(self, name) for name in Protocol.model_fields})
 
 
-def resolve_method(suite: Suite, entry: MethodEntry) -> ResolvedMethod:
-    """Return a row of `suite` with the canonical parameters filled in and those that it gives validated.
+def resolve_method(protocol: Protocol, entry: MethodEntry, users: tuple[MethodEntry, ...] = ()) -> ResolvedMethod:
+    """Return a row of a suite with the canonical parameters filled in and those that it gives validated.
+
+    Teachers are resolved likewise; `users` are the methods, the first one first, whose teacher this row is.
 
     Raises:
-        BenchError: no such method, or what is registered as one is none.
+        BenchError: no such method, or what is registered as one is none; teachers form a circle.
         ValidationError: a parameter is unknown or out of its range.
     """
     if entry.name == EVALUATED:
@@ -80,23 +83,28 @@ def resolve_method(suite: Suite, entry: MethodEntry) -> ResolvedMethod:
     try:
         info: MethodInfo = method.info
         declared: type[MethodParams] = method.Params
-        canonical = declared.canonical(suite.dataset.name, suite.training.attack.regime)
+        canonical = declared.canonical(protocol.dataset.name, protocol.training.attack.regime)
     except (AttributeError, TypeError) as error:
         raise BenchError(f"'{entry.name}' is not a method as bench.training.method describes one: {error}") from error
-    if suite.training.soft_labels and not vars(method).get("accepts_soft_labels"):
+    if protocol.training.soft_labels and not vars(method).get("accepts_soft_labels"):
         raise BenchError(
             f"'{entry.name}' needs one label for each image, and training.augmentation mixes labels; remove "
-            f"'{suite.training.augmentation[-1].name}' or the method"
+            f"'{protocol.training.augmentation[-1].name}' or the method"
         )
     values = {name: value for name, (value, _) in canonical.items()}
-    validated = declared.model_validate(declared.completed(entry.params, values))
-    if validated.training_radius < 1:
+    given = declared.model_validate(declared.completed(entry.params, values))
+    if given.training_radius < 1:
         raise BenchError(
-            f"'{entry.name}' states a training radius of {validated.training_radius:g} eps; it must be at least 1"
+            f"'{entry.name}' states a training radius of {given.training_radius:g} eps; it must be at least 1"
         )
-    params = validated.model_dump(mode="json")
+    params = given.model_dump(mode="json")
     reference = declared.model_validate({**entry.params, **values}).model_dump(mode="json")
     changed = {name for name, value in params.items() if name not in values or reference[name] != value}
+    for name, teacher in given:
+        if isinstance(teacher, Teacher):
+            found = _resolve_teacher(protocol, name, teacher, (*users, entry))
+            filled = teacher.model_copy(update={"params": found.params, "version": found.version})
+            params[name] = filled.model_dump(mode="json")
     return ResolvedMethod(
         name=entry.name,
         version=info.version,
@@ -108,6 +116,36 @@ def resolve_method(suite: Suite, entry: MethodEntry) -> ResolvedMethod:
         ),
         final_is_best=info.final_is_best,
     )
+
+
+def _resolve_teacher(protocol: Protocol, name: str, teacher: Teacher, users: tuple[MethodEntry, ...]) -> ResolvedMethod:
+    """Return the method of a teacher, which the parameter `name` of the last of `users` names."""
+    entry = MethodEntry(name=teacher.method, params=teacher.params)
+    if any((entry.name, entry.params) == (user.name, user.params) for user in users):
+        raise BenchError(f"teachers form a circle: {' -> '.join([*(user.name for user in users), entry.name])}")
+    try:
+        return resolve_method(protocol, entry, users)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, ("params", name, "params", *first["loc"])))
+        raise BenchError(f"{where}: {sentence(first)}") from None
+
+
+def teachers_of(cell: Cell) -> dict[str, tuple[Cell, str]]:
+    """Return the cells whose networks `cell` uses, and the checkpoint of each, by the parameter that names it."""
+    if cell.network is not None:
+        return {}
+    params: MethodParams = registry.METHODS.get(cell.method.name).Params.model_validate(cell.method.params)
+    teachers: dict[str, tuple[Cell, str]] = {}
+    for name, value in params:
+        if isinstance(value, Teacher):
+            method = resolve_method(cell.protocol, MethodEntry(name=value.method, params=value.params))
+            seed = cell.seed if value.seed == "same" else value.seed
+            teacher = Cell(
+                protocol=cell.protocol, method=method, seed=seed, suite=cell.suite, plugins=cell.plugins
+            )  # not `model_copy`, which copies cached fingerprints too
+            teachers[name] = teacher, value.checkpoint
+    return teachers
 
 
 class LoadedSuite:

@@ -11,19 +11,27 @@ from bench.data.dataset import Splits, dataset_of
 from bench.errors import BenchError, DamagedFile, NotFound
 from bench.storage.checkpoints import INDEX
 from bench.storage.run_folder import RunFolder
+from bench.training.teachers import teacher_digests
 from bench.utils.environment import different_data
 
 
 def identify_data(cell: Cell, folder: RunFolder, splits: Splits) -> dict[str, Any]:
-    """Return the digests of a run's images, and record them if it has no checkpoint yet.
+    """Return the digests of a run's images and teachers, and record them if it has no checkpoint yet.
 
     A run of an older version that has one stays without: its images are unknown.
 
     Raises:
-        BenchError: the run began on other images.
+        BenchError: the run began on other images, or with other weights of its teachers; one has not been trained.
     """
-    data = _used(cell, splits.digests())
+    data: dict[str, Any] = _used(cell, splits.digests())
     _compare(cell, folder, data)
+    if teachers := teacher_digests(cell, folder):
+        data["teachers"] = teachers
+        if (folder.cell()["environment"].get("data") or data).get("teachers") != teachers:
+            raise BenchError(
+                f"{folder.path} used other weights of its teachers, which have been trained again since; run it from "
+                "the start with --rerun all"
+            )
     if "data" not in folder.cell()["environment"] and not (folder.checkpoints / INDEX).exists():
         folder.record_data({**data, "files": splits.files})
     return data

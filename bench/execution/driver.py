@@ -165,6 +165,8 @@ def run_suite(
     with open_executor(settings, paths, cells) as executor:
         states = plan(cells, results, rerun, data=data, devices=settings.devices or 1)
         check_data(states, data)
+        if detach and any(teacher.action is not Action.SKIP for state in states for teacher in state.teachers):
+            raise BenchError("--detach cannot wait for teachers to be trained; run without it until they have finished")
         run_planned(states, executor, paths, store, retry, watch, detach=detach)
     return states
 
@@ -243,7 +245,9 @@ def _run(
     try:
         while (queue and not full) or running:
             if time.monotonic() >= not_before and not full:
-                now, queue = queue[: executor.room()], queue[executor.room() :]
+                _drop_without_teachers(queue)
+                now = [state for state in queue if _can_start(state)][: executor.room()]
+                queue = [state for state in queue if not any(state is other for other in now)]
                 try:
                     running |= zip(executor.submit([state.cell for state in now]), now, strict=True)
                 except BenchError as error:  # a cluster may refuse more cells while others run
@@ -275,6 +279,21 @@ def _run(
                 if not _store(state, store.ingest):  # the others would fail as slowly; their folders are kept
                     break
     return unstored
+
+
+def _can_start(state: CellState) -> bool:
+    return all(teacher.status == CellStatus.FINISHED for teacher in state.teachers)
+
+
+def _drop_without_teachers(queue: list[CellState]) -> None:
+    """Remove the cells with a teacher that will not finish; nothing is written, so that a later run tries them."""
+    for state in list(queue):
+        for teacher in state.teachers:
+            if teacher.status not in {CellStatus.QUEUED, CellStatus.RUNNING, CellStatus.FINISHED}:
+                state.status = CellStatus.LOCKED if teacher.status is CellStatus.LOCKED else CellStatus.FAILED
+                state.reason = f"its teacher {teacher.cell} is {teacher.status}"
+                queue[:] = [other for other in queue if other is not state]
+                break
 
 
 def _settle(state: CellState, result: WorkerResult, max_attempts: int) -> None:

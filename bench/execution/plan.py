@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 
 from bench.config.cell import Cell
 from bench.config.protocol import Protocol
+from bench.config.suite import teachers_of
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError, DamagedFile
 from bench.execution.data_identity import DataRoot
@@ -58,7 +59,8 @@ class CellState:
     """One cell: what is to be done for it, and how far it is.
 
     `work` is None for a cell to skip, or if it is unknown: the images must be counted and are not there, or torch
-    cannot count the network. `attempts`: how many of its workers were lost.
+    cannot count the network. `attempts`: how many of its workers were lost. `teachers`: the cells that must finish
+    before it can start.
     """
 
     cell: Cell
@@ -68,6 +70,7 @@ class CellState:
     work: Work | None = None
     reason: str = ""
     attempts: int = 0
+    teachers: list[CellState] = field(default_factory=list)
 
     @property
     def progress(self) -> dict[str, Any]:
@@ -81,6 +84,9 @@ def plan(
 ) -> list[CellState]:
     """Return the state of each cell, given what the results folder holds.
 
+    Teachers of cells to run come before those cells. One that is not among `cells` is never trained again if it has
+    finished.
+
     Args:
         data: root folder of the datasets, read only to count the images of datasets without a fixed number, and to
             compare them with those of runs.
@@ -91,10 +97,23 @@ def plan(
             or its parameters, or it cannot train on so many devices.
     """
     works: dict[Protocol, Work | None] = {}
-    states, built, root = [], set(), DataRoot(data)
+    states: dict[str, CellState] = {}
+    chosen, built, root = {cell.fingerprint: cell for cell in cells}, set(), DataRoot(data)
+
+    def add(cell: Cell) -> CellState:
+        if cell.fingerprint not in states:
+            others = Rerun.MISSING if rerun is Rerun.ALL else rerun
+            state = _state(cell, results, rerun if cell.fingerprint in chosen else others, root)
+            if state.action is not Action.SKIP:
+                needed = [teacher for teacher, _ in teachers_of(cell).values()]
+                state.teachers = [add(chosen.get(teacher.fingerprint, teacher)) for teacher in needed]
+            states[cell.fingerprint] = state
+        return states[cell.fingerprint]
+
     for cell in cells:
-        state = _state(cell, results, rerun, root)
-        states.append(state)
+        add(cell)
+    for state in states.values():
+        cell = state.cell
         if state.action is Action.SKIP:
             continue
         if cell.protocol not in works:
@@ -107,8 +126,8 @@ def plan(
                 build_without_data(cell, dataset_of(cell.protocol.dataset), torch.device("cpu"))
             except BenchError as error:
                 raise BenchError(f"method '{cell.method.label}': {error}") from error
-    check_devices([state.cell for state in states if state.action is not Action.SKIP], devices)
-    return states
+    check_devices([state.cell for state in states.values() if state.action is not Action.SKIP], devices)
+    return list(states.values())
 
 
 def plan_evaluation(cell: Cell, results: Path, data: Path | None = None) -> CellState:

@@ -19,6 +19,7 @@ from torch import nn
 
 from bench import registry
 from bench.config.cell import Cell, ExternalModel
+from bench.config.suite import teachers_of
 from bench.data.dataset import Dataset, dataset_of
 from bench.data.streaming import ImageStream
 from bench.errors import BenchError, DamagedFile
@@ -28,6 +29,7 @@ from bench.execution.final_evaluation import attack_key, evaluate_checkpoints
 from bench.models.external import load_external, same_network
 from bench.storage.checkpoints import INDEX, Checkpoints, load_latest_valid
 from bench.storage.run_folder import ARCHIVED, CellStatus, RunFolder, RunFolderLocked
+from bench.training.teachers import teacher_folder
 from bench.training.trainer import Diverged, Trainer
 from bench.utils.device import check_precision, out_of_memory, peak_memory, use_device
 from bench.utils.environment import code_digest, describe, other_code
@@ -193,31 +195,36 @@ def execute(job: Job) -> CellStatus:
 def _cost(folder: RunFolder, job: Job, peak: int) -> dict[str, Any]:
     """Return the cost of the run, over all interruptions; the memory is that of the last process.
 
-    `peak`: bytes that the processes of a data-parallel training used.
+    The training of teachers is a part of it. `peak`: bytes that the processes of a data-parallel training used.
     """
     try:
         epochs, outcomes = folder.epochs(), folder.read_outcomes()
+        teachers = {
+            teacher.fingerprint: teacher_folder(teacher, folder).result() or {}
+            for teacher, _ in teachers_of(job.cell).values()
+        }.values()
     except DamagedFile:
         return {}
     unique = {(record["weights_sha256"], key[1]): record["seconds"] for key, record in outcomes.items()}
-    pflop = [record.get("train_pflop") for record in epochs]  # none in epochs of older versions
+    pflop = [record.get("train_pflop") for record in (*epochs, *teachers)]  # none in epochs of older versions
+    seconds = [record["train_seconds"] for record in epochs] + [record.get("train_seconds") or 0 for record in teachers]
     trained = job.cell.network is None  # the cost of an external training is unknown
     return {
         "epochs": len(epochs),
         "train_pflop": sum(pflop) if trained and None not in pflop else None,
-        "train_seconds": sum(record["train_seconds"] for record in epochs) if trained else None,
+        "train_seconds": sum(seconds) if trained else None,
         "track_seconds": sum(record["seconds"] - record["train_seconds"] for record in epochs) if trained else None,
         "evaluation_seconds": sum(unique.values()),
         "peak_memory_bytes": max(peak, peak_memory(job.device)),
     }
 
 
-def reuse_training(cell: Cell, folder: RunFolder, data: dict[str, str]) -> None:
+def reuse_training(cell: Cell, folder: RunFolder, data: dict[str, Any]) -> None:
     """Copy the checkpoints of a run that differs only in the final attacks, so that nothing is trained twice.
 
-    That run must record the same code, and the digests `data` of its images. Outcomes under common attacks are copied,
-    too. Every file is verified. The index, which makes the training valid, comes last. A cell with an archived run is
-    to be trained again, and reuses nothing.
+    That run must record the same code, and the digests `data` of its images and teachers. Outcomes under common attacks
+    are copied, too. Every file is verified. The index, which makes the training valid, comes last. A cell with an
+    archived run is to be trained again, and reuses nothing.
     """
     archived = list(folder.path.parent.glob(f"{folder.path.name}{ARCHIVED}*"))
     if archived or (folder.checkpoints / INDEX).exists():

@@ -17,7 +17,7 @@ from bench.attacks.evaluate import correct_under
 from bench.attacks.pgd import frozen_parameters
 from bench.config.attacks import Clean
 from bench.config.cell import Cell
-from bench.config.suite import Suite, resolve_method
+from bench.config.suite import Suite, resolve_method, teachers_of
 from bench.data.batches import Batch, to_float
 from bench.data.dataset import Splits, dataset_of
 from bench.storage.run_folder import RunFolder
@@ -109,6 +109,8 @@ TrainerT = TypeVar("TrainerT", bound=Trainer)
 
 
 def _trainer(kind: type[TrainerT], cell: Cell, folder: Path, whole: bool = False) -> TrainerT:
+    for teacher, _ in teachers_of(cell).values():
+        _trainer(Trainer, teacher, folder).run()
     run = RunFolder.of(cell, folder)
     run.begin(cell, {})
     dataset = dataset_of(cell.protocol.dataset)

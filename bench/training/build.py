@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ from torch import nn
 
 from bench import registry
 from bench.config.cell import Cell
+from bench.config.suite import teachers_of
 from bench.data.batches import TrainingBatches
 from bench.data.dataset import Dataset, ImageSet
+from bench.errors import BenchError
 from bench.models.architecture import build_network
 from bench.training.lr_schedule import protocol_schedule
 from bench.training.method import Context, Method
@@ -26,19 +29,30 @@ def build_method(
     device: torch.device,
     *,
     initialise: bool = True,
+    teachers: Mapping[str, nn.Module] | None = None,
 ) -> Method[Any]:
     """Return the method of `cell` with its model on `device`, its optimiser and its schedule, ready to train.
 
-    Set `initialise` to False if trained weights are loaded next.
+    Set `initialise` to False if trained weights are loaded next. Without `teachers`, networks with fresh weights stand
+    for those of other cells.
 
     Raises:
-        BenchError: the method rejects the network or its hyperparameters, such as weights that do not fit.
+        BenchError: the method rejects the network or its hyperparameters, such as weights that do not fit; a teacher
+            has another architecture than the protocol's.
     """
     protocol = cell.protocol
-    context = Context(protocol, dataset.classes, batches, random, device)
+    if teachers is None:
+        teachers = {
+            name: build_without_data(teacher, dataset, device).evaluated_model().eval().requires_grad_(False)
+            for name, (teacher, _) in teachers_of(cell).items()
+        }
+    context = Context(protocol, dataset.classes, batches, random, device, teachers)
     kind: type[Method[Any]] = registry.METHODS.get(cell.method.name)
     method = kind(kind.Params.model_validate(cell.method.params), context)
     network = build_network(registry.MODELS.get(protocol.model), dataset, derive_seed(cell.seed, "weights"))
+    for name, teacher in teachers.items():
+        if _shapes(teacher) != _shapes(network):
+            raise BenchError(f"the teacher '{name}' has another architecture than {protocol.model}")
     with torch.random.fork_rng(devices=[]):  # a method may draw fresh layers
         torch.manual_seed(derive_seed(cell.seed, "build"))
         built = method.build(network)
@@ -50,6 +64,10 @@ def build_method(
     random.start_epoch(0)
     method.begin_training()
     return method
+
+
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in network.state_dict().items()}
 
 
 def build_without_data(cell: Cell, dataset: Dataset, device: torch.device, *, initialise: bool = True) -> Method[Any]:

@@ -56,6 +56,8 @@ class Context:
     batches: TrainingBatches
     random: RngStreams
     device: torch.device
+    teachers: Mapping[str, nn.Module]
+    """The networks of the cells that the method's parameters name, in eval mode and frozen, by parameter."""
 
     @property
     def group(self) -> ProcessGroup:

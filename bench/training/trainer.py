@@ -21,6 +21,7 @@ from bench.storage.run_folder import RunFolder
 from bench.training.build import build_method
 from bench.training.flops import CountedFlops
 from bench.training.step import EpochMetrics, Steps
+from bench.training.teachers import load_teachers
 from bench.utils.cuda_graphs import capture_on
 from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.utils.rng import RngStreams
@@ -59,7 +60,7 @@ class Trainer:
         device: torch.device,
         group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        """Raises DamagedFile if the epoch before is damaged too, and BenchError as `build_method` does."""
+        """Raises DamagedFile if the epoch before is damaged too, BenchError as `build_method` and `load_teachers`."""
         self.cell, self.folder, self.device, self.group = cell, folder, device, group
         self.training = cell.protocol.training
         self.validation, self.test = splits.validation, splits.test
@@ -82,7 +83,10 @@ class Trainer:
                 f"{damage}; training went back to the end of epoch {self.checkpoints.finished_epochs - 1}"
             )
         fresh = not self.checkpoints.entries
-        self.method = build_method(cell, dataset, self.batches, self.random, device, initialise=fresh)
+        teachers = load_teachers(cell, dataset, folder, device)
+        self.method = build_method(
+            cell, dataset, self.batches, self.random, device, initialise=fresh, teachers=teachers
+        )
         self.lr_schedule = self.method.lr_schedule
         self.optimizer = self.method.optimizer
         self.history: list[dict[str, Any]] = []
