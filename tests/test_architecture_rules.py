@@ -23,8 +23,8 @@ LAYERS = (
     "execution",
     "reporting",
     "regression",
-    "speed",
     "testing",
+    "speed",
     "__init__",  # the public names
     "cli",
     "__main__",

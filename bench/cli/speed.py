@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +13,14 @@ from bench.cli.options import Data, Json, complete_suite, interruptible
 from bench.cli.output import print_json
 from bench.errors import ExitCode
 
+if TYPE_CHECKING:
+    from bench.config.suite import LoadedSuite
+    from bench.speed.process import Setup
+
 PARTS = ("training", "autoattack")
+
+IMAGES = {(False, False): 16, (False, True): 512, (True, False): 4, (True, True): 128}
+"""Default number of images for AutoAttack: whether `--what gpu`, whether on a GPU."""
 
 
 class What(StrEnum):
@@ -22,6 +30,7 @@ class What(StrEnum):
     CHANGES = "changes"
     AUTOATTACK = "autoattack"
     ALL = "all"
+    GPU = "gpu"
 
 
 class Precision(StrEnum):
@@ -39,7 +48,8 @@ def speed(
         What,
         typer.Option(
             "--what",
-            help="Measure training, autoattack, both (all), or changes: the reference loop, changed step by step.",
+            help="Measure training, autoattack, both (all), changes: the reference loop, changed step by step, or gpu: "
+            "all that depends on the GPU, in at most 9 minutes.",
         ),
     ] = What.TRAINING,
     model: Annotated[str | None, typer.Option("--model", help="Architecture; default: the suite's.")] = None,
@@ -57,19 +67,26 @@ def speed(
     ] = 5,
     images: Annotated[
         int | None,
-        typer.Option("--images", min=1, help="Number of images for AutoAttack; default: 16 on a CPU, 512 on a GPU."),
+        typer.Option(
+            "--images",
+            min=1,
+            help="Number of images for AutoAttack; default: 16 on a CPU, 512 on a GPU, gpu: 4 and 128.",
+        ),
     ] = None,
     eps: Annotated[
         float | None,
         typer.Option("--eps", help="AutoAttack's radius; default: where PGD-20 breaks half of the images."),
     ] = None,
     data: Data = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder of gpu's lines, logs and profile; default: gpu-check.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure the speed of training and AutoAttack.
 
     Compares training with the loop common to public code, and AutoAttack with plain pyautoattack, interleaved. Exit 5
-    if the fast path does not compute the same as the plain one.
+    if the fast path does not compute the same as the plain one, or a claim of gpu fails.
     """
     from bench import registry
     from bench.config.suite import load_suite
@@ -83,7 +100,10 @@ def speed(
 
     if eps is not None and not 0 < eps <= 1:
         raise BenchError(f"--eps {eps:g}: a radius above 0 and up to 1, such as {8 / 255:.4f}")
-    cell = load_suite(suite).cells[0]
+    if output is not None and what is not What.GPU:
+        raise BenchError("--output is of --what gpu; use --json > FILE")
+    loaded = load_suite(suite)
+    cell = loaded.cells[0]
     protocol = cell.protocol
     changes = {"batch_size": batch_size, "precision": precision and precision.value}
     recipe = protocol.training.model_copy(update={key: value for key, value in changes.items() if value is not None})
@@ -96,10 +116,13 @@ def speed(
         cell=cell.model_copy(update={"protocol": protocol}),
         device=str(where),
         threads=resources.threads,
-        images=images or (16 if where.type == "cpu" else 512),
+        images=images or IMAGES[what is What.GPU, where.type == "cuda"],
         eps=eps,
         data=data,
     )
+    if what is What.GPU:
+        _measure_gpu(setup, loaded, output or Path("gpu-check"), json=json)
+        return
     measured: dict[str, Any] = {
         "suite": suite,
         "model": protocol.model,
@@ -127,6 +150,26 @@ def speed(
     differing = measured.get("autoattack", {}).get("differing", {})
     different = differing.get("bench in fp32", differing.get("bench", 0))
     if wrong or different:
+        raise typer.Exit(ExitCode.DIFFERENT)
+
+
+def _measure_gpu(setup: Setup, loaded: LoadedSuite, output: Path, *, json: bool) -> None:
+    """Check and measure what depends on the GPU; the lines so far are always in `output`/gpu.json."""
+    from bench.speed.gpu import every_method, failed, measure_gpu, print_lines
+    from bench.speed.gpu_training import GPUSetup
+    from bench.utils.files import write_record
+
+    output.mkdir(parents=True, exist_ok=True)
+    own = GPUSetup(**setup.__dict__, methods=every_method(loaded, setup.cell), output=output.resolve())
+    lines: list[dict[str, Any]] = []
+    try:
+        with interruptible(lambda: f"{len(lines)} lines in {output}"), _status(quiet=json) as report:
+            for line in measure_gpu(own, report):
+                lines.append(line)
+                write_record(output / "gpu.json", {"command": sys.argv, "failed": failed(lines), "lines": lines})
+    finally:
+        print_json({"failed": failed(lines), "lines": lines}) if json else print_lines(lines)
+    if failed(lines):
         raise typer.Exit(ExitCode.DIFFERENT)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +27,11 @@ Request = tuple[float, Tensor, Tensor]
 """Radius, images and labels of one batch, on the CPU."""
 
 
-def official(setup: Setup) -> Work:
-    """Return plain `pyautoattack`: the request is (radius, images, labels), the result which images are robust."""
+def official(setup: Setup, *, exact: bool = True) -> Work:
+    """Return plain `pyautoattack`: the request is (radius, images, labels), the result which images are robust.
+
+    In exact fp32 as the harness's cascade, or in torch's default, which on a GPU is TF32 in convolutions.
+    """
     from pyautoattack import AutoAttack as Official
 
     network = _network(setup).to(torch.device(setup.device)).eval()
@@ -36,7 +40,7 @@ def official(setup: Setup) -> Work:
         eps, images, labels = _on(setup, request)
         norm = {"linf": "Linf", "l2": "L2"}[setup.cell.protocol.threat.norm]
         attack = Official(network, norm=norm, eps=eps, seed=EVALUATION_SEED, device=setup.device)
-        with exact_arithmetic():  # as the harness's cascade, with which it is compared
+        with exact_arithmetic() if exact else nullcontext():
             adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
             with torch.no_grad():
                 robust: list[bool] = (network(adversarial).argmax(1) == labels).tolist()

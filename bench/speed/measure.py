@@ -18,6 +18,7 @@ from bench.errors import BenchError
 from bench.models.architecture import size_of
 from bench.speed import autoattack, training
 from bench.speed.process import Candidate, Setup, Work, peak
+from bench.training.step import WARM_UP
 
 MIN_SECONDS = 0.5  # of one measurement of the fastest candidate, so that starting and stopping are negligible
 MOST_STEPS = 1000
@@ -74,7 +75,7 @@ def measure_training(
     builds: Builds = {"reference": ("fp32", training.public), "bench": (precision, training.harness)}
     if importlib.util.find_spec("torchattacks"):
         builds["torchattacks"] = ("fp32", training.public_with_torchattacks)
-    for result in _interleaved(setup, builds, repetitions, peaks, report):
+    for result in interleaved(setup, builds, repetitions, peaks, report):
         yield result
     report("comparing the weights")
     with Candidate(training.difference, setup) as pair:
@@ -108,17 +109,21 @@ def measure_changes(
             partial(training.changed, changes=wanted[:count]),
         )
     builds["bench"] = (precision, training.harness)
-    yield from _interleaved(setup, builds, repetitions, peaks, report)
+    yield from interleaved(setup, builds, repetitions, peaks, report)
 
 
 Builds = dict[str, tuple[str, Callable[[Setup], Work]]]
 """Precision, and what builds it, for each candidate by name; the first is the reference."""
 
 
-def _interleaved(
+def interleaved(
     setup: Setup, builds: Builds, repetitions: int, peaks: Mapping[str, float], report: Report
 ) -> Iterator[dict[str, Any]]:
-    """Measure the training of all candidates, interleaved; yield the figures after each repetition."""
+    """Measure the training of all candidates, interleaved; yield the figures after each repetition.
+
+    Raises:
+        BenchError: the reference does not support the attack, or a candidate failed.
+    """
     protocol = setup.cell.protocol
     if protocol.threat.norm != "linf" or protocol.training.attack.name != "pgd":
         raise BenchError("the reference loop supports PGD under Linf only; name a suite that trains with it")
@@ -131,7 +136,7 @@ def _interleaved(
         report("warming up")
         entered = {name: stack.enter_context(Candidate(build, setup)) for name, (_, build) in builds.items()}
         for candidate in entered.values():
-            candidate.work(1)
+            candidate.work(1 if setup.device == "cpu" else WARM_UP + 2)  # until steps are replayed
         fastest = min(candidate.work(1)[0] for candidate in entered.values())
         steps = min(max(1, round(MIN_SECONDS / fastest)), MOST_STEPS)
         times: dict[str, list[float]] = {name: [] for name in entered}
@@ -159,13 +164,12 @@ def measure_autoattack(setup: Setup, repetitions: int, report: Report) -> Iterat
         BenchError: a candidate failed, or the package's attacks are not defined for the number of classes.
     """
     bf16 = setup.cell.protocol.training.precision == "bf16"
-    builds: Builds = {"reference": ("fp32", autoattack.official), "bench": ("fp32", autoattack.cascade)}
+    builds: Builds = {"reference": ("fp32", autoattack.official)}
+    if setup.device != "cpu":
+        builds["reference with TF32"] = ("tf32", partial(autoattack.official, exact=False))
+    builds["bench in fp32" if bf16 else "bench"] = ("fp32", autoattack.cascade)
     if bf16:
-        builds = {
-            "reference": builds["reference"],
-            "bench in fp32": builds["bench"],
-            "bench": ("bf16, confirmed in fp32", autoattack.confirmed),
-        }
+        builds["bench"] = ("bf16, confirmed in fp32", autoattack.confirmed)
     with ExitStack() as stack:
         report("choosing images and radius")
         with Candidate(autoattack.prepare, setup) as chooser:
@@ -222,5 +226,5 @@ def _measured(
         highest=max(ratios),
         peak_memory_bytes=memory,
         tflops=work / median / 1e12 if work else None,
-        share_of_peak=work / median / peaks[precision] if work else None,
+        share_of_peak=work / median / peaks[precision] if work and precision in peaks else None,
     )

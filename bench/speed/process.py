@@ -45,10 +45,11 @@ class Setup:
 
 
 class Candidate:
-    """One candidate in its process; use it as a context manager."""
+    """One candidate in its process; use it as a context manager. With `seconds`, the whole of it may take so long."""
 
-    def __init__(self, build: Callable[[Setup], Work], setup: Setup) -> None:
+    def __init__(self, build: Callable[[Setup], Work], setup: Setup, seconds: float | None = None) -> None:
         import_no_working_directory()
+        self._seconds, self._started = seconds, time.monotonic()
         context = get_context("spawn")
         self._line, remote = context.Pipe()
         self._process = context.Process(target=_serve, args=(remote, build, setup), daemon=False)
@@ -73,7 +74,7 @@ class Candidate:
             self._process.kill()
 
     def work(self, request: Any) -> tuple[float, Any]:
-        """Return (seconds, result). Raises BenchError if the candidate fails."""
+        """Return (seconds, result). Raises BenchError if the candidate fails or the time is over."""
         self._line.send(request)
         seconds, answer = self._receive()
         return float(seconds), answer
@@ -84,6 +85,10 @@ class Candidate:
         return int(self._receive())
 
     def _receive(self) -> Any:
+        if self._seconds is not None and not self._line.poll(
+            max(0.0, self._started + self._seconds - time.monotonic())
+        ):
+            raise BenchError(f"not done after {self._seconds:.0f} s")
         try:
             kind, answer = self._line.recv()
         except EOFError:

@@ -22,7 +22,7 @@ from bench.training.build import build_method
 from bench.training.method import Method
 from bench.training.optimizers import make_optimizer
 from bench.training.step import EpochMetrics, Steps, train_step
-from bench.utils.cuda_graphs import capture_on
+from bench.utils.cuda_graphs import Capture, capture_on
 from bench.utils.device import exact_arithmetic, keep_memory
 from bench.utils.rng import RngStreams, generator
 
@@ -49,8 +49,8 @@ def _method(setup: Setup, images: ImageSet) -> tuple[Method[Any], TrainingBatche
     return method, batches
 
 
-def harness(setup: Setup) -> Work:
-    """Return the training of this harness: the request is a number of steps."""
+def harness(setup: Setup, capture: Callable[[torch.device], Capture | None] | None = capture_on) -> Work:
+    """Return the training of this harness, eager if `capture` is None: the request is a number of steps."""
     if setup.device == "cpu":
         keep_memory()
     method, batches = _method(setup, _images(setup))
@@ -60,7 +60,7 @@ def harness(setup: Setup) -> Work:
             yield from batches
 
     device = torch.device(setup.device)
-    stream, train = endless(), Steps(method, EpochMetrics(device), capture_on(device))
+    stream, train = endless(), Steps(method, EpochMetrics(device), capture and capture(device))
 
     def work(steps: int) -> None:
         for _ in range(steps):
@@ -69,9 +69,18 @@ def harness(setup: Setup) -> Work:
     return work
 
 
-def public(setup: Setup) -> Work:
-    """Return the loop of public code: the request is a number of steps."""
-    return changed(setup, ())
+def public(setup: Setup, *, exact: bool = False) -> Work:
+    """Return the loop of public code: the request is a number of steps.
+
+    In torch's default precision, on a GPU with TF32 in convolutions, or in full fp32 (`exact`).
+    """
+    work = changed(setup, ())
+
+    def exactly(steps: int) -> None:
+        with exact_arithmetic():
+            work(steps)
+
+    return exactly if exact else work
 
 
 def public_with_torchattacks(setup: Setup) -> Work:

@@ -34,17 +34,21 @@ MASKED = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.o
 def record(compute: Callable[[], Result], generators: list[torch.Generator]) -> tuple[Result, Callable[[], None]]:
     """Record `compute` as `bench.utils.cuda_graphs.capture_graph` captures it; return its result and the replay.
 
-    As in a capture, nothing is computed: tensors and generators are set back, and the results hold NaN until a replay.
+    As in a capture, nothing is computed, not even if it fails: tensors and generators are set back, and the results
+    hold NaN until a replay.
 
     Raises:
         RuntimeError: an operation would wait for the device.
     """
     del generators  # those of the operations are seen in their arguments
     global_state = torch.get_rng_state()
-    with _AsOnAGPU(), _Recording() as recording:
-        result = compute()
-    recording.set_back()
-    torch.set_rng_state(global_state)
+    recording = _Recording()
+    try:
+        with _AsOnAGPU(), recording:
+            result = compute()
+    finally:
+        recording.set_back()
+        torch.set_rng_state(global_state)
     return result, recording.replay
 
 

@@ -123,6 +123,24 @@ def test_both_autoattacks_agree(make_setup):
     assert autoattack.cascade(few)(order) == autoattack.official(few)(order)
 
 
+def test_the_row_with_tf32_leaves_torchs_default(make_setup, monkeypatch):
+    """Only the row with TF32; the others compare in exact fp32."""
+    seen = []
+
+    class Package:
+        def __init__(self, *_args, **_settings):
+            pass
+
+        def run_standard_evaluation(self, images, _labels, batch_size):
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return images, None
+
+    monkeypatch.setattr("pyautoattack.AutoAttack", Package)
+    for exact in (True, False):
+        autoattack.official(make_setup(), exact=exact)((0.1, torch.rand(2, 1, 8, 8), torch.zeros(2)))
+    assert seen == [False, True]
+
+
 def test_the_shipped_network_is_taken_for_resnet18(load, make_setup):
     small = make_setup({"dataset: {name: digits, validation: 200}": "dataset: cifar10", "small_cnn": "resnet18"})
     network = autoattack._network(small)

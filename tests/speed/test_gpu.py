@@ -1,0 +1,149 @@
+"""`bench speed --what gpu` on a CPU, where a recording stands for a CUDA graph."""
+
+import json
+import time
+from types import MethodType
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from bench.cli.app import app
+from bench.errors import BenchError
+from bench.speed import gpu, gpu_parts, gpu_training, measure
+from bench.speed.gpu_training import GPUSetup, Line
+from bench.training.step import WARM_UP
+
+
+class InThisProcess:
+    """A candidate without a process of its own."""
+
+    def __init__(self, build, setup, seconds=None):
+        self._work = build(setup)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def work(self, request):
+        started = time.perf_counter()
+        answer = self._work(request)
+        return time.perf_counter() - started, answer
+
+    def peak_memory(self):
+        return 2**30
+
+
+@pytest.fixture
+def setup(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_parts, "Candidate", InThisProcess)
+    monkeypatch.setattr(measure, "Candidate", InThisProcess)
+    monkeypatch.setattr(measure, "MIN_SECONDS", 0)
+    monkeypatch.setattr(measure, "measure_peak", lambda *_: {"fp32": 1e12, "bf16": 1e12})
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)  # set back afterwards
+    monkeypatch.setattr(gpu_training, "EPOCHS", 2)
+    monkeypatch.setattr(gpu_training, "BATCHES", WARM_UP + 2)
+    cell = load({"batch_size: 64": "batch_size: 16"}).cells[0]
+    return GPUSetup(
+        cell=cell, device="cpu", threads=1, images=4, eps=None, data=None, methods=(cell,), output=tmp_path
+    )  # fmt: skip
+
+
+def run(name, setup):
+    return {line["what"]: line for line in gpu.run_part(name, setup)}
+
+
+QUICK = ["environment", "captured", "refused", "layout", "waits", "recapture", "resume", "tracking"]
+CLAIMS = {
+    "captured": 1, "refused": 3, "recapture": 1, "resume": 1, "tracking": 2, "speed": 1, "cells": 1, "autoattack": 1
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in gpu_parts.PARTS if n not in QUICK)]
+)
+def test_every_part_runs_and_no_claim_fails(setup, name):
+    lines = run(name, setup)
+    claims = [line["holds"] for line in lines.values() if line["holds"] is not None]
+    assert claims == [True] * CLAIMS.get(name, 0), lines
+    json.dumps(list(lines.values()), allow_nan=False)
+
+
+def test_captured_steps_that_differ_are_seen(setup, monkeypatch):
+    build = gpu_training.Trainer.__init__
+
+    def counting(self, *args, **kwargs):
+        """Let the loss count its calls on the host, which a replay does not."""
+        build(self, *args, **kwargs)
+        loss, calls = self.method.loss, [1]
+
+        def counted(_self, batch, adversarial):
+            calls[0] += 1
+            value, logits = loss(batch, adversarial)
+            return calls[0] * value, logits
+
+        self.method.loss = MethodType(counted, self.method)
+
+    monkeypatch.setattr(gpu_training.Trainer, "__init__", counting)
+    (line,) = gpu.run_part("captured", setup)
+    assert (line["holds"], line["figures"]["replays"]) == (
+        False,
+        gpu_training.EPOCHS * (gpu_training.BATCHES - WARM_UP),
+    )
+    assert line["figures"]["apart"] > 0
+
+
+def test_a_part_that_raises_is_a_failed_claim(setup, monkeypatch):
+    def broken(_setup):
+        yield Line("first")
+        raise ValueError("no")
+
+    monkeypatch.setitem(gpu_parts.PARTS, "waits", (1, broken))
+    first, last = gpu.run_part("waits", setup)
+    assert (first["what"], last["holds"], last["figures"]["error"]) == ("first", False, "ValueError: no")
+
+
+def test_a_part_that_is_too_slow_ends_alone_and_the_rest_goes_on(setup, monkeypatch):
+    class Slow(InThisProcess):
+        def work(self, request):
+            if (answer := super().work(request))[1] is None and self.slow:
+                raise BenchError("not done after 1 s")
+            return answer
+
+    monkeypatch.setattr(gpu, "PARTS", dict.fromkeys(("one", "two"), (1, lambda _setup: iter([Line("seen", True)]))))
+    monkeypatch.setattr(gpu, "_part", lambda setup, name: gpu.lines_of(name, setup))
+    monkeypatch.setattr(gpu, "Candidate", Slow)
+    Slow.slow = True
+    lines = list(gpu.measure_gpu(setup, lambda _text: None))
+    assert [(line["part"], line["what"], line["holds"]) for line in lines] == [
+        ("one", "seen", True), ("one", "ran to its end", False), ("one", "time", None),
+        ("two", "seen", True), ("two", "ran to its end", False), ("two", "time", None),
+    ]  # fmt: skip
+    assert gpu.failed(lines) == 2
+    assert [line["what"] for line in gpu.measure_gpu(setup, lambda _text: None, 0)] == ["not started: no time left"] * 2
+
+
+def test_all_methods_are_checked(load, setup):
+    from bench import registry
+
+    cells = gpu.every_method(load(), setup.cell)
+    assert [cell.method.name for cell in cells] == registry.METHODS.names()
+
+
+@pytest.mark.slow
+def test_the_command(load, tmp_path):
+    load({"batch_size: 64": "batch_size: 16"})
+    words = ["speed", str(tmp_path / "suite.yaml"), "--what", "gpu", "--device", "cpu", "--threads", "1"]
+    done = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    lines = json.loads((tmp_path / "out" / "gpu.json").read_text())["content"]["lines"]
+    assert list(dict.fromkeys(line["part"] for line in lines)) == list(gpu_parts.PARTS)
+    assert "0 of " in done.stdout
+    assert (tmp_path / "out" / "profile.txt").read_text()
+
+
+def test_an_output_without_gpu_is_refused():
+    done = CliRunner().invoke(app, ["speed", "quickstart", "--output", "somewhere"])
+    assert "--output is of --what gpu" in str(done.exception)
