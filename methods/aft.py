@@ -5,9 +5,11 @@ decays fast: eight to ten times cheaper than adversarial training from scratch (
 Fine-tuning Is All You Need: Towards Robust Deep Learning Via Adversarial Fine-tuning, 2020). Its cost counts both
 phases.
 
-Uncertain: only the abstract could be read. The lengths of both phases and the shape of the rate are declared here.
+Uncertain: only the abstract could be read. Ten epochs of fine-tuning and the shape of the rate lie between two
+re-implementations; the peak, the length of pre-training and the rule for short trainings are declared here.
 """
 
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,18 +39,22 @@ class Params(MethodParams):
         note="natural epochs: 100 where the protocol has 200; none with initial_weights",
     )  # fmt: skip
     finetuning: float = hyperparameter(
-        0.05, unit="share of training", provenance="declared", gt=0, le=10,
+        0.05, unit="share of training", provenance="secondary", gt=0, le=10,
         note="adversarial epochs: 10 where the protocol has 200",
+    )  # fmt: skip
+    least_steps: int = hyperparameter(
+        1000, unit="steps", provenance="declared", ge=0,
+        note="fine-tuning has at least so many, but at most a third of the epochs of a short protocol",
     )  # fmt: skip
     peak: float = hyperparameter(
         0.05, unit="learning rate", provenance="declared", gt=0, note="highest fine-tuning rate: half the protocol's",
         by_dataset={"svhn": CanonicalValue(0.005, "declared")},
     )  # fmt: skip
     rise: float = hyperparameter(
-        0.4, unit="share of fine-tuning", provenance="declared", gt=0, lt=1, note="linear from 0 to the peak"
+        0.4, unit="share of fine-tuning", provenance="secondary", gt=0, lt=1, note="linear from 0 to the peak"
     )
     floor: float = hyperparameter(
-        0.01, unit="share of the peak", provenance="declared", gt=0, le=1, note="rate at the end"
+        0.01, unit="share of the peak", provenance="secondary", gt=0, le=1, note="rate at the end"
     )
     initial_weights: str | None = hyperparameter(
         None, unit="path", provenance="declared", note="a state dict (safetensors, or a plain torch file) to start from"
@@ -76,6 +82,7 @@ class AFT(Method[Params]):
         description="Natural training, then a short adversarial fine-tuning",
         paper="Jeddi, Shafiee, Wong, 2020",
         year=2020,
+        version=2,
     )
     Params = Params
     data_parallel = True
@@ -92,7 +99,8 @@ class AFT(Method[Params]):
         """The protocol's schedule, compressed to the natural phase, then slow start and fast decay."""
         whole, params = protocol_schedule.epochs, self.params
         self.natural = 0 if params.initial_weights is not None else max(1, round(params.pretraining * whole))
-        tuning = max(1, round(params.finetuning * whole))
+        least = math.ceil(params.least_steps / max(1, len(self.context.batches)))
+        tuning = max(1, round(params.finetuning * whole), min(least, whole // 3))
 
         def rate(t: float) -> float:
             # A step belongs to the phase in which it begins; t is where it ends.

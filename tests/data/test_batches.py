@@ -8,6 +8,7 @@ from bench.data.dataset import ImageSet
 from bench.data.readers import ArrayReader
 from bench.data.streaming import ImageStream
 from bench.errors import BenchError
+from bench.utils.distributed import ProcessGroup
 from bench.utils.rng import RngStreams
 
 RANDOM_PIXELS = torch.randint(0, 256, (50, 3, 8, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -48,6 +49,18 @@ def test_batches_hold_images_with_their_labels_and_places():
         assert torch.equal(batch.images, to_float(RANDOM_PIXELS[batch.index]))
         assert torch.equal(batch.labels, batch.index % 10)
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_last_partial_batch_may_be_kept():
+    random = RngStreams(0)
+    made = TrainingBatches(ImageSet(RANDOM_PIXELS, torch.arange(50) % 10), 8, (), random, keep_last=True)
+    dropped, _ = batches()
+    kept, others = epoch_of(made, random, 3), epoch_of(dropped, dropped._random, 3)
+    assert (len(made), [len(batch) for batch in kept], made.used) == (7, [8] * 6 + [2], 50)
+    assert same(kept[:6], others)
+    assert len(torch.cat([batch.index for batch in kept]).unique()) == 50
+    with pytest.raises(BenchError, match="a batch of 2 images cannot be cut into 4 equal parts"):
+        TrainingBatches(ImageSet(RANDOM_PIXELS, torch.arange(50)), 8, (), random, ProcessGroup(0, 4), keep_last=True)
 
 
 @pytest.mark.parametrize(("size", "count"), [(8, 6), (50, 1), (25, 2), (26, 1), (7, 7)])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ def start() -> Callable[..., Method[Any]]:
         model: str = "small_cnn",
         attack: object = ATTACK,
         dtype: torch.dtype = torch.float32,
+        training: Mapping[str, object] = MappingProxyType({}),
         **params: Any,
     ) -> Method[Any]:
         suite = Suite.model_validate(
@@ -43,7 +45,7 @@ def start() -> Callable[..., Method[Any]]:
                 "dataset": {"name": "digits", "validation": 200},
                 "model": model,
                 "threat": {"norm": "linf", "eps": 0.1},
-                "training": {"epochs": epochs, "batch_size": 16, "attack": attack},
+                "training": {"epochs": epochs, "batch_size": 16, "attack": attack, **training},
                 "methods": [{"name": name, "params": params}],
             }
         )

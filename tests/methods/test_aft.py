@@ -15,7 +15,7 @@ SOON = 1e-9  # after the beginning of an epoch
 
 
 def test_the_rate_at_its_corner_points(start):
-    plan = start("aft", epochs=200).lr_schedule
+    plan = start("aft", epochs=200, least_steps=0).lr_schedule
     assert (plan.epochs, plan.first_drop) == (110, 100)
     corners = {
         # natural training: the protocol's rate and drops, in half the time
@@ -28,10 +28,24 @@ def test_the_rate_at_its_corner_points(start):
 
 
 def test_the_lengths_follow_the_parameters(start):
-    plan = start("aft", epochs=200, pretraining=0.1, finetuning=0.2, peak=0.2, rise=0.25, floor=0.5).lr_schedule
-    assert (plan.epochs, plan.first_drop) == (60, 20)
-    assert [plan.rate(t) for t in (25, 30, 45, 60)] == pytest.approx([0.1, 0.2, 0.2 * 0.5**0.5, 0.1])
+    plan = start("aft", epochs=200, pretraining=0.1, finetuning=0.4, peak=0.2, rise=0.25, floor=0.5).lr_schedule
+    assert (plan.epochs, plan.first_drop) == (100, 20)
+    assert [plan.rate(t) for t in (30, 40, 70, 100)] == pytest.approx([0.1, 0.2, 0.2 * 0.5**0.5, 0.1])
     assert start("aft", epochs=2).lr_schedule.epochs == 2  # one epoch each at least
+
+
+@pytest.mark.parametrize(
+    ("epochs", "least_steps", "tuning"),
+    [(200, 1000, 66), (30, 1000, 10), (200, 80, 20), (200, 81, 21), (200, 40, 10), (200, 0, 10)],
+)
+def test_fine_tuning_has_a_least_number_of_steps_up_to_a_third(start, epochs, least_steps, tuning):
+    """Four batches an epoch: 80 steps are 20 epochs."""
+    plan = start("aft", epochs=epochs, least_steps=least_steps).lr_schedule
+    assert plan.epochs - plan.first_drop == tuning
+
+
+def test_the_canonical_length_is_above_the_least(start):
+    assert 10 * 382 > start("aft").params.least_steps == 1000
 
 
 def test_slow_start_and_fast_decay():
@@ -49,7 +63,7 @@ def test_natural_training_sees_clean_images_and_fine_tuning_does_not(start, firs
 
 
 def test_fine_tuning_begins_with_a_fresh_momentum_once(start, first_batch):
-    method = start("aft", epochs=40)  # twenty natural epochs, two of fine-tuning
+    method = start("aft", epochs=40, least_steps=0)  # twenty natural epochs, two of fine-tuning
     for epoch, kept in ((0, False), (1, True), (19, True), (20, False), (21, True)):
         method.begin_epoch(epoch)
         assert bool(method.optimizer.state) == kept, epoch
@@ -66,7 +80,7 @@ def weights(tmp_path):
 
 def test_given_weights_replace_natural_training(start, first_batch, weights):
     network, path = weights
-    method = start("aft", epochs=200, initial_weights=str(path))
+    method = start("aft", epochs=200, initial_weights=str(path), least_steps=0)
     assert (method.lr_schedule.epochs, method.lr_schedule.first_drop) == (10, 0)
     assert method.lr_schedule.rate(SOON) == pytest.approx(0, abs=1e-9)
     assert method.lr_schedule.rate(4) == pytest.approx(0.05)
