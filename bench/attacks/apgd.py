@@ -12,8 +12,9 @@ from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from bench.attacks.passes import Passes, Values
 from bench.config.attacks import Threat
 
 STEPS = 100
@@ -21,27 +22,20 @@ MOMENTUM = 0.75  # weight of the gradient in a step
 RISING = 0.75  # keep the step size if the loss rose in more than this share of the steps since the last check
 FIRST_CHECK, DECREMENT, MIN_INTERVAL = 22, 3, 6  # steps: the first interval between checks, its decrease, its minimum
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""From logits [n, classes] and the positions [n] of these images in the batch to each image's loss, [n]."""
-
 Confirm = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From adversarial images, clean images and labels to which images count as broken: bool, [n]."""
 
 
-def cross_entropy(labels: Tensor) -> Loss:
-    """Return the loss of apgd-ce."""
-    return lambda logits, at: F.cross_entropy(logits, labels[at], reduction="none")
+def cross_entropy(logits: Tensor, labels: Tensor, _targets: Tensor) -> Tensor:
+    """Return the loss of apgd-ce of each image, [n]."""
+    return F.cross_entropy(logits, labels, reduction="none")
 
 
-def targeted_dlr(labels: Tensor, targets: Tensor) -> Loss:
+def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """Return the loss of apgd-t: target logit minus true logit, divided by the spread of the largest logits."""
-
-    def loss(logits: Tensor, at: Tensor) -> Tensor:
-        each, largest = torch.arange(len(at), device=at.device), logits.sort(dim=1)[0]
-        difference = logits[each, labels[at]] - logits[each, targets[at]]
-        return -difference / (largest[:, -1] - 0.5 * (largest[:, -3] + largest[:, -4]) + 1e-12)
-
-    return loss
+    each, largest = torch.arange(len(labels), device=labels.device), logits.sort(dim=1)[0]
+    difference = logits[each, labels] - logits[each, targets]
+    return -difference / (largest[:, -1] - 0.5 * (largest[:, -3] + largest[:, -4]) + 1e-12)
 
 
 @dataclass
@@ -69,10 +63,11 @@ class _State:
 
 
 def apgd(
-    model: nn.Module,
+    passes: Passes,
     images: Tensor,
     labels: Tensor,
-    loss: Loss,
+    targets: Tensor,
+    loss: Values,
     threat: Threat,
     random: torch.Generator,
     confirm: Confirm,
@@ -80,21 +75,17 @@ def apgd(
     """Return (adversarial images, which of them are broken, which had a zero gradient at the start).
 
     Args:
-        model: in eval mode, with frozen parameters.
-        images: float32, [n, channels, height, width], in [0, 1]. labels: int64, [n].
+        passes: through the network to attack.
+        images: float32, [n, channels, height, width], in [0, 1]. labels, targets: int64, [n].
         loss: the loss to maximise.
         random: on the CPU, for the start: uniform in the cube, or a Gaussian direction in L2, scaled to the sphere.
-        confirm: called for the images that `model` misclassifies; the attack on confirmed images ends.
+        confirm: called for the images that the network misclassifies; the attack on confirmed images ends.
     """
     adversarial, broken = images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
 
     def measure(x: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = model(x)
-            losses = loss(logits, at)
-        (gradient,) = torch.autograd.grad(losses.sum(), x)
-        return logits.detach().argmax(1) != labels[at], losses.detach(), gradient
+        logits, losses, gradient = passes.gradients(loss, x, labels[at], targets[at])
+        return logits.argmax(1) != labels[at], losses, gradient
 
     def drop_broken(state: _State, wrong: Tensor) -> bool:
         """Drop the images that are broken now; return whether none remains."""

@@ -25,9 +25,11 @@ from torch import Tensor, nn
 from bench.attacks.apgd import apgd, cross_entropy, targeted_dlr
 from bench.attacks.masking import output_signs
 from bench.attacks.outcome import Correct, PackedBits
+from bench.attacks.passes import Passes, margin_to_target
 from bench.config.attacks import AutoAttack, Threat
 from bench.errors import BenchError, DamagedFile
 from bench.models.low_precision import converted_layers
+from bench.utils.cuda_graphs import Capture
 from bench.utils.device import out_of_memory
 from bench.utils.progress import ProgressCallback
 
@@ -82,10 +84,20 @@ class CascadeState:
 class Cascade:
     """The attacks of `settings`, one after the other, each on the images that are robust so far."""
 
-    def __init__(self, model: nn.Module, threat: Threat, settings: AutoAttack, seed: int) -> None:
-        """`model` takes images in [0, 1] and is in eval mode with frozen parameters."""
+    def __init__(
+        self,
+        model: nn.Module,
+        threat: Threat,
+        settings: AutoAttack,
+        seed: int,
+        capture: Capture | None = None,
+        heartbeat: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`model` takes images in [0, 1] and is in eval mode with frozen parameters; `capture` as in `Passes`."""
         self._model, self._threat, self._settings, self._seed = model, threat, settings, seed
-        self._search = _InBfloat16(model) if settings.version == "standard-bf16-confirmed" else model
+        self._exact = self._search = Passes(model, capture, heartbeat)
+        if settings.version == "standard-bf16-confirmed":
+            self._search = Passes(_InBfloat16(model), capture, heartbeat)
 
     @staticmethod
     def identity(settings: AutoAttack) -> dict[str, Any]:
@@ -172,38 +184,44 @@ class Cascade:
         random = torch.Generator().manual_seed(self._seed)
         attack = partial(apgd, self._search, threat=self._threat, random=random, confirm=self._confirm)
         if name == "apgd-ce":
-            _, broken, _ = attack(x, y, cross_entropy(y))
+            _, broken, _ = attack(x, y, y, cross_entropy)
             return broken, 0
         if name == "apgd-t":
-            with torch.no_grad():
-                ranked = self._search(x).sort(dim=1)[1]
+            ranked = self._search.logits(x).sort(dim=1)[1]
             broken, flat = torch.zeros_like(y, dtype=torch.bool), 0
             for target in range(2, min(MAX_TARGETS, classes - 1) + 2):
                 robust = (~broken).nonzero().squeeze(1)
                 if len(robust):
-                    loss = targeted_dlr(y[robust], ranked[robust, -target])
-                    _, broken[robust], no_gradient = attack(x[robust], y[robust], loss)
+                    targets = ranked[robust, -target]
+                    _, broken[robust], no_gradient = attack(x[robust], y[robust], targets, targeted_dlr)
                     flat += int(no_gradient.sum()) if target == 2 else 0
             return broken, flat
         broken, claimed = self._official(name, self._search, x, y, classes)
         unconfirmed = claimed & ~broken
-        if self._search is not self._model and unconfirmed.any():  # the search in bfloat16 ended too early
-            broken[unconfirmed], _ = self._official(name, self._model, x[unconfirmed], y[unconfirmed], classes)
+        if self._search is not self._exact and unconfirmed.any():  # the search in bfloat16 ended too early
+            broken[unconfirmed], _ = self._official(name, self._exact, x[unconfirmed], y[unconfirmed], classes)
         return broken, 0
 
-    def _official(self, name: str, model: nn.Module, x: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-        """Return which images an attack of the package on `model` breaks, and which of them `model` misclassifies.
+    def _official(self, name: str, passes: Passes, x: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+        """Return which images an attack of the package breaks, and which adversarial ones the network misclassifies.
 
         The parameters are those of the package's standard version.
         """
         from pyautoattack import AutoAttack as Official
 
         norm = {"linf": "Linf", "l2": "L2"}[self._threat.norm]
-        official = Official(model, norm=norm, eps=self._threat.eps, seed=self._seed, device=x.device)
+        predict = passes.logits if passes.capture else passes.model
+        official = Official(predict, norm=norm, eps=self._threat.eps, seed=self._seed, device=x.device)
         official.fab.targeted, official.fab.n_target_classes = True, min(MAX_TARGETS, classes - 1)
+        if passes.capture:
+
+            def margins(images: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+                _, values, gradients = passes.gradients(margin_to_target, images, labels, targets)
+                return values.unsqueeze(1), gradients.unsqueeze(1)
+
+            official.fab.get_diff_logits_grads_batch_targeted = margins
         adversarial = (official.fab if name == "fab-t" else official.square).perturb(x, y)
-        with torch.no_grad():
-            claimed = model(adversarial).argmax(1) != y
+        claimed = passes.logits(adversarial).argmax(1) != y
         broken = claimed.clone()
         broken[claimed] = self._confirm(adversarial[claimed], x[claimed], y[claimed])
         return broken, claimed

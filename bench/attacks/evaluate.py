@@ -18,7 +18,7 @@ from bench.attacks.pgd import cross_entropy, frozen_parameters, margin, pgd, ran
 from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, Threat
 from bench.data.batches import to_float
 from bench.data.dataset import Images
-from bench.utils.cuda_graphs import Capture, make_replay
+from bench.utils.cuda_graphs import Capture, capture_in_one_pool, capture_on, make_replay
 from bench.utils.device import exact_arithmetic
 from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.utils.progress import ProgressCallback, no_progress
@@ -196,12 +196,14 @@ def evaluate(
     progress: ProgressCallback = no_progress,
     state: CascadeState | None = None,
     commit: Callable[[CascadeState], None] = lambda _state: None,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Evaluate `model` under a final attack, in fp32 unless the attack has a precision of its own.
 
     Args:
         images: the whole test set, on the model's device.
         state, commit: the state to resume AutoAttack from, and the callback for each new state.
+        heartbeat: called at least at every pass of AutoAttack that does not run the hooks of `model`.
 
     Raises:
         BenchError: AutoAttack is not defined for this number of classes, or a label is out of range.
@@ -211,7 +213,8 @@ def evaluate(
     detail: dict[str, Any] = {}
     with exact_arithmetic():
         if isinstance(attack, AutoAttack):
-            cascade = Cascade(model, threat, attack, EVALUATION_SEED)
+            capture = capture_in_one_pool(images.labels.device)
+            cascade = Cascade(model, threat, attack, EVALUATION_SEED, capture, heartbeat)
             with train_mode(model, enabled=False), frozen_parameters(model):
                 pixels = to_float(torch.cat(list(subset.read(_batches(subset)))))
                 final = cascade.run(pixels, subset.labels, state, commit, progress)
@@ -221,7 +224,8 @@ def evaluate(
                 identity["reduced_batch_size"] = final.batch_size
         else:
             random = generator(EVALUATION_SEED, "evaluation", device=images.labels.device)
-            correct = correct_under(model, subset, attack, threat, random, progress).cpu().numpy()
+            capture = capture_on(images.labels.device)
+            correct = correct_under(model, subset, attack, threat, random, progress, capture=capture).cpu().numpy()
             seconds = time.monotonic() - started
         if not isinstance(attack, Clean):
             most = min(PROBED, identity.get("reduced_batch_size", PROBED))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PARTS = ("training", "autoattack")
 
-IMAGES = {(False, False): 16, (False, True): 512, (True, False): 4, (True, True): 128}
+IMAGES = {(False, False): 16, (False, True): 512, (True, False): 4, (True, True): 64}
 """Default number of images for AutoAttack: whether `--what gpu`, whether on a GPU."""
 
 
@@ -70,7 +70,7 @@ def speed(
         typer.Option(
             "--images",
             min=1,
-            help="Number of images for AutoAttack; default: 16 on a CPU, 512 on a GPU, gpu: 4 and 128.",
+            help="Number of images for AutoAttack; default: 16 on a CPU, 512 on a GPU, gpu: 4 and 64.",
         ),
     ] = None,
     eps: Annotated[

@@ -28,6 +28,9 @@ from bench.utils.progress import ProgressCallback
 
 log = logging.getLogger(__name__)
 
+LAYOUT = torch.channels_last
+"""Of weights in final attacks. Not yet compared with NCHW in exact fp32 on a GPU (`bench speed --what gpu`)."""
+
 
 def attack_key(attack: FinalAttack, cell: Cell) -> str:
     """Return the short name of an attack in file names: its kind and the beginning of its identity's digest."""
@@ -64,13 +67,13 @@ def evaluate_checkpoints(
             if (weights, key) not in records:
                 if model is None:
                     state = checkpoints.load(equal[0])
-                    model = _load(network, state, device) if network else build_evaluated(cell, dataset, state, device)
+                    model = load_network(cell, dataset, state, device, network)
                     model.register_forward_pre_hook(lambda *_: folder.heartbeat())  # a batch of AutoAttack takes long
                 path = folder.partial / f"{weights[:16]}.{key}.json"
                 outcome = evaluate(
                     model, weights, test, attack, cell.protocol.threat,
                     progress=progress.start(equal[0], attack.title, done / total, amount / total),
-                    state=_read_state(path), commit=partial(_write_state, path),
+                    state=_read_state(path), commit=partial(_write_state, path), heartbeat=folder.heartbeat,
                 )  # fmt: skip
                 log.info("%s under %s: %.4f of %d", equal[0], attack.title, outcome.accuracy, len(outcome.correct))
                 records[weights, key] = outcome.to_record()
@@ -81,11 +84,16 @@ def evaluate_checkpoints(
     shutil.rmtree(folder.partial, ignore_errors=True)
 
 
-def _load(network: nn.Module, state: dict[str, Any], device: torch.device) -> nn.Module:
-    """Return `network`, which is in eval mode with frozen parameters, with the weights `state` and on `device`."""
-    network.load_state_dict(state)
-    # Our networks train in channels-last; an external one may hold tensors that have no such layout.
-    layout = torch.channels_last if isinstance(network, Network) else torch.preserve_format
+def load_network(
+    cell: Cell, dataset: Dataset, state: dict[str, Any], device: torch.device, network: nn.Module | None = None
+) -> nn.Module:
+    """Return the network of `cell`, or `network`, in eval mode with frozen parameters and the weights `state`."""
+    if network is None:
+        network = build_evaluated(cell, dataset, state, device)
+    else:
+        network.load_state_dict(state)
+    # An external network may hold tensors that have no such layout.
+    layout = LAYOUT if isinstance(network, Network) else torch.preserve_format
     moved: nn.Module = network.to(device, memory_format=layout)  # type: ignore[call-overload]
     return moved
 

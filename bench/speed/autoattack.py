@@ -20,6 +20,7 @@ from bench.data.batches import to_float
 from bench.errors import NotFound
 from bench.models.architecture import Architecture, build_network
 from bench.speed.process import Setup, Work
+from bench.utils.cuda_graphs import capture_in_one_pool
 from bench.utils.device import exact_arithmetic, keep_memory
 from bench.utils.rng import generator
 
@@ -55,13 +56,14 @@ def cascade(setup: Setup, version: Literal["standard", "standard-bf16-confirmed"
         keep_memory()
     network = _network(setup).to(torch.device(setup.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.eval().requires_grad_(False)
+    capture = capture_in_one_pool(torch.device(setup.device))
 
     def work(request: Request) -> list[bool]:
         eps, images, labels = _on(setup, request)
         threat = Threat(norm=setup.cell.protocol.threat.norm, eps=eps)
         settings = AutoAttack(version=version, batch_size=len(images))
         with exact_arithmetic():
-            state = Cascade(network, threat, settings, EVALUATION_SEED).run(
+            state = Cascade(network, threat, settings, EVALUATION_SEED, capture).run(
                 images, labels, None, lambda _state: None, lambda *_place: None
             )
         robust: list[bool] = state.robust.tolist()

@@ -26,6 +26,9 @@ from bench.speed.process import Candidate, Setup, Work
 SECONDS = 540
 """Of all parts together."""
 
+CPU_FACTOR = 10
+"""By which all limits are longer on a CPU, where the parts only show that they run."""
+
 
 def every_method(loaded: LoadedSuite, cell: Cell) -> tuple[Cell, ...]:
     """Return the suite's `cell` with every registered method in turn, with its canonical parameters."""
@@ -35,7 +38,8 @@ def every_method(loaded: LoadedSuite, cell: Cell) -> tuple[Cell, ...]:
 
 def measure_gpu(setup: GPUSetup, report: Report, seconds: float = SECONDS) -> Iterator[dict[str, Any]]:
     """Yield every line as JSON data, with `part` and `seconds`. A part that fails or is too slow fails a claim."""
-    ends = time.monotonic() + seconds
+    factor = 1 if setup.on_gpu else CPU_FACTOR
+    ends = time.monotonic() + seconds * factor
     for name, (limit, _) in PARTS.items():
         left = ends - time.monotonic()
         if left <= 0:
@@ -44,7 +48,7 @@ def measure_gpu(setup: GPUSetup, report: Report, seconds: float = SECONDS) -> It
         report(name)
         started = time.monotonic()
         try:
-            with Candidate(partial(_part, name=name), setup, min(limit, left)) as process:
+            with Candidate(partial(_part, name=name), setup, min(limit * factor, left)) as process:
                 while line := process.work(None)[1]:
                     yield {"part": name, **line}
         except BenchError as error:

@@ -242,11 +242,11 @@ def _median(setup: GPUSetup, work: Callable[[], Any], times: int = 3) -> float:
 
 PARTS: dict[str, tuple[int, Part]] = {
     "environment": (30, environment),
-    "captured": (130, captured),
+    "captured": (150, captured),
     "refused": (40, refused),
-    "speed": (120, speed),
+    "speed": (150, speed),
     "layout": (40, layout),
-    "waits": (40, waits),
+    "waits": (50, waits),
     "recapture": (30, recapture),
     "resume": (40, resume),
     "tracking": (30, tracking),

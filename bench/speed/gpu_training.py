@@ -27,7 +27,7 @@ from bench.utils.cuda_graphs import Capture, capture_on, host_waits
 from bench.utils.rng import generator
 
 EPOCHS = 4  # both rate drops, at 2 and at 3, lie inside
-BATCHES = WARM_UP + 3  # of an epoch: three of its steps are replays
+BATCHES = WARM_UP + 2  # of an epoch: two of its steps are replays
 TRACKED = 50  # validation and test images
 GROWTH = 2**26  # bytes that later epochs may reserve
 

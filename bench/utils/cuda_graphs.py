@@ -9,7 +9,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,15 +53,17 @@ def make_replay(
 
 
 def capture_graph(
-    compute: Callable[[], Result], generators: list[torch.Generator]
+    compute: Callable[[], Result], generators: list[torch.Generator], pool: Any = None
 ) -> tuple[Result, Callable[[], None]]:
     """Capture `compute` as a CUDA graph on the current stream, which must not be the default stream.
+
+    `pool`: torch's handle of the memory for the graph, by default memory of its own.
 
     Raises:
         RuntimeError: an operation cannot be captured. Nothing was computed, and eager code may go on.
     """
     device = torch.cuda.current_device()
-    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    graph, pool = torch.cuda.CUDAGraph(), pool or torch.cuda.graph_pool_handle()
     if torch.__version__ < "2.14":  # a TorchVersion; later ones register a generator when it is first drawn from
         for generator in generators:
             graph.register_generator_state(generator)
@@ -115,3 +118,9 @@ def capture_on(device: torch.device) -> Capture | None:
         stream.wait_stream(torch.cuda.default_stream(device))
         torch.cuda.set_stream(stream)
     return capture_graph
+
+
+def capture_in_one_pool(device: torch.device) -> Capture | None:
+    """Return `capture_on(device)` for graphs that share memory: a replay overwrites the results of all others."""
+    capture = capture_on(device)
+    return partial(capture_graph, pool=torch.cuda.graph_pool_handle()) if capture else None

@@ -44,7 +44,6 @@ def setup(load, tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "measure_peak", lambda *_: {"fp32": 1e12, "bf16": 1e12})
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)  # set back afterwards
     monkeypatch.setattr(gpu_training, "EPOCHS", 2)
-    monkeypatch.setattr(gpu_training, "BATCHES", WARM_UP + 2)
     cell = load({"batch_size: 64": "batch_size: 16"}).cells[0]
     return GPUSetup(
         cell=cell, device="cpu", threads=1, images=4, eps=None, data=None, methods=(cell,), output=tmp_path
@@ -133,8 +132,9 @@ def test_all_methods_are_checked(load, setup):
 
 
 @pytest.mark.slow
-def test_the_command(load, tmp_path):
+def test_the_command(load, tmp_path, monkeypatch):
     load({"batch_size: 64": "batch_size: 16"})
+    monkeypatch.setattr(gpu, "every_method", lambda _loaded, cell: (cell,))
     words = ["speed", str(tmp_path / "suite.yaml"), "--what", "gpu", "--device", "cpu", "--threads", "1"]
     done = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output

@@ -69,6 +69,15 @@ def test_a_capture_returns_the_result_and_its_replay(gpu):
     assert default.state == "default"
 
 
+def test_graphs_in_one_pool_share_it(gpu, monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "capture_on", lambda _device: capture_graph)
+    capture = cuda_graphs.capture_in_one_pool(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "another")
+    assert capture(lambda: "result", [])[0] == "result"  # the fake asserts the first pool
+    with pytest.raises(AssertionError):
+        capture_graph(lambda: None, [])
+
+
 @pytest.mark.parametrize(
     "error", [RuntimeError("operation not permitted when stream is capturing"), KeyboardInterrupt()]
 )
@@ -114,3 +123,4 @@ def test_a_cpu_is_not_watched():
         torch.ones(1).item()
     assert waits == []
     assert cuda_graphs.capture_on(torch.device("cpu")) is None
+    assert cuda_graphs.capture_in_one_pool(torch.device("cpu")) is None
