@@ -72,6 +72,18 @@ class Params(MethodParams):
                 return {**data, "initial_sha256": file_sha256(Path(path))}
         return data
 
+    def tuning_epochs(self, epochs: int, batches: int) -> int:
+        """Return the epochs of fine-tuning in a protocol of `epochs` epochs with `batches` batches each."""
+        least = math.ceil(self.least_steps / max(1, batches))
+        return max(1, round(self.finetuning * epochs), min(least, epochs // 3))
+
+    def in_training(self, epochs: int, steps: int | None) -> dict[str, str]:
+        texts = super().in_training(epochs, steps)
+        if steps is not None:
+            tuning = self.tuning_epochs(epochs, steps // epochs)
+            texts["least_steps"] = f"fine-tuning of {tuning} epochs, {tuning * steps // epochs} steps"
+        return texts
+
 
 class AFT(Method[Params]):
     """Natural training, then fine-tuning; without the first where weights are given."""
@@ -99,8 +111,7 @@ class AFT(Method[Params]):
         """The protocol's schedule, compressed to the natural phase, then slow start and fast decay."""
         whole, params = protocol_schedule.epochs, self.params
         self.natural = 0 if params.initial_weights is not None else max(1, round(params.pretraining * whole))
-        least = math.ceil(params.least_steps / max(1, len(self.context.batches)))
-        tuning = max(1, round(params.finetuning * whole), min(least, whole // 3))
+        tuning = params.tuning_epochs(whole, len(self.context.batches))
 
         def rate(t: float) -> float:
             # A step belongs to the phase in which it begins; t is where it ends.
