@@ -54,6 +54,10 @@ def run(
         int | None, typer.Option("--jobs", min=1, help="Maximum number of cells that run at a time.")
     ] = None,
     threads: Threads = None,
+    compile: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Compile the network for training; default: as the suite says."),
+    ] = None,
     gpus: Annotated[
         str | None, typer.Option("--gpus", help="Only these GPUs of this machine: comma-separated numbers.")
     ] = None,
@@ -108,6 +112,7 @@ def run(
         device=device,
         jobs=jobs,
         threads=threads,
+        compile=compile,
         gpus=tuple(numbers(gpus)),
         jobs_per_gpu=jobs_per_gpu,
         address=address,

@@ -44,6 +44,9 @@ class Execution(BaseConfig):
     devices: int | None = Field(None, ge=1, le=64)
     """Processes that train one cell, each on a device of its own with an equal part of every batch."""
 
+    compile: bool = False
+    """Whether the network is compiled for training, with other rounding: for GPUs (docs/performance.md)."""
+
 
 class Suite(Protocol):
     """A suite file: one protocol, a list of methods, a list of seeds."""

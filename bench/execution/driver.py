@@ -21,6 +21,7 @@ from bench.execution.plan import Action, CellState, Rerun, check_data, plan
 from bench.execution.worker import DISK_ERRORS, WorkerResult
 from bench.storage.run_folder import CellStatus, RunFolder, RunFolderLocked
 from bench.storage.store import Store
+from bench.training.compiled import check_compiler
 from bench.utils.device import check_precision
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ def _executor(settings: ExecutorSettings, paths: Paths, cells: Sequence[Cell]) -
         raise BenchError("--slurm needs --executor slurm")
     if settings.address and settings.executor != "ray":
         raise BenchError("--address needs --executor ray")
+    if settings.compile and (settings.devices or 1) > 1:
+        raise BenchError("a cell that trains on several devices cannot be compiled; use --no-compile")
     if settings.executor == "ray":
         from bench.execution.ray import RayExecutor
 
@@ -82,7 +85,9 @@ def _executor(settings: ExecutorSettings, paths: Paths, cells: Sequence[Cell]) -
     allocation = allocate(settings, len(cells))
     for protocol in {cell.protocol for cell in cells}:
         check_precision(protocol.training.precision, torch.device(allocation.slots[0][0]))
-    return LocalExecutor(allocation, paths)
+    if settings.compile:
+        check_compiler(torch.device(allocation.slots[0][0]))
+    return LocalExecutor(allocation, paths, compile=bool(settings.compile))
 
 
 def check_writable(results: Path) -> None:
@@ -174,7 +179,12 @@ def run_suite(
 def by_suite(settings: ExecutorSettings, loaded: LoadedSuite) -> ExecutorSettings:
     """Return `settings` with defaults from the suite's `execution` section."""
     suite = loaded.suite.execution
-    return replace(settings, threads=settings.threads or suite.threads, devices=settings.devices or suite.devices)
+    return replace(
+        settings,
+        threads=settings.threads or suite.threads,
+        devices=settings.devices or suite.devices,
+        compile=suite.compile if settings.compile is None else settings.compile,
+    )
 
 
 def run_planned(

@@ -62,7 +62,7 @@ def evaluate_network(
         network=with_absolute_paths(network).model_copy(update={"outputs": external.outputs}),
     )
     paths = Paths(results, data)
-    alone = replace(by_suite(settings, loaded), devices=1)
+    alone = replace(by_suite(settings, loaded), devices=1, compile=False)
     with open_executor(alone, paths, [cell]) as executor:
         state = plan_evaluation(cell, results, data)
         check_data([state], data)

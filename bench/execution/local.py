@@ -133,8 +133,8 @@ class LocalHandle(Handle):
 class LocalExecutor(Executor):
     """Starts worker processes; on Linux from a server process that has torch loaded, which makes a start fast."""
 
-    def __init__(self, allocation: Allocation, paths: Paths) -> None:
-        self._allocation, self._paths = allocation, paths
+    def __init__(self, allocation: Allocation, paths: Paths, *, compile: bool = False) -> None:
+        self._allocation, self._paths, self._compile = allocation, paths, compile
         self._free = list(allocation.slots)
         self._running: list[LocalHandle] = []
         import_no_working_directory()
@@ -158,7 +158,7 @@ class LocalExecutor(Executor):
         return handles
 
     def _start(self, cell: Cell, devices: Devices) -> LocalHandle:
-        job = Job(cell, self._paths.results, devices, self._paths.data, self._allocation.threads)
+        job = Job(cell, self._paths.results, devices, self._paths.data, self._allocation.threads, self._compile)
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=work_in_process, args=(job, sender), name=str(cell))
         handle = LocalHandle(job, process, receiver)

@@ -135,7 +135,7 @@ class SlurmExecutor(Executor):
         Raises:
             BenchError: as `request` does.
         """
-        self._request, self._jobs = request(settings), settings.jobs
+        self._request, self._jobs, self._compile = request(settings), settings.jobs, bool(settings.compile)
         self._paths = Paths(paths.results.absolute(), paths.data and paths.data.absolute())
         self._folder = self._paths.results / "slurm"
         self._running: dict[str, SlurmHandle] = {}
@@ -163,7 +163,8 @@ class SlurmExecutor(Executor):
         return [*handles]
 
     def _job(self, cell: Cell) -> Job:
-        return Job(cell, self._paths.results, self._request.devices, self._paths.data, self._request.threads)
+        wanted = self._request
+        return Job(cell, self._paths.results, wanted.devices, self._paths.data, wanted.threads, self._compile)
 
     def _queued(self) -> dict[str, str]:
         """Return the jobs of this results folder that wait or run, by the fingerprints of their cells."""

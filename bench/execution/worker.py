@@ -65,6 +65,7 @@ class Job:
     """The input of a worker: the cell, and where and how to run it.
 
     `devices`: one, or several whose processes share the cell's batches; `threads`: CPU threads of each process;
+    `compile`: whether the network is compiled for training;
     `code`, `plugins`: the digests of the driver's sources and plug-ins, which the worker must import too.
     """
 
@@ -73,6 +74,7 @@ class Job:
     devices: tuple[str, ...]
     data: Path | None
     threads: int
+    compile: bool = False
     code: str = field(default_factory=code_digest)
     plugins: dict[str, str] = field(init=False, compare=False)
 
@@ -158,7 +160,7 @@ def execute(job: Job) -> CellStatus:
     try:
         use_device(device, job.threads)
         check_precision(cell.protocol.training.precision, device)
-        folder.begin(cell, describe(device, job.threads, job.plugins))
+        folder.begin(cell, describe(device, job.threads, job.plugins, compiled=job.compile))
         log.info("%s, fingerprint %s, on %s with %d threads", cell, cell.fingerprint, device, job.threads)
         folder.progress(force=True, phase="loading")
         dataset = dataset_of(cell.protocol.dataset)
@@ -168,7 +170,7 @@ def execute(job: Job) -> CellStatus:
         if network is None and len(job.devices) > 1 and not load_latest_valid(folder)[0].finished:
             peak = train_together(cell, job.results, job.devices, job.data, job.threads)
         if network is None:
-            Trainer(cell, dataset, splits.to(device), folder, device).run()
+            Trainer(cell, dataset, splits.to(device), folder, device, compile=job.compile).run()
         evaluate_checkpoints(cell, dataset, splits.test.to(device), folder, device, network)
         if isinstance(splits.test, ImageStream):  # it was read all the time, and must be what it was
             identify_data(cell, folder, dataset.splits(job.data))

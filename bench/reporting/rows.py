@@ -238,6 +238,7 @@ def _row(
 ) -> Row:
     first = group[0]
     finished = {seed.run.fingerprint for seed in complete}
+    trained = [seed.run for seed in complete if first.method != EVALUATED]
     plugins = [(seed, seed.run.environment.get("plugins") or {}) for seed in complete]
     return Row(
         rank=None,
@@ -269,6 +270,7 @@ def _row(
             for key in RECORDED
             if first.method != EVALUATED or key != "data.training"
         }
+        | {"training kernels": {run.seed: _kernels(run) for run in trained}}
         | {
             f"sources of the plug-in for the {name}": {
                 seed.run.seed: digests[name] for seed, digests in plugins if name in digests
@@ -283,6 +285,11 @@ def _digest(environment: Mapping[str, Any], key: str) -> str | None:
     for word in key.split("."):
         recorded = (recorded or {}).get(word)
     return recorded if recorded is None or isinstance(recorded, str) else fingerprint(recorded)
+
+
+def _kernels(run: RunRow) -> str:
+    """Return whether the network was compiled for training, which changes its rounding. Older versions did not."""
+    return "compiled" if run.environment.get("compiled") else "eager"
 
 
 def collapsed(outcome: OutcomeRow, run: RunRow) -> bool:

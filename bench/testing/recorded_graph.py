@@ -35,7 +35,7 @@ def record(compute: Callable[[], Result], generators: list[torch.Generator]) -> 
     """Record `compute` as `bench.utils.cuda_graphs.capture_graph` captures it; return its result and the replay.
 
     As in a capture, nothing is computed, not even if it fails: tensors and generators are set back, and the results
-    hold NaN until a replay.
+    hold NaN until a replay. Compiled code is not recorded; the operations are those of eager code.
 
     Raises:
         RuntimeError: an operation would wait for the device.
@@ -44,7 +44,7 @@ def record(compute: Callable[[], Result], generators: list[torch.Generator]) -> 
     global_state = torch.get_rng_state()
     recording = _Recording()
     try:
-        with _AsOnAGPU(), recording:
+        with torch.compiler.set_stance("force_eager"), _AsOnAGPU(), recording:
             result = compute()
     finally:
         recording.set_back()

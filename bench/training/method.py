@@ -84,6 +84,10 @@ class Method(Generic[ParamsT]):
     captured_transform: bool = True
     """Whether `transform` may be a part of that graph. If False, it runs eagerly before every replay."""
 
+    compiled: bool = True
+    """Whether `model` may be compiled (`bench run --compile`). Set it to False if a gradient of a gradient passes
+    through it, which torch does not compile."""
+
     data_parallel: ClassVar[bool] = False
     """Whether one cell may train on several devices, each with a shard of every batch. Not inherited.
 

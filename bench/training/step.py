@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,8 +22,10 @@ from torch import Tensor
 from bench.attacks.pgd import frozen_parameters
 from bench.data.batches import Batch
 from bench.models.batch_counters import BatchCounters
+from bench.training.compiled import Compiled
 from bench.training.method import Method
 from bench.utils.cuda_graphs import Capture, host_waits, make_replay
+from bench.utils.device import timed_convolutions
 from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.utils.rng import HostRandomness
 
@@ -111,16 +114,28 @@ class Steps:
 
     Captured once per epoch, because methods and generators change with the epoch. A step runs eagerly if the method
     decides on the host (`Method.captured`), if it waits for the device, and if its capture fails.
+
+    With `compile`, the network is compiled, except in the first step, in which operations are counted.
     """
 
-    def __init__(self, method: Method[Any], metrics: EpochMetrics, capture: Capture | None = None) -> None:
+    def __init__(
+        self, method: Method[Any], metrics: EpochMetrics, capture: Capture | None = None, *, compile: bool = False
+    ) -> None:
         self._method, self._metrics, self._capture = method, metrics, capture
         self._until_capture = WARM_UP if capture and method.captured else -1
         self._replay: Callable[..., Losses] | None = None
         self._counters = BatchCounters(method.model)
+        self._compiled = Compiled(method.model) if compile and method.compiled else None
+        self._passes: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __call__(self, batch: Batch) -> None:
         """Train on one batch."""
+        with timed_convolutions(batch.images.device), self._passes():
+            self._step(batch)
+        if self._compiled:
+            self._passes = self._compiled.used
+
+    def _step(self, batch: Batch) -> None:
         if len(batch) < self._method.context.protocol.training.batch_size and self._capture:
             self.end()  # the last, smaller batch
             self._until_capture = -1
@@ -163,7 +178,7 @@ class Steps:
         assert self._capture is not None
         random = self._method.context.random
         try:
-            with random.no_host_decisions():
+            with random.no_host_decisions(), torch.compiler.set_stance("fail_on_recompile"):
                 self._replay = make_replay(self._capture, self._captured_part, batch.tensors, random.on_device())
         except (HostRandomness, RuntimeError) as error:
             self._replay = None

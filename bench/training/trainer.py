@@ -59,6 +59,8 @@ class Trainer:
         folder: RunFolder,
         device: torch.device,
         group: ProcessGroup = SINGLE_PROCESS,
+        *,
+        compile: bool = False,
     ) -> None:
         """Raises DamagedFile if the epoch before is damaged too, BenchError as `build_method` and `load_teachers`."""
         self.cell, self.folder, self.device, self.group = cell, folder, device, group
@@ -66,6 +68,7 @@ class Trainer:
         self.validation, self.test = splits.validation, splits.test
         # Not with several processes: if the capture fails in one, the others wait for it for ever.
         self.capture = capture_on(device) if group.size == 1 else None
+        self.compile = compile
         self.random = RngStreams(cell.seed, device)
         self.batches = TrainingBatches(
             splits.train,
@@ -119,7 +122,7 @@ class Trainer:
         self.method.model.train()
         metrics, steps, rate = EpochMetrics(self.device, self.group), len(self.batches), 0.0
         counted = CountedFlops()  # of the first step; the work of the others is proportional to their images
-        train = Steps(self.method, metrics, self.capture)
+        train = Steps(self.method, metrics, self.capture, compile=self.compile)
         forked = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=forked), shared_statistics(self.group):
             # For layers that draw from the global generator, such as dropout: every process draws its own numbers.

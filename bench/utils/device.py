@@ -92,6 +92,21 @@ def exact_arithmetic() -> Iterator[None]:
             setattr(setting, name, value)
 
 
+@contextmanager
+def timed_convolutions(device: torch.device) -> Iterator[None]:
+    """Have cuDNN time its kernels at the first convolution of a shape and take the fastest, on an NVIDIA GPU.
+
+    Other processes may take others, so not where someone asked torch for deterministic algorithms.
+    """
+    cudnn: Any = torch.backends.cudnn
+    deterministic = cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
+    before, cudnn.benchmark = cudnn.benchmark, device.type == "cuda" and not deterministic
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
+
+
 def use_device(device: torch.device, threads: int) -> None:
     """Make `device` the default of this process, with `threads` threads on the CPU."""
     torch.set_num_threads(threads)

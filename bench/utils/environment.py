@@ -108,8 +108,13 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def describe(device: torch.device, threads: int, plugins: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return the environment of a run on `device` as JSON data. `plugins`: the digests of those that it uses."""
+def describe(
+    device: torch.device, threads: int, plugins: Mapping[str, str] | None = None, *, compiled: bool = False
+) -> dict[str, Any]:
+    """Return the environment of a run on `device` as JSON data.
+
+    `plugins`: the digests of those that it uses; `compiled`: whether its network is compiled for training.
+    """
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "versions": versions(),
@@ -121,6 +126,7 @@ def describe(device: torch.device, threads: int, plugins: Mapping[str, str] | No
         "cpu": cpu_name(),
         "cores": cores(),
         "threads": threads,
+        "compiled": compiled,
         "device": device.type,
         "gpu": gpu,
         "cuda": torch.version.cuda if gpu else None,

@@ -4,6 +4,7 @@ import errno
 import hashlib
 
 import pytest
+import torch
 
 from bench.errors import BenchError
 from bench.execution import driver, executor, local
@@ -15,6 +16,7 @@ from bench.execution.worker import Job, WorkerResult
 from bench.storage.run_folder import RunFolder
 from bench.storage.store import Store
 from bench.testing.conformance import curve
+from bench.training.compiled import check_compiler
 
 
 def weights(folder):
@@ -291,6 +293,37 @@ def test_options_of_another_executor_are_refused(load, tmp_path, settings, words
         run_suite(load(), results=tmp_path, settings=settings)
     with pytest.raises(BenchError, match="--detach needs --executor slurm"):
         run_suite(load(), results=tmp_path, detach=True)
+
+
+def test_compiling_is_refused_before_anything_runs_where_it_cannot_be(load, tmp_path, monkeypatch):
+    loaded, results = load({"seeds: [0]": "seeds: [0]\nexecution: {compile: true}"}), tmp_path / "results"
+    monkeypatch.setattr("shutil.which", lambda _name: None)
+    with pytest.raises(
+        BenchError, match=r"needs a C\+\+ compiler, g\+\+ or clang\+\+; install one, or use --no-compile"
+    ):
+        run_suite(loaded, results=results)
+    with pytest.raises(BenchError, match="on several devices cannot be compiled; use --no-compile"):
+        run_suite(loaded, results=results, settings=ExecutorSettings(devices=2))
+    assert not results.exists()
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    check_compiler(torch.device("cpu"))
+    with pytest.raises(BenchError, match="for a GPU needs the package triton"):
+        check_compiler(torch.device("cuda"))
+
+
+def test_the_command_decides_about_compiling_before_the_suite(load):
+    by_default, compiling = load(), load({"seeds: [0]": "seeds: [0]\nexecution: {compile: true}"})
+    wanted = {
+        (loaded is compiling, said): driver.by_suite(ExecutorSettings(compile=said), loaded).compile
+        for loaded in (by_default, compiling)
+        for said in (None, True, False)
+    }
+    assert wanted == {
+        (False, None): False, (False, True): True, (False, False): False,
+        (True, None): True, (True, True): True, (True, False): False,
+    }  # fmt: skip
+    assert by_default.cells[0].fingerprint == compiling.cells[0].fingerprint
 
 
 def test_all_again_keeps_the_old_folders(load, tmp_path):

@@ -305,6 +305,16 @@ def test_rows_of_different_or_unknown_code_are_named(take, board):
     assert "may differ, for C." in notes
 
 
+def test_rows_that_were_compiled_for_training_are_named(take, board):
+    take(method="a")
+    take(method=EVALUATED, label="Theirs", environment={"data": {"test": DATA["test"]}})
+    assert not any("kernels" in note for note in table(board()).notes)
+    take(method="b", environment={"compiled": True})
+    assert ("Rows were measured with different training kernels, compare with care: eager: A; compiled: B.") in table(
+        board()
+    ).notes
+
+
 def test_rows_of_different_plugins_are_named(take, board):
     mine, other = ({"plugins": {"method mine": digest * 64}} for digest in "ab")
     take(method="a")

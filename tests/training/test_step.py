@@ -363,3 +363,19 @@ def test_no_step_waits_for_the_device(load, name):
     with Reads() as reads:
         compute_gradients(method, transform(method, some[1]))
     assert reads.found == []
+
+
+def test_every_step_lets_the_device_time_its_kernels(start, monkeypatch):
+    timed = []
+
+    @contextmanager
+    def note(device):
+        timed.append(device)
+        yield
+
+    monkeypatch.setattr("bench.training.step.timed_convolutions", note)
+    method, batches = start("none")
+    train = Steps(method, EpochMetrics(CPU))
+    for batch in islice(batches, 2):
+        train(batch)
+    assert timed == [CPU, CPU]

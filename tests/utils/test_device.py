@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench.errors import BenchError
-from bench.utils.device import check_precision, exact_arithmetic, out_of_memory
+from bench.utils.device import check_precision, exact_arithmetic, out_of_memory, timed_convolutions
 
 
 @pytest.fixture
@@ -62,3 +62,14 @@ def test_bfloat16_is_asked_of_the_named_device(monkeypatch):
     check_precision("fp32", torch.device("cuda:1"))
     with pytest.raises(BenchError, match="the card of cuda:1 has no bfloat16; set 'precision: fp32'"):
         check_precision("bf16", torch.device("cuda:1"))
+
+
+@pytest.mark.parametrize(
+    ("device", "deterministic", "timed"), [("cuda", False, True), ("cuda", True, False), ("cpu", False, False)]
+)
+def test_kernels_are_timed_on_a_gpu_unless_deterministic_ones_are_wanted(monkeypatch, device, deterministic, timed):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", deterministic)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not timed)
+    with timed_convolutions(torch.device(device)):
+        assert torch.backends.cudnn.benchmark is timed
+    assert torch.backends.cudnn.benchmark is not timed
