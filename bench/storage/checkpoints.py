@@ -1,6 +1,7 @@
 """Checkpoints: safetensors files, and one index whose rename commits an epoch.
 
-At the end of an epoch, new files are written beside the old ones. Then `index.json` is replaced, which holds the file,
+At the end of an epoch, new files are written beside the old ones, the state of training in a thread while accuracies
+are measured. Then `index.json` is replaced, which holds the file,
 the SHA-256 and the epoch of each checkpoint and the digest of the curve. Then unneeded files are deleted. Whenever the
 process dies, the index matches its files. While training is unfinished, `previous.json` keeps the index of the epoch
 before, with its files: if a file is damaged, training falls back to that epoch.
@@ -71,7 +72,10 @@ class Checkpoints:
 
     def write(self, stem: str, epoch: int, tree: Mapping[str, Any]) -> Entry:
         """Write a file that no index names yet, and return the entry to commit."""
-        data = _pack(tree)
+        return self.write_packed(stem, epoch, pack(tree))
+
+    def write_packed(self, stem: str, epoch: int, data: bytes) -> Entry:
+        """Write what `pack` returned, as `write` does; a thread may do so, because no tensor is needed any more."""
         entry = Entry(f"{stem}-{epoch:04d}.safetensors", hashlib.sha256(data).hexdigest(), epoch)
         self.folder.mkdir(exist_ok=True)
         write_atomically(self.folder / entry.file, data)
@@ -185,8 +189,8 @@ def load_verified(folder: RunFolder, index: str = INDEX) -> Checkpoints:
     return checkpoints
 
 
-def _pack(tree: Mapping[str, Any]) -> bytes:
-    """Serialise nested dicts and lists of tensors and JSON scalars.
+def pack(tree: Mapping[str, Any]) -> bytes:
+    """Copy nested dicts and lists of tensors and JSON scalars, and serialise them.
 
     A flat dict of tensors becomes an ordinary safetensors file that other tools read. Anything else has its structure
     as JSON in the file's metadata, with tensors by name.
@@ -214,7 +218,7 @@ def _pack(tree: Mapping[str, Any]) -> bytes:
 
 
 def _unpack(data: bytes) -> dict[str, Any]:
-    """Undo `_pack`."""
+    """Undo `pack`."""
     try:
         tensors = load_safetensors(data)
         header_size = int.from_bytes(data[:8], "little")
@@ -225,7 +229,7 @@ def _unpack(data: bytes) -> dict[str, Any]:
 
 
 def _restore(node: dict[str, Any], tensors: Mapping[str, Tensor]) -> Any:
-    """Return the tree of a structure that `_pack` wrote."""
+    """Return the tree of a structure that `pack` wrote."""
     if "tensor" in node:
         return tensors[node["tensor"]]
     if "items" in node:

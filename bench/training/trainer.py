@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from bench.config.cell import Cell
 from bench.data.batches import TrainingBatches
 from bench.data.dataset import Dataset, Images, Splits
 from bench.models.sync_batchnorm import shared_statistics
-from bench.storage.checkpoints import Entry, load_latest_valid
+from bench.storage.checkpoints import Entry, load_latest_valid, pack
 from bench.storage.run_folder import RunFolder
 from bench.training.build import build_method
 from bench.training.flops import CountedFlops
@@ -93,6 +95,7 @@ class Trainer:
         self.lr_schedule = self.method.lr_schedule
         self.optimizer = self.method.optimizer
         self.history: list[dict[str, Any]] = []
+        self._resume_file: Future[Entry]
 
     def run(self, epochs: int | None = None) -> None:
         """Train to the end, or until `epochs` are done; a later trainer of the same folder resumes from there.
@@ -140,12 +143,15 @@ class Trainer:
         train_seconds = time.monotonic() - started
         if not math.isfinite(loss):
             raise Diverged(epoch)
+        with self._writing_resume_file(epoch):
+            validation = self._track(self.validation, "validation")
+            test = self._track(self.test, "test") if self.cell.protocol.evaluation.track.test else None
         record = {
             "epoch": epoch,
             "lr": rate,
             "train": {"loss": loss, "robust": robust},
-            "validation": self._track(self.validation, "validation"),
-            "test": self._track(self.test, "test") if self.cell.protocol.evaluation.track.test else None,
+            "validation": validation,
+            "test": test,
             "train_pflop": counted.flops * self.group.size * (self.batches.used / self.training.batch_size) / 1e15,
             "train_seconds": train_seconds,
             "seconds": time.monotonic() - started,
@@ -193,6 +199,21 @@ class Trainer:
                 accuracies[name] = correct.double().mean().item()
         return accuracies
 
+    @contextmanager
+    def _writing_resume_file(self, epoch: int) -> Iterator[None]:
+        """Write the state of training during the block, in a thread: a large file is digested and flushed to disk."""
+        if not self.group.is_main:
+            yield
+            return
+        state = {
+            "model": self.method.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "method": self.method.state_dict(),
+        }
+        with ThreadPoolExecutor(1) as thread:  # waits for the thread at the end, whatever happens
+            self._resume_file = thread.submit(self.checkpoints.write_packed, "resume", epoch, pack(state))
+            yield
+
     # --- history and checkpoints -------------------------------------------------------------------------------------
 
     def _save(self, record: dict[str, Any]) -> None:
@@ -211,12 +232,7 @@ class Trainer:
         if better:
             weights = self.checkpoints.write("weights", epoch, self.method.evaluated_model().state_dict())
             entries = dict.fromkeys(better, weights)
-        state = {
-            "model": self.method.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "method": self.method.state_dict(),
-        }
-        entries["resume"] = self.checkpoints.write("resume", epoch, state)
+        entries["resume"] = self._resume_file.result()
         self._commit(entries)
 
     def _resume(self) -> None:

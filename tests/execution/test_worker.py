@@ -5,6 +5,8 @@ import json
 import pickle
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -376,19 +378,65 @@ def test_no_memory_ends_no_cell(cell, tmp_path, monkeypatch, error):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
 def test_a_disk_that_fails_ends_no_cell(cell, tmp_path, monkeypatch, code):
-    """Once the curve cannot be written, once `done.json`; mended, the same cell goes on."""
+    """Once the state of training cannot be written, once the curve, once `done.json`; mended, the same cell goes on."""
     folder = RunFolder.of(cell, tmp_path)
 
     def fail(*_arguments, **_settings):
         raise OSError(code, "it said")
 
-    for name in ("append_epoch", "finish"):
+    for owner, name in ((Checkpoints, "write_packed"), (RunFolder, "append_epoch"), (RunFolder, "finish")):
         with monkeypatch.context() as patched:
-            patched.setattr(RunFolder, name, fail)
+            patched.setattr(owner, name, fail)
             with pytest.raises(OSError, match="it said"):
                 execute(job_of(cell, tmp_path))
         assert folder.status() == "interrupted"
     assert execute(job_of(cell, tmp_path)) == "finished"
+
+
+def test_the_state_of_training_is_written_while_the_accuracies_are_measured(cell, tmp_path, monkeypatch):
+    """The thread waits for the measurement to begin, and an epoch is committed when both have ended."""
+    measuring, happened = threading.Event(), []
+    write, track, commit = Checkpoints.write_packed, Trainer._track, Checkpoints.commit
+
+    def slow_write(self, stem, epoch, data):
+        if stem == "resume":
+            assert measuring.wait(60)
+        entry = write(self, stem, epoch, data)
+        happened.append((stem, epoch))
+        return entry
+
+    def noted_track(self, images, purpose):
+        measuring.set()
+        return track(self, images, purpose)
+
+    def noted_commit(self, entries, finished_epochs, **state):
+        happened.append(("commit", finished_epochs - 1))
+        commit(self, entries, finished_epochs, **state)
+
+    monkeypatch.setattr(Checkpoints, "write_packed", slow_write)
+    monkeypatch.setattr(Trainer, "_track", noted_track)
+    monkeypatch.setattr(Checkpoints, "commit", noted_commit)
+    assert execute(job_of(cell, tmp_path)) == "finished"
+    for epoch in (0, 1):
+        assert happened.index(("resume", epoch)) < happened.index(("commit", epoch))
+    assert happened.index(("commit", 0)) < happened.index(("resume", 1))
+
+
+def test_a_failing_measurement_ends_after_the_file_of_the_state(cell, tmp_path, monkeypatch):
+    """And not before, when the run folder is no longer locked."""
+    written, write = [], Checkpoints.write_packed
+
+    def slow_write(self, stem, epoch, data):
+        time.sleep(0.2)
+        written.append(write(self, stem, epoch, data).file)
+
+    def fail(*_arguments):
+        raise KeyError("no")
+
+    monkeypatch.setattr(Checkpoints, "write_packed", slow_write)
+    monkeypatch.setattr(Trainer, "_track", fail)
+    assert execute(job_of(cell, tmp_path)) == "failed"
+    assert written == ["resume-0000.safetensors"]
 
 
 def test_a_long_log_keeps_its_end(tmp_path, monkeypatch):
