@@ -37,6 +37,7 @@ class GradAlign(Method[Params]):
     )
     Params = Params
     accepts_soft_labels = True
+    compiled = False  # the penalty is a gradient of a gradient
 
     def perturb(self, batch: Batch) -> Tensor:
         """Step from the image, and keep the gradient there."""

@@ -44,7 +44,7 @@ NEAR_ZERO = 0.01
 REDUCED = "reduced_batch_size"
 """In AutoAttack's identity, if the protocol's batch did not fit in memory."""
 
-RECORDED = {"code": "code"} | {f"data.{part}": words for part, words in DATA.items()}
+RECORDED = {"code": "code", "kernels": "kernels in training"} | {f"data.{part}": words for part, words in DATA.items()}
 """What should be equal for all runs of a board: keys of a run's environment, each with its name in notes."""
 
 _UNSET = {"images": None, "restarts": None, "iterate": None, "attacks": list(STANDARD)}
@@ -238,7 +238,6 @@ def _row(
 ) -> Row:
     first = group[0]
     finished = {seed.run.fingerprint for seed in complete}
-    trained = [seed.run for seed in complete if first.method != EVALUATED]
     plugins = [(seed, seed.run.environment.get("plugins") or {}) for seed in complete]
     return Row(
         rank=None,
@@ -266,11 +265,10 @@ def _row(
             sorted({index for seed in complete for side in (seed.best, seed.last) for index in unchecked(side)})
         ),
         recorded={
-            key: {seed.run.seed: _digest(seed.run.environment, key) for seed in complete}
+            key: {seed.run.seed: _digest({"kernels": "eager", **seed.run.environment}, key) for seed in complete}
             for key in RECORDED
-            if first.method != EVALUATED or key != "data.training"
+            if first.method != EVALUATED or key not in {"data.training", "kernels"}
         }
-        | {"training kernels": {run.seed: _kernels(run) for run in trained}}
         | {
             f"sources of the plug-in for the {name}": {
                 seed.run.seed: digests[name] for seed, digests in plugins if name in digests
@@ -285,11 +283,6 @@ def _digest(environment: Mapping[str, Any], key: str) -> str | None:
     for word in key.split("."):
         recorded = (recorded or {}).get(word)
     return recorded if recorded is None or isinstance(recorded, str) else fingerprint(recorded)
-
-
-def _kernels(run: RunRow) -> str:
-    """Return whether the network was compiled for training, which changes its rounding. Older versions did not."""
-    return "compiled" if run.environment.get("compiled") else "eager"
 
 
 def collapsed(outcome: OutcomeRow, run: RunRow) -> bool:

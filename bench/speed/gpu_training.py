@@ -6,6 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MethodType
@@ -103,6 +104,10 @@ class _Unsaved(Trainer):
 
     def _finish(self) -> None:
         pass
+
+    @contextmanager
+    def _writing_resume_file(self, epoch: int) -> Iterator[None]:
+        yield
 
 
 def random_images(setup: GPUSetup, count: int, purpose: str) -> ImageSet:

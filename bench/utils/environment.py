@@ -126,7 +126,9 @@ def describe(
         "cpu": cpu_name(),
         "cores": cores(),
         "threads": threads,
-        "compiled": compiled,
+        "kernels": "compiled"
+        if compiled
+        else "eager",  # of training; older versions recorded nothing and had eager ones
         "device": device.type,
         "gpu": gpu,
         "cuda": torch.version.cuda if gpu else None,
