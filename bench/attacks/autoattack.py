@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bench.attacks.apgd import apgd, cross_entropy, targeted_dlr
@@ -45,6 +46,15 @@ SQUARE_GAIN = 0.002
 """Share of the images that square may break after the white-box attacks before a flag is set, as in the package."""
 
 
+Index = NDArray[np.int64]
+
+BatchResult = tuple[Correct, int]
+"""Which images of a batch an attack breaks, bool, [n], and how many had a zero gradient at its start."""
+
+Elsewhere = Callable[[str, "CascadeState"], BatchResult]
+"""Runs the next batch of the named attack in another process; raises as the attack does."""
+
+
 @dataclass(frozen=True)
 class CascadeState:
     """The state of a cascade, from which it can resume.
@@ -63,6 +73,10 @@ class CascadeState:
     accuracy_after: dict[str, float]
     flat: int
     seconds: float
+
+    def batch(self, ahead: int = 0) -> Index:
+        """Return the indices of the images of the next batch of the current attack, or of a later one, int64, [n]."""
+        return np.flatnonzero(self.at_start)[self.done + ahead * self.batch_size :][: self.batch_size]
 
     def to_record(self) -> dict[str, Any]:
         """Return JSON data."""
@@ -112,6 +126,7 @@ class Cascade:
         state: CascadeState | None,
         commit: Callable[[CascadeState], None],
         progress: ProgressCallback,
+        elsewhere: Elsewhere | None = None,
     ) -> CascadeState:
         """Run the attacks and return the final state.
 
@@ -119,6 +134,7 @@ class Cascade:
             images: float32, [n, channels, height, width], in [0, 1]. labels: int64, [n].
             state: the state to resume from, as `commit` received it; None starts from the beginning.
             commit: called after every batch with the state to resume from.
+            elsewhere: what runs the batches, if not this process.
 
         Raises:
             BenchError: too few classes, or labels or images out of range.
@@ -129,13 +145,13 @@ class Cascade:
         devices = [images.device] if images.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices=devices):  # the package's attacks reseed the global generator
-                classes = self._check(images, labels)
+                classes = self.check(images, labels)
                 if state is None:
                     size = self._settings.batch_size
                     robust = self._correct(images, labels, size)
                     state = CascadeState(0, 0, size, robust, robust, {"clean": float(robust.mean())}, 0, 0.0)
                 while state.attack < len(self._settings.cascade):
-                    state = self._batch(state, classes, images, labels)
+                    state = self._batch(state, classes, images, labels, elsewhere)
                     state = replace(state, seconds=before + time.monotonic() - started)
                     commit(state)
                     progress(*self._work_done(state), float(state.robust.mean()))
@@ -143,8 +159,8 @@ class Cascade:
             sys.settrace(tracer)
         return state
 
-    def _check(self, images: Tensor, labels: Tensor) -> int:
-        """Return the number of classes, after checking it, the labels and the images."""
+    def check(self, images: Tensor, labels: Tensor) -> int:
+        """Return the number of classes, after checking it, the labels and the images. Raises as `run` does."""
         with torch.no_grad():
             classes: int = self._model(images[:1]).shape[1]
         self._settings.check_classes(classes)
@@ -158,21 +174,29 @@ class Cascade:
             )
         return classes
 
-    def _batch(self, state: CascadeState, classes: int, images: Tensor, labels: Tensor) -> CascadeState:
+    def attack_batch(self, name: str, index: Index, classes: int, images: Tensor, labels: Tensor) -> BatchResult:
+        """Return the result of an attack on the images at `index`."""
+        where = torch.from_numpy(index).to(images.device)
+        broken, flat = self._attack(name, images[where].contiguous(), labels[where], classes)
+        return broken.cpu().numpy(), flat
+
+    def _batch(
+        self, state: CascadeState, classes: int, images: Tensor, labels: Tensor, elsewhere: Elsewhere | None
+    ) -> CascadeState:
         """Run the next batch of the current attack; if memory is exhausted, halve the batch size instead."""
-        name = self._settings.cascade[state.attack]
-        index = np.flatnonzero(state.at_start)[state.done :][: state.batch_size]
+        name, index = self._settings.cascade[state.attack], state.batch()
         robust, flat = state.robust.copy(), 0
         if len(index):
-            where = torch.from_numpy(index).to(images.device)
-            x, y = images[where].contiguous(), labels[where]
             try:
-                broken, flat = self._attack(name, x, y, classes)
+                if elsewhere:
+                    broken, flat = elsewhere(name, state)
+                else:
+                    broken, flat = self.attack_batch(name, index, classes, images, labels)
             except (MemoryError, RuntimeError) as error:
                 if len(index) == 1 or not out_of_memory(error):
                     raise
                 return replace(state, batch_size=len(index) // 2)
-            robust[index] = ~broken.cpu().numpy()
+            robust[index] = ~broken
         state = replace(state, done=state.done + len(index), robust=robust, flat=state.flat + flat)
         if state.done < state.at_start.sum():
             return state

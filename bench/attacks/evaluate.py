@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.attacks.autoattack import PASSES, Cascade, CascadeState
+from bench.attacks.autoattack import PASSES, BatchResult, Cascade, CascadeState, Elsewhere, Index
 from bench.attacks.masking import PROBED, GradientAttack, masking_signs
 from bench.attacks.outcome import Correct, Outcome
 from bench.attacks.pgd import cross_entropy, frozen_parameters, margin, pgd, random_start, train_mode
@@ -197,6 +197,7 @@ def evaluate(
     state: CascadeState | None = None,
     commit: Callable[[CascadeState], None] = lambda _state: None,
     heartbeat: Callable[[], None] = lambda: None,
+    elsewhere: Elsewhere | None = None,
 ) -> Outcome:
     """Evaluate `model` under a final attack, in fp32 unless the attack has a precision of its own.
 
@@ -204,20 +205,20 @@ def evaluate(
         images: the whole test set, on the model's device.
         state, commit: the state to resume AutoAttack from, and the callback for each new state.
         heartbeat: called at least at every pass of AutoAttack that does not run the hooks of `model`.
+        elsewhere: what runs the batches of AutoAttack, if not this process.
 
     Raises:
         BenchError: AutoAttack is not defined for this number of classes, or a label is out of range.
     """
     started, identity = time.monotonic(), attack_identity(attack, threat)
-    subset = images.take(balanced_subset(images.labels, getattr(attack, "images", None)).to(images.labels.device))
+    subset = _subset(images, attack)
     detail: dict[str, Any] = {}
     with exact_arithmetic():
         if isinstance(attack, AutoAttack):
-            capture = capture_in_one_pool(images.labels.device)
-            cascade = Cascade(model, threat, attack, EVALUATION_SEED, capture, heartbeat)
+            cascade = _cascade(model, threat, attack, subset, heartbeat)
             with train_mode(model, enabled=False), frozen_parameters(model):
                 pixels = to_float(torch.cat(list(subset.read(_batches(subset)))))
-                final = cascade.run(pixels, subset.labels, state, commit, progress)
+                final = cascade.run(pixels, subset.labels, state, commit, progress, elsewhere)
                 detail = {"accuracy_after": final.accuracy_after, "doubts": cascade.flags(pixels, final)}
             correct, seconds = final.robust, final.seconds
             if final.batch_size < attack.batch_size:  # out of memory with more
@@ -231,3 +232,38 @@ def evaluate(
             most = min(PROBED, identity.get("reduced_batch_size", PROBED))
             detail["doubts"] = [*detail.get("doubts", ()), *_signs(model, subset, correct, attack, threat, most)]
     return Outcome(identity, attack.title, weights_sha256, correct, seconds, detail)
+
+
+BatchAttack = Callable[[str, Index], BatchResult]
+"""From a part of AutoAttack and the indices of images to the result."""
+
+
+def batch_attack(
+    model: nn.Module, images: Images, attack: AutoAttack, threat: Threat, heartbeat: Callable[[], None]
+) -> BatchAttack:
+    """Return what attacks single batches as `evaluate` would, for another process; `model` is frozen and in eval mode.
+
+    Raises:
+        BenchError: as `evaluate`.
+    """
+    subset = _subset(images, attack)
+    pixels = to_float(torch.cat(list(subset.read(_batches(subset)))))
+    cascade = _cascade(model, threat, attack, subset, heartbeat)
+    classes = cascade.check(pixels, subset.labels)
+
+    def attack_batch(name: str, index: Index) -> BatchResult:
+        with exact_arithmetic():
+            return cascade.attack_batch(name, index, classes, pixels, subset.labels)
+
+    return attack_batch
+
+
+def _subset(images: Images, attack: FinalAttack) -> Images:
+    return images.take(balanced_subset(images.labels, getattr(attack, "images", None)).to(images.labels.device))
+
+
+def _cascade(
+    model: nn.Module, threat: Threat, attack: AutoAttack, images: Images, heartbeat: Callable[[], None]
+) -> Cascade:
+    capture = capture_in_one_pool(images.labels.device)
+    return Cascade(model, threat, attack, EVALUATION_SEED, capture, heartbeat)

@@ -59,10 +59,10 @@ class Passes:
 
         def compute(images: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             images = images.detach().requires_grad_()
-            with torch.enable_grad():
+            with torch.enable_grad():  # the package calls without
                 logits = self.model(images)
                 value = values(logits, labels, targets)
-            (gradient,) = torch.autograd.grad(value.sum(), images)
+                (gradient,) = torch.autograd.grad(value.sum(), images)
             return logits.detach(), value.detach(), gradient
 
         logits, value, gradient = self._run(values, compute, images, labels, targets)

@@ -42,7 +42,9 @@ class Execution(BaseConfig):
     """CPU threads of each worker. Sums depend on it in the last bits: a suite that promises equal weights fixes it."""
 
     devices: int | None = Field(None, ge=1, le=64)
-    """Processes that train one cell, each on a device of its own with an equal part of every batch."""
+    """Processes that train one cell, each on a device of its own with an equal part of every batch.
+
+    They share the batches of AutoAttack, too."""
 
     compile: bool = False
     """Whether the network is compiled for training, with other rounding: for GPUs (docs/performance.md)."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from bench.attacks.autoattack import CascadeState
+from bench.attacks.autoattack import BatchResult, CascadeState
 from bench.attacks.evaluate import attack_identity, evaluate, evaluated_images, forward_passes
-from bench.config.attacks import FinalAttack
+from bench.config.attacks import AutoAttack, FinalAttack
 from bench.config.cell import Cell
 from bench.data.dataset import Dataset, Images
 from bench.errors import DamagedFile
@@ -32,6 +33,10 @@ LAYOUT = torch.channels_last
 """Of weights in final attacks. Not yet compared with NCHW in exact fp32 on a GPU (`bench speed --what gpu`)."""
 
 
+AutoAttackElsewhere = Callable[[str, AutoAttack, str, CascadeState], BatchResult]
+"""From checkpoint, settings, the attack's name and the state to the result of the next batch."""
+
+
 def attack_key(attack: FinalAttack, cell: Cell) -> str:
     """Return the short name of an attack in file names: its kind and the beginning of its identity's digest."""
     return f"{attack.name}-{fingerprint(attack_identity(attack, cell.protocol.threat))[:8]}"
@@ -44,11 +49,12 @@ def evaluate_checkpoints(
     folder: RunFolder,
     device: torch.device,
     network: nn.Module | None = None,
+    elsewhere: AutoAttackElsewhere | None = None,
 ) -> None:
     """Evaluate every checkpoint under every final attack, skipping outcomes that exist.
 
     Checkpoints with equal weights are evaluated once, and share one network. `network`: into which weights are loaded,
-    if the cell's method does not build one.
+    if the cell's method does not build one. `elsewhere`: what runs the batches of AutoAttack, if not this process.
     """
     checkpoints = Checkpoints(folder.checkpoints)
     names: dict[str, list[str]] = {}  # of the checkpoints with the same weights, by their SHA-256
@@ -74,6 +80,7 @@ def evaluate_checkpoints(
                     model, weights, test, attack, cell.protocol.threat,
                     progress=progress.start(equal[0], attack.title, done / total, amount / total),
                     state=_read_state(path), commit=partial(_write_state, path), heartbeat=folder.heartbeat,
+                    elsewhere=elsewhere and partial(elsewhere, equal[0], cast("AutoAttack", attack)),
                 )  # fmt: skip
                 log.info("%s under %s: %.4f of %d", equal[0], attack.title, outcome.accuracy, len(outcome.correct))
                 records[weights, key] = outcome.to_record()

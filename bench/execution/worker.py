@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,6 +26,7 @@ from bench.errors import BenchError, DamagedFile
 from bench.execution.data_identity import identify_data
 from bench.execution.distributed import ProcessDied, train_together
 from bench.execution.final_evaluation import attack_key, evaluate_checkpoints
+from bench.execution.parallel_autoattack import Devices
 from bench.models.external import load_external, same_network
 from bench.storage.checkpoints import INDEX, Checkpoints, load_latest_valid
 from bench.storage.run_folder import ARCHIVED, CellStatus, RunFolder, RunFolderLocked
@@ -83,7 +84,7 @@ class Job:
 
     @property
     def device(self) -> torch.device:
-        """The first device, which evaluates."""
+        """The first device, which evaluates; the batches of AutoAttack run on all."""
         return torch.device(self.devices[0])
 
     @property
@@ -171,7 +172,11 @@ def execute(job: Job) -> CellStatus:
             peak = train_together(cell, job.results, job.devices, job.data, job.threads)
         if network is None:
             Trainer(cell, dataset, splits.to(device), folder, device, compile=job.compile).run()
-        evaluate_checkpoints(cell, dataset, splits.test.to(device), folder, device, network)
+        with ExitStack() as stack:
+            several = None
+            if network is None and len(job.devices) > 1:
+                several = stack.enter_context(Devices(cell, job.results, job.devices, job.data, job.threads)).attack
+            evaluate_checkpoints(cell, dataset, splits.test.to(device), folder, device, network, several)
         if isinstance(splits.test, ImageStream):  # it was read all the time, and must be what it was
             identify_data(cell, folder, dataset.splits(job.data))
     except Diverged as error:
