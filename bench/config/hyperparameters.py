@@ -76,6 +76,11 @@ class MethodParams(BaseConfig):
         """Largest radius of a perturbation in training, as a multiple of the protocol's eps; at least 1."""
         return 1.0
 
+    @property
+    def held_out(self) -> int:
+        """Number of training images that the method keeps for a use of its own, instead of training on them."""
+        return 0
+
     @classmethod
     def hyperparameters(cls) -> dict[str, Hyperparameter]:
         """Return unit, provenance and note of each field.

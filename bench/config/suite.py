@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -136,13 +136,18 @@ def _resolve_teacher(protocol: Protocol, name: str, teacher: Teacher, users: tup
         raise BenchError(f"{where}: {sentence(first)}") from None
 
 
+def params_of(cell: Cell) -> MethodParams:
+    """Return the parameters of a cell that is trained."""
+    params: MethodParams = registry.METHODS.get(cell.method.name).Params.model_validate(cell.method.params)
+    return params
+
+
 def teachers_of(cell: Cell) -> dict[str, tuple[Cell, str]]:
     """Return the cells whose networks `cell` uses, and the checkpoint of each, by the parameter that names it."""
     if cell.network is not None:
         return {}
-    params: MethodParams = registry.METHODS.get(cell.method.name).Params.model_validate(cell.method.params)
     teachers: dict[str, tuple[Cell, str]] = {}
-    for name, value in params:
+    for name, value in params_of(cell):
         if isinstance(value, Teacher):
             method = resolve_method(cell.protocol, MethodEntry(name=value.method, params=value.params))
             seed = cell.seed if value.seed == "same" else value.seed
@@ -204,7 +209,7 @@ class LoadedSuite:
             with self._at("dataset", "files"):
                 check_normalisation(info.mean, info.std)
         with self._at("training", "batch_size"):
-            left = info.left_to_train
+            left = self._left = info.left_to_train
             if left is not None and training.batch_size > left:
                 raise BenchError(f"only {left} images are left to train on, too few for one batch")
             self.steps = None if left is None else training.epochs * training.batches(left)
@@ -241,13 +246,22 @@ class LoadedSuite:
         try:
             with self._at("methods", index):
                 method = resolve_method(self.suite, entry)
-            if self.steps is not None:
+            if self._left is not None:
                 with self._at("methods", index, "params"):
                     params = registry.METHODS.get(entry.name).Params.model_validate(method.params)
-                    params.check_length(self.steps, entry.params)
+                    self._check_images(params, self._left, entry.params)
             return method
         except ValidationError as error:
             raise self._located(error, ("methods", index, "params")) from None
+
+    def _check_images(self, params: MethodParams, left: int, given: Collection[str]) -> None:
+        """Refuse parameters that `left` training images do not allow."""
+        training, own = self.suite.training, left - params.held_out
+        if own < training.batch_size:
+            raise BenchError(
+                f"the method keeps {params.held_out} of the {left} training images, and too few for one batch are left"
+            )
+        params.check_length(training.epochs * training.batches(own), given)
 
     @contextmanager
     def _at(self, *location: int | str) -> Iterator[None]:

@@ -14,7 +14,7 @@ from bench.data.dataset import Images
 from bench.data.mixing import mix
 from bench.errors import BenchError
 from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
-from bench.utils.rng import RngStreams
+from bench.utils.rng import RngStreams, generator
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,14 @@ class Batch:
     `images`: float32, [n, channels, height, width], in [0, 1], channels_last. `labels`: int64, [n]. `index`: int64,
     [n], each image's place in the training set, for methods that remember something of every sample. `soft_labels`:
     float32, [n, classes], the share of each class, where labels are mixed or smoothed; `labels` are then the largest.
+    `weights`: float32, [n], of the terms of the loss, with a mean of 1 over the whole batch, from `Method.select`.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
     soft_labels: Tensor | None = None
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,6 +52,20 @@ def to_float(pixels: Tensor) -> Tensor:
     return pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
+def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images | None]:
+    """Return `images` without a random `count` of them, which depend on `seed` alone, and those; None for none.
+
+    Raises:
+        BenchError: there are not so many images.
+    """
+    if not count:
+        return images, None
+    if count > len(images):
+        raise BenchError(f"the method keeps {count} of the training images, and there are only {len(images)}")
+    order = torch.randperm(len(images), generator=generator(seed, "held_out"))
+    return images.take(order[count:].sort().values), images.take(order[:count].sort().values)
+
+
 class TrainingBatches:
     """The training set of one run, cut into augmented batches in a new order every epoch.
 
@@ -67,24 +83,50 @@ class TrainingBatches:
         classes: int = 0,
         *,
         keep_last: bool = False,
+        held_out: Images | None = None,
     ) -> None:
-        """`classes` is the length of soft labels.
+        """`classes` is the length of soft labels; `held_out` are images that no batch contains.
 
         Raises:
             BenchError: the images do not fill one batch, or a batch cannot be shared out equally.
         """
-        if 0 < len(images) < batch_size:
-            raise BenchError(f"only {len(images)} images are left to train on, too few for one batch of {batch_size}")
-        rest = len(images) % batch_size
-        for size in (batch_size, rest if keep_last else 0):
-            if size % group.size:
-                raise BenchError(f"a batch of {size} images cannot be cut into {group.size} equal parts")
         self.images, self.group = images, group
-        self.used = len(images) - (0 if keep_last else rest)
-        """The number of images of an epoch, over all processes."""
+        self._held_out, self._keep_last = held_out, keep_last
         self._batch_size, self._random, self._classes = batch_size, random, classes
         self._steps = [step for step in augmentation if not isinstance(step, Mix)]
         self._mix = next((step for step in augmentation if isinstance(step, Mix)), None)
+        self.select(None)
+
+    def select(self, index: Tensor | None, weights: Tensor | None = None) -> None:
+        """Draw the coming epochs from the images at `index` (int64, [k]), or from all of them if it is None.
+
+        `weights` (float, [k], not negative) are those of the images in the loss.
+
+        Raises:
+            BenchError: the images do not fill one batch, or a batch cannot be shared out equally.
+        """
+        self._index, self._weights = index, weights
+        count = len(self.images) if index is None else len(index)
+        if count < self._batch_size and len(self.images):
+            raise BenchError(f"only {count} images are left to train on, too few for one batch of {self._batch_size}")
+        rest = count % self._batch_size
+        for size in (self._batch_size, rest if self._keep_last else 0):
+            if size % self.group.size:
+                raise BenchError(f"a batch of {size} images cannot be cut into {self.group.size} equal parts")
+        self.used = count - (0 if self._keep_last else rest)
+        """The number of images of an epoch, over all processes."""
+
+    def held_out(self) -> Iterator[Batch]:
+        """Yield the held-out images in batches, in a fixed order and as they are, all of them in every process.
+
+        `index` is then the place among these images.
+        """
+        if self._held_out is None:
+            return
+        labels = self._held_out.labels
+        index = torch.split(torch.arange(len(labels), device=labels.device), self._batch_size)
+        for places, pixels in zip(index, self._held_out.read(index), strict=True):
+            yield Batch(to_float(pixels), labels[places], places)
 
     def __len__(self) -> int:
         return -(-self.used // self._batch_size)
@@ -92,11 +134,17 @@ class TrainingBatches:
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of the current epoch of the run's randomness."""
         labels = self.images.labels
-        order = torch.randperm(len(labels), generator=self._random("order"), device=labels.device)
-        batches = [self.group.shard(index) for index in torch.split(order[: self.used], self._batch_size)]
-        for index, pixels in zip(batches, self.images.read(batches), strict=True):
+        count = len(labels) if self._index is None else len(self._index)
+        order = torch.randperm(count, generator=self._random("order"), device=labels.device)
+        whole = torch.split(order[: self.used], self._batch_size)
+        batches = [self.group.shard(places if self._index is None else self._index[places]) for places in whole]
+        for places, index, pixels in zip(whole, batches, self.images.read(batches), strict=True):
             random = self._random("augmentation")
             images, own, soft = to_float(augment(pixels, self._steps, random, self.group)), labels[index], None
             if self._mix:
                 images, own, soft = mix(self._mix, images, own, self._classes, random, self.group)
-            yield Batch(images, own, index, soft)
+            weights = None
+            if self._weights is not None:
+                weights = self._weights[places]
+                weights = self.group.shard(weights / weights.mean().clamp(min=torch.finfo(weights.dtype).tiny))
+            yield Batch(images, own, index, soft, weights)

@@ -82,13 +82,13 @@ def describe(row: Row, dataset: str, regime: AttackRegime) -> Description:
     return Description(info, tuple(parameters), None)
 
 
-def training_radius(row: Row) -> float:
-    """Return the radius of a row's perturbations in training as a multiple of eps, 1 if its method does not tell."""
+def params_of_row(row: Row) -> MethodParams:
+    """Return the parameters of a row, or those of plain PGD-AT if its method is not installed or has others."""
     try:
         params: MethodParams = METHODS.get(row.method).Params.model_validate(row.params)
     except (BenchError, AttributeError, ValidationError):
-        return 1.0
-    return params.training_radius
+        return MethodParams()
+    return params
 
 
 def _instead(note: str, name: str, reference: Mapping[str, Any], canonical: Mapping[str, Any]) -> str:

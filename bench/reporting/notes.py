@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from bench.reporting.leaderboard import Leaderboard
-from bench.reporting.method_card import training_radius
+from bench.reporting.method_card import params_of_row
 from bench.reporting.rows import NEAR_ZERO, RECORDED, Row, SeedResult
 from bench.reporting.statistics import CONFIDENCE, binomial_error
 
@@ -114,9 +114,13 @@ def _on_marks(board: Leaderboard) -> list[str]:
         notes.append(
             f"{BY_CONSTRUCTION} The gap is zero by construction: the method's last model is its best one by definition."
         )
-    larger = [f"{row.label} ({radius:g} eps)" for row in board.rows if (radius := training_radius(row)) > 1]
+    params = [(row.label, params_of_row(row)) for row in board.rows]
+    larger = [f"{label} ({stated.training_radius:g} eps)" for label, stated in params if stated.training_radius > 1]
     if larger:
         notes.append(f"Trained in a larger ball than the protocol's, evaluated in the protocol's: {', '.join(larger)}.")
+    keeping = [f"{label} ({stated.held_out})" for label, stated in params if stated.held_out]
+    if keeping:
+        notes.append(f"Kept some of the training images for a use other than training: {', '.join(keeping)}.")
     if any(row.custom for row in board.rows):
         notes.append("custom: some parameters differ from the method's canonical ones.")
     evaluated = [row for row in board.rows if row.evaluated_only]

@@ -17,7 +17,7 @@ from bench.attacks.evaluate import correct_under
 from bench.attacks.pgd import frozen_parameters
 from bench.config.attacks import Clean
 from bench.config.cell import Cell
-from bench.config.suite import Suite, resolve_method, teachers_of
+from bench.config.suite import Suite, params_of, resolve_method, teachers_of
 from bench.data.batches import Batch, to_float
 from bench.data.dataset import Splits, dataset_of
 from bench.storage.run_folder import RunFolder
@@ -116,7 +116,8 @@ def _trainer(kind: type[TrainerT], cell: Cell, folder: Path, whole: bool = False
     dataset = dataset_of(cell.protocol.dataset)
     splits = dataset.splits(None)
     if not whole:
-        some, few = torch.arange(TRAINED), torch.arange(MEASURED)
+        count = min(TRAINED + params_of(cell).held_out, len(splits.train))
+        some, few = torch.arange(count), torch.arange(MEASURED)
         splits = Splits(splits.train.take(some), splits.validation.take(few), splits.test.take(few))
     return kind(cell, dataset, splits, run, CPU)
 
@@ -127,9 +128,7 @@ def phases(trainer: Trainer, batches: int = BATCHES) -> Iterator[tuple[int, Meth
     After each the network has been trained on it, so that later phases meet weights that have learned something.
     """
     for epoch in range(trainer.lr_schedule.epochs):
-        trainer.random.start_epoch(epoch)
-        trainer.method.begin_epoch(epoch)
-        trainer.method.model.train()
+        trainer.begin_epoch(epoch)
         for batch in islice(trainer.batches, batches):
             yield epoch, trainer.method, batch
             train_step(trainer.method, batch, trainer.optimizer, EpochMetrics(CPU))
@@ -355,9 +354,7 @@ def same(one: Any, other: Any) -> bool:
 def learns_something(method: str, folder: Path) -> None:
     """After one epoch the trained network is right about at least twice as many test digits as chance."""
     trainer = trainer_of(small_cell(method), folder, whole=True)
-    trainer.random.start_epoch(0)
-    trainer.method.begin_epoch(0)
-    trainer.method.model.train()
+    trainer.begin_epoch(0)
     for group in trainer.optimizer.param_groups:
         group["lr"] = trainer.training.optimizer.lr
     for batch in trainer.batches:

@@ -10,7 +10,7 @@ which is plain PGD adversarial training.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -63,6 +63,13 @@ class Context:
     def group(self) -> ProcessGroup:
         """The processes that share the batches; see `Method.data_parallel`."""
         return self.batches.group
+
+    def held_out(self) -> Iterator[Batch]:
+        """Yield the training images that the method's parameters keep (`MethodParams.held_out`), not augmented.
+
+        They are no training images then, and never the images that select checkpoints.
+        """
+        return self.batches.held_out()
 
 
 class Method(Generic[ParamsT]):
@@ -133,6 +140,14 @@ class Method(Generic[ParamsT]):
         """Called once, with the model on the device and before any state is loaded; copy the model here."""
 
     # --- every epoch -------------------------------------------------------------------------------------------------
+
+    def select(self, epoch: int) -> tuple[Tensor, Tensor | None] | None:
+        """Return the images of `epoch` and their weights in the loss, or None for all images; called first.
+
+        Places in the training set (`context.batches.images`), int64, [k], and float, [k], not negative, or None for
+        equal weights; both on the device, and the same in all processes. The mode of the network is not defined.
+        """
+        return None
 
     def begin_epoch(self, epoch: int) -> None:
         """Called before the first batch of `epoch` (from 0)."""
@@ -207,7 +222,9 @@ class Method(Generic[ParamsT]):
     def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scalar to minimise and the logits on the adversarial images, [n, classes]."""
         logits = self.model(adversarial)
-        return F.cross_entropy(logits, batch.targets), logits
+        if batch.weights is None:
+            return F.cross_entropy(logits, batch.targets), logits
+        return (batch.weights * F.cross_entropy(logits, batch.targets, reduction="none")).mean(), logits
 
     def backward(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         """Compute gradients into `parameter.grad`, and return what `loss` returned.

@@ -15,7 +15,8 @@ import torch
 from bench.attacks.evaluate import correct_under
 from bench.config.attacks import PGD, Clean
 from bench.config.cell import Cell
-from bench.data.batches import TrainingBatches
+from bench.config.suite import params_of
+from bench.data.batches import TrainingBatches, hold_out
 from bench.data.dataset import Dataset, Images, Splits
 from bench.models.sync_batchnorm import shared_statistics
 from bench.storage.checkpoints import Entry, load_latest_valid, pack
@@ -72,14 +73,16 @@ class Trainer:
         self.capture = capture_on(device) if group.size == 1 else None
         self.compile = compile
         self.random = RngStreams(cell.seed, device)
+        train, held_out = hold_out(splits.train, params_of(cell).held_out, cell.protocol.dataset.split_seed)
         self.batches = TrainingBatches(
-            splits.train,
+            train,
             self.training.batch_size,
             self.training.augmentation,
             self.random,
             group,
             dataset.classes,
             keep_last=self.training.last_batch == "keep",
+            held_out=held_out,
         )
         self.checkpoints, damage = load_latest_valid(folder)
         if damage is not None and group.is_main:
@@ -120,9 +123,7 @@ class Trainer:
 
     def _epoch(self, epoch: int) -> None:
         started = time.monotonic()
-        self.random.start_epoch(epoch)
-        self.method.begin_epoch(epoch)
-        self.method.model.train()
+        selecting = self.begin_epoch(epoch)
         metrics, steps, rate = EpochMetrics(self.device, self.group), len(self.batches), 0.0
         counted = CountedFlops()  # of the first step; the work of the others is proportional to their images
         train = Steps(self.method, metrics, self.capture, compile=self.compile)
@@ -146,19 +147,30 @@ class Trainer:
         with self._writing_resume_file(epoch):
             validation = self._track(self.validation, "validation")
             test = self._track(self.test, "test") if self.cell.protocol.evaluation.track.test else None
+        work = counted.flops * (self.batches.used / self.training.batch_size) + selecting
         record = {
             "epoch": epoch,
             "lr": rate,
             "train": {"loss": loss, "robust": robust},
             "validation": validation,
             "test": test,
-            "train_pflop": counted.flops * self.group.size * (self.batches.used / self.training.batch_size) / 1e15,
+            "train_pflop": work * self.group.size / 1e15,
             "train_seconds": train_seconds,
             "seconds": time.monotonic() - started,
         }
         self._check_equal()
         self._save(record)
         self._progress(epoch + 1, 0, force=True)
+
+    def begin_epoch(self, epoch: int) -> float:
+        """Begin an epoch: its random numbers, images and phase; return the FLOPs of the method's selection."""
+        self.random.start_epoch(epoch)
+        with CountedFlops() as selecting:
+            selected = self.method.select(epoch)
+        self.batches.select(*(selected or (None,)))
+        self.method.begin_epoch(epoch)
+        self.method.model.train()
+        return float(selecting.flops)
 
     def _progress(self, epoch: int, done: int, *, force: bool = False) -> None:
         if self.group.is_main:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from bench.config.hyperparameters import MethodParams
 from bench.reporting.formats.markdown import escape, render_markdown
 from bench.reporting.formats.terminal import render_terminal
 from bench.reporting.leaderboard import leaderboards
@@ -77,6 +78,12 @@ def test_a_note_names_rows_that_train_in_a_larger_ball(board):
     assert note == (
         f"Trained in a larger ball than the protocol's, evaluated in the protocol's: {first.label} (3.5 eps)."
     )
+
+
+def test_a_note_names_rows_that_kept_training_images(board, monkeypatch):
+    monkeypatch.setattr(MethodParams, "held_out", 1000)
+    (note,) = [note for note in table(replace(board, rows=board.rows[:1])).notes if note.startswith("Kept")]
+    assert note == (f"Kept some of the training images for a use other than training: {board.rows[0].label} (1000).")
 
 
 def test_notes(board):
