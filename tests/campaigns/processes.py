@@ -279,8 +279,8 @@ def _fork_workers(modules: Path | None) -> None:
 
     made = local.LocalExecutor.__init__
 
-    def fork(executor: local.LocalExecutor, *arguments: Any) -> None:
-        made(executor, *arguments)
+    def fork(executor: local.LocalExecutor, *arguments: Any, **settings: Any) -> None:
+        made(executor, *arguments, **settings)
         executor._context = _FORK  # type: ignore[assignment]
 
     real = local.work_in_process
