@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with _PUB
     from bench.attacks.pgd import cross_entropy as cross_entropy
     from bench.attacks.pgd import pgd as pgd
     from bench.attacks.pgd import train_mode as train_mode
+    from bench.config.augmentation import Mix as Mix
+    from bench.config.augmentation import RandomErasing as RandomErasing
     from bench.config.averages import AverageParams as AverageParams
     from bench.config.cell import Cell as Cell
     from bench.config.cell import ExternalModel as ExternalModel
@@ -31,7 +33,12 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with _PUB
     from bench.config.suite import LoadedSuite as LoadedSuite
     from bench.config.suite import load_suite as load_suite
     from bench.config.teacher import Teacher as Teacher
+    from bench.data.augmentation import augment as augment
+    from bench.data.augmentation import inside as inside
     from bench.data.batches import Batch as Batch
+    from bench.data.colour import ENHANCEMENTS as ENHANCEMENTS
+    from bench.data.colour import TONES as TONES
+    from bench.data.mixing import mix as mix
     from bench.errors import BenchError as BenchError
     from bench.errors import DamagedFile as DamagedFile
     from bench.errors import NotComparable as NotComparable
@@ -68,6 +75,13 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with _PUB
 
 _PUBLIC = {
     "ACTIVATIONS": "bench.models.activations",
+    "ENHANCEMENTS": "bench.data.colour",
+    "Mix": "bench.config.augmentation",
+    "RandomErasing": "bench.config.augmentation",
+    "TONES": "bench.data.colour",
+    "augment": "bench.data.augmentation",
+    "inside": "bench.data.augmentation",
+    "mix": "bench.data.mixing",
     "AverageParams": "bench.config.averages",
     "Batch": "bench.data.batches",
     "BenchError": "bench.errors",

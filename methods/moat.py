@@ -1,0 +1,56 @@
+"""Declared, from the abstract alone: MOAT, training that cycles through clean, single-step and multi-step images.
+
+Stages of benign, single-step and multi-step adversarial images alternate, which costs less than multi-step images
+throughout and keeps single-step training from collapsing (Wang, Song, Wang, He, Multi-stage Optimization Based
+Adversarial Training, 2021).
+
+Uncertain: length, order and schedule of the stages. All parameters are declared here.
+"""
+
+from torch import Tensor
+
+from bench import Batch, Method, MethodInfo, MethodParams, cross_entropy, hyperparameter
+
+
+class Params(MethodParams):
+    """The stages of a cycle."""
+
+    cycle: float = hyperparameter(
+        0.1, unit="share of training", provenance="declared", gt=0, le=1, note="three epochs at least: 20 of 200"
+    )
+    benign: float = hyperparameter(
+        0.2, unit="share of a cycle", provenance="declared", ge=0, le=1, note="first stage: no attack"
+    )
+    single: float = hyperparameter(
+        0.4, unit="share of a cycle", provenance="declared", ge=0, le=1,
+        note="second stage: one step from a random start; the rest of a cycle has the protocol's attack",
+    )  # fmt: skip
+    step: float = hyperparameter(1.25, unit="eps", provenance="declared", gt=0, le=2, note="length of that one step")
+
+
+class MOAT(Method[Params]):
+    """Cross-entropy on images that are clean, single-step or multi-step adversarial, by epoch."""
+
+    info = MethodInfo(
+        name="moat",
+        title="MOAT",
+        description="Clean, single-step and multi-step images in turn",
+        paper="Wang et al., 2021",
+        year=2021,
+    )
+    Params = Params
+    data_parallel = True
+    accepts_soft_labels = True
+
+    def begin_epoch(self, epoch: int) -> None:
+        cycle = max(3, round(self.params.cycle * self.lr_schedule.epochs))
+        benign, single = (round(share * cycle) for share in (self.params.benign, self.params.single))
+        self.stage = (epoch % cycle >= benign) + (epoch % cycle >= benign + single)
+
+    def perturb(self, batch: Batch) -> Tensor:
+        if self.stage == 0:
+            return batch.images
+        if self.stage == 1:
+            step_size = self.params.step * self.ball().eps
+            return self.attack(batch, cross_entropy(batch.targets), steps=1, step_size=step_size)
+        return super().perturb(batch)
