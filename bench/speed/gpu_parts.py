@@ -41,6 +41,7 @@ from bench.speed.gpu_training import (
     waits,
 )
 from bench.speed.process import Candidate
+from bench.training.compiled import Compiled
 from bench.training.step import WARM_UP
 from bench.utils.cuda_graphs import Capture
 from bench.utils.device import exact_arithmetic
@@ -99,6 +100,28 @@ def speed(setup: GPUSetup) -> Iterator[Line]:
         {"weights apart": weights, "gradients apart": gradients},
     )
     yield from _profile(setup)
+
+
+def compiled(setup: GPUSetup) -> Iterator[Line]:
+    """Measure a step of the compiled network against the eager one, both captured, and compare their gradients."""
+    protocol = setup.cell.protocol
+    builds: measure.Builds = {}
+    for name, compile in (("reference", False), ("bench", True)):
+        build = partial(training.harness, capture=capture_or_record, compile=compile)
+        builds[name] = (protocol.training.precision, build)
+    *_, result = measure.interleaved(setup, builds, 3, measure.measure_peak(setup, 2), _quiet)
+    for name, row in zip(("eager", "compiled"), result["contenders"], strict=True):
+        yield Line(f"{name} ({row['precision']})", figures=_step(row, result["batch_size"]))
+    network = build_network(registry.MODELS.get(protocol.model), setup.dataset, 0).to(setup.where).double().train()
+    images = torch.rand(8, *setup.dataset.shape, dtype=torch.float64, device=setup.where)
+    labels, passes, gradients = torch.arange(8, device=setup.where) % setup.dataset.classes, Compiled(network), []
+    for used in (nullcontext(), passes.used()):
+        with used:
+            parts = torch.autograd.grad(cross_entropy(labels)(network(images)), [*network.parameters()])
+        gradients.append(torch.cat([part.flatten() for part in parts]))
+    apart = float((gradients[1] - gradients[0]).norm() / gradients[0].norm())
+    holds = apart <= measure.SAME and not passes.failed
+    yield Line("the network compiles, and differs in rounding only", holds, {"gradients apart": apart})
 
 
 def _step(row: dict[str, Any], batch: int) -> dict[str, Any]:
@@ -245,6 +268,7 @@ PARTS: dict[str, tuple[int, Part]] = {
     "captured": (150, captured),
     "refused": (40, refused),
     "speed": (150, speed),
+    "compiled": (150, compiled),
     "layout": (40, layout),
     "waits": (50, waits),
     "recapture": (30, recapture),

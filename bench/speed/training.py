@@ -49,7 +49,9 @@ def _method(setup: Setup, images: ImageSet) -> tuple[Method[Any], TrainingBatche
     return method, batches
 
 
-def harness(setup: Setup, capture: Callable[[torch.device], Capture | None] | None = capture_on) -> Work:
+def harness(
+    setup: Setup, capture: Callable[[torch.device], Capture | None] | None = capture_on, *, compile: bool = False
+) -> Work:
     """Return the training of this harness, eager if `capture` is None: the request is a number of steps."""
     if setup.device == "cpu":
         keep_memory()
@@ -60,7 +62,7 @@ def harness(setup: Setup, capture: Callable[[torch.device], Capture | None] | No
             yield from batches
 
     device = torch.device(setup.device)
-    stream, train = endless(), Steps(method, EpochMetrics(device), capture and capture(device))
+    stream, train = endless(), Steps(method, EpochMetrics(device), capture and capture(device), compile=compile)
 
     def work(steps: int) -> None:
         for _ in range(steps):

@@ -31,11 +31,12 @@ def check_compiler(device: torch.device) -> None:
 class Compiled:
     """The compiled passes of a network, each compiled at its first call with inputs of one shape, mode and precision.
 
-    Weights, names and copies of the network stay as they are. Frozen parameters get no gradients.
+    Weights, names and copies of the network stay as they are. Frozen parameters get no gradients. `failed`: the network
+    does not compile, and runs eagerly.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model, self._failed = model, False
+        self._model, self.failed = model, False
         self._eager: Callable[..., Any] = model._call_impl
         self._passes = torch.compile(self._eager, dynamic=False, fullgraph=True, backend=BACKEND)
 
@@ -49,10 +50,10 @@ class Compiled:
             self._model._compiled_call_impl = None
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._failed:
+        if not self.failed:
             try:
                 return self._passes(*args, **kwargs)
             except torch._dynamo.exc.TorchDynamoException as error:  # before anything is computed
-                self._failed = True
+                self.failed = True
                 log.warning("the network does not compile, running eagerly: %s", error)
         return self._eager(*args, **kwargs)
