@@ -53,7 +53,9 @@ class Compiled:
         if not self.failed:
             try:
                 return self._passes(*args, **kwargs)
-            except torch._dynamo.exc.TorchDynamoException as error:  # before anything is computed
-                self.failed = True
+            except Exception as error:
+                if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                    raise
+                self.failed = True  # before anything was computed
                 log.warning("the network does not compile, running eagerly: %s", error)
         return self._eager(*args, **kwargs)

@@ -161,9 +161,10 @@ class Steps:
 
     def _captured_part(self, *tensors: Any) -> Losses:
         batch = Batch(*tensors)
-        return compute_gradients(
-            self._method, transform(self._method, batch) if self._method.captured_transform else batch
-        )
+        with self._counters.counted_once():
+            if self._method.captured_transform:
+                batch = transform(self._method, batch)
+            return compute_gradients(self._method, batch)
 
     def _watched_part(self, *tensors: Any) -> Losses:
         """Compute eagerly what is to be captured; not if it waits for the device."""

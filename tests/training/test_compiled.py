@@ -61,10 +61,11 @@ def weights(method):
 # --- without a compiler -----------------------------------------------------------------------------------------------
 
 
-def test_a_network_that_does_not_compile_runs_eagerly(monkeypatch, caplog):
+@pytest.mark.parametrize("kind", ["Unsupported", "FailOnRecompileLimitHit"])
+def test_a_network_that_does_not_compile_runs_eagerly(monkeypatch, caplog, kind):
     def refuse(function, **_options):
         def call(*_args):
-            raise torch._dynamo.exc.Unsupported("a graph break")
+            raise getattr(torch._dynamo.exc, kind)("a graph break")
 
         return call
 
@@ -77,6 +78,16 @@ def test_a_network_that_does_not_compile_runs_eagerly(monkeypatch, caplog):
         assert copy.deepcopy(model)._compiled_call_impl is None
     assert model._compiled_call_impl is None
     assert caplog.text.count("the network does not compile, running eagerly: a graph break") == 1
+
+
+def test_an_error_of_the_network_is_not_one_of_compiling(monkeypatch):
+    def fail(*_args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "compile", lambda _function, **_options: fail)
+    model = nn.Linear(3, 2)
+    with pytest.raises(torch.OutOfMemoryError), Compiled(model).used():
+        model(torch.randn(4, 3))
 
 
 @pytest.mark.parametrize("declared", [True, False])

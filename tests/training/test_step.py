@@ -287,6 +287,28 @@ def test_steps_that_cannot_be_captured_run_eagerly(load, caplog, declared):
     assert caplog.text.count("CUDA graph capture failed") == (not declared)
 
 
+def test_a_captured_step_adds_to_all_counters_of_batches_at_once(start):
+    found = []
+
+    class Additions(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            into = args[0][0] if args and isinstance(args[0], list) else args[0] if args else None
+            if "add" in func._schema.name and getattr(into, "dtype", None) == torch.int64:
+                found.append(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    def capture(compute, _generators):
+        with Additions():
+            return compute(), lambda: None
+
+    method, batches = start("{steps: 3}")
+    train = Steps(method, EpochMetrics(CPU), capture)
+    for batch in islice(batches, 4):
+        train(batch)
+    assert found == ["aten::_foreach_add_"]
+    assert method.model.get_buffer("body.bn1.num_batches_tracked") == 4 * (3 + 1)
+
+
 def test_a_draw_on_the_host_is_not_captured(start, caplog, monkeypatch):
     method, batches = start("{steps: 1}")
     transform = method.transform
