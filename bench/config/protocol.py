@@ -47,10 +47,22 @@ class Subset(BaseConfig):
     test: Indices | None = None
 
 
+def _below_the_data_root(path: str) -> str:
+    if path.startswith("/") or ".." in path.split("/") or not path.strip("./"):
+        raise PydanticCustomError("path", "the path must stay below the data root: no '..' and no '/' in front")
+    if not path.isprintable() or path != path.strip():
+        raise PydanticCustomError("path", "the path must be printable, without spaces around it")
+    return normalize("NFC", path)
+
+
+DataPath = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_below_the_data_root)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class Files(BaseConfig):
     """Your own images, for the datasets `image_folder` and `npz`."""
 
-    path: Annotated[str, Field(min_length=1, max_length=255)]
+    path: DataPath
     """Folder or file below the data root, with / between names; in Unicode normal form C."""
     classes: int = Field(ge=2, le=100_000)
     shape: tuple[Annotated[int, Field(ge=1, le=4)], Side, Side]
@@ -61,15 +73,6 @@ class Files(BaseConfig):
     """Per channel, in units of [0, 1], divided by inside the network; default one half."""
     test: int | None = Field(None, ge=1)
     """Number of training images to use as test set, if the files have no test images."""
-
-    @field_validator("path")
-    @classmethod
-    def _below_the_data_root(cls, path: str) -> str:
-        if path.startswith("/") or ".." in path.split("/") or not path.strip("./"):
-            raise PydanticCustomError("path", "the path must stay below the data root: no '..' and no '/' in front")
-        if not path.isprintable() or path != path.strip():
-            raise PydanticCustomError("path", "the path must be printable, without spaces around it")
-        return normalize("NFC", path)
 
     @model_validator(mode="after")
     def _fits(self) -> Files:
@@ -102,7 +105,7 @@ class DatasetSettings(BaseConfig):
     """Use only these images."""
     resize: int | None = Field(None, ge=1)
     """Average square images down to this many pixels a side, which must divide the original side."""
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    digest: Digest | None = None
     """SHA-256 of the files' names and contents (`bench data check`); stating it allows a part of a dataset."""
     files: Files | None = None
 
@@ -122,6 +125,21 @@ def _unless(default: str) -> AfterValidator:
     return AfterValidator(lambda value: None if value == default else value)
 
 
+class ExtraData(BaseConfig):
+    """Further training images, such as generated ones, which fill a fixed share of every batch.
+
+    An epoch has as many batches as without them; they are drawn with replacement.
+    """
+
+    file: DataPath
+    """An .npz file below the data root: `image`, uint8, [n, height, width, channels], and `label`, [n]."""
+    digest: Digest
+    """SHA-256 of the file (`sha256sum`)."""
+    share: Number = Field(gt=0, lt=1)
+    label_smoothing: Number = Field(0, ge=0, lt=1)
+    """Share of a label that is spread over all classes, on these images alone; makes soft labels."""
+
+
 class Training(BaseConfig):
     """The recipe that every method of the suite shares."""
 
@@ -139,6 +157,8 @@ class Training(BaseConfig):
     last_batch: Annotated[Literal["drop", "keep"] | None, _unless("drop")] = None
     """Whether the images of an epoch that do not fill a batch are dropped (default) or make a smaller one."""
 
+    extra_data: ExtraData | None = None
+
     def batches(self, images: int) -> int:
         """Return the number of batches of an epoch with `images` training images."""
         whole, rest = divmod(images, self.batch_size)
@@ -147,7 +167,13 @@ class Training(BaseConfig):
     @property
     def soft_labels(self) -> bool:
         """Whether batches have soft labels."""
-        return any(isinstance(step, Mix) for step in self.augmentation)
+        smoothed = self.extra_data is not None and self.extra_data.label_smoothing > 0
+        return smoothed or any(isinstance(step, Mix) for step in self.augmentation)
+
+    @property
+    def extra_images(self) -> int:
+        """The number of images of a batch that come from the extra data."""
+        return round(self.batch_size * self.extra_data.share) if self.extra_data else 0
 
     @field_validator("augmentation")
     @classmethod
@@ -155,6 +181,19 @@ class Training(BaseConfig):
         if any(isinstance(step, Mix) for step in steps[:-1]):
             raise PydanticCustomError("mixing", "only the last augmentation may be 'mixup' or 'cutmix'")
         return steps
+
+    @model_validator(mode="after")
+    def _extra_data_fit(self) -> Training:
+        if self.extra_data is None:
+            return self
+        if not 0 < self.extra_images < self.batch_size:
+            raise PydanticCustomError(
+                "extra_data",
+                f"extra_data.share: {self.extra_data.share:g} of {self.batch_size} images leaves no image of one kind",
+            )
+        if self.last_batch is not None:
+            raise PydanticCustomError("extra_data", "last_batch: 'keep' is for training without extra_data")
+        return self
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> Training:

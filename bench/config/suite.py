@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from bench import registry
 from bench.config.attacks import CW, PGD, AutoAttack, FinalAttack, TrainingAttack
-from bench.config.augmentation import Crop
+from bench.config.augmentation import Crop, Mix
 from bench.config.base import BaseConfig, named
 from bench.config.cell import EVALUATED, Cell, ResolvedMethod
 from bench.config.hyperparameters import MethodInfo, MethodParams, least_reliable
@@ -93,8 +93,8 @@ def resolve_method(protocol: Protocol, entry: MethodEntry, users: tuple[MethodEn
         raise BenchError(f"'{entry.name}' is not a method as bench.training.method describes one: {error}") from error
     if protocol.training.soft_labels and not vars(method).get("accepts_soft_labels"):
         raise BenchError(
-            f"'{entry.name}' needs one label for each image, and training.augmentation mixes labels; remove "
-            f"'{protocol.training.augmentation[-1].name}' or the method"
+            f"'{entry.name}' needs one label for each image; remove {_softening(protocol)} from the training, which "
+            "mixes labels, or the method"
         )
     values = {name: value for name, (value, _) in canonical.items()}
     given = declared.model_validate(declared.completed(entry.params, values))
@@ -121,6 +121,13 @@ def resolve_method(protocol: Protocol, entry: MethodEntry, users: tuple[MethodEn
         ),
         final_is_best=info.final_is_best,
     )
+
+
+def _softening(protocol: Protocol) -> str:
+    """Return which setting of the training makes soft labels."""
+    training = protocol.training
+    mixing = [f"the augmentation '{step.name}'" for step in training.augmentation if isinstance(step, Mix)]
+    return mixing[0] if mixing else "extra_data.label_smoothing"
 
 
 def _resolve_teacher(protocol: Protocol, name: str, teacher: Teacher, users: tuple[MethodEntry, ...]) -> ResolvedMethod:

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bench.config.augmentation import Augmentation, Mix
 from bench.data.augmentation import augment
-from bench.data.dataset import Images
+from bench.data.dataset import Images, ImageSet
 from bench.data.mixing import mix
 from bench.errors import BenchError
 from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
@@ -66,6 +67,15 @@ def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images | No
     return images.take(order[count:].sort().values), images.take(order[:count].sort().values)
 
 
+@dataclass(frozen=True)
+class Extra:
+    """Further images to train on, the number of them in every batch, and the share of their labels that is spread."""
+
+    images: ImageSet
+    per_batch: int
+    smoothing: float
+
+
 class TrainingBatches:
     """The training set of one run, cut into augmented batches in a new order every epoch.
 
@@ -84,13 +94,20 @@ class TrainingBatches:
         *,
         keep_last: bool = False,
         held_out: Images | None = None,
+        extra: Extra | None = None,
     ) -> None:
         """`classes` is the length of soft labels; `held_out` are images that no batch contains.
+
+        The images of `extra` follow the others in `self.images`.
 
         Raises:
             BenchError: the images do not fill one batch, or a batch cannot be shared out equally.
         """
-        self.images, self.group = images, group
+        self.images, self.group, self._extra, self._own = images, group, extra, len(images)
+        if extra and isinstance(images, ImageSet):
+            self.images = ImageSet(
+                torch.cat((images.pixels, extra.images.pixels)), torch.cat((images.labels, extra.images.labels))
+            )
         self._held_out, self._keep_last = held_out, keep_last
         self._batch_size, self._random, self._classes = batch_size, random, classes
         self._steps = [step for step in augmentation if not isinstance(step, Mix)]
@@ -100,13 +117,15 @@ class TrainingBatches:
     def select(self, index: Tensor | None, weights: Tensor | None = None) -> None:
         """Draw the coming epochs from the images at `index` (int64, [k]), or from all of them if it is None.
 
+        A fixed part of every batch still comes from the extra images.
+
         `weights` (float, [k], not negative) are those of the images in the loss.
 
         Raises:
             BenchError: the images do not fill one batch, or a batch cannot be shared out equally.
         """
         self._index, self._weights = index, weights
-        count = len(self.images) if index is None else len(index)
+        count = self._own if index is None else len(index)
         if count < self._batch_size and len(self.images):
             raise BenchError(f"only {count} images are left to train on, too few for one batch of {self._batch_size}")
         rest = count % self._batch_size
@@ -133,18 +152,32 @@ class TrainingBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of the current epoch of the run's randomness."""
-        labels = self.images.labels
-        count = len(labels) if self._index is None else len(self._index)
-        order = torch.randperm(count, generator=self._random("order"), device=labels.device)
-        whole = torch.split(order[: self.used], self._batch_size)
-        batches = [self.group.shard(places if self._index is None else self._index[places]) for places in whole]
-        for places, index, pixels in zip(whole, batches, self.images.read(batches), strict=True):
+        labels, whole = self.images.labels, self._places()
+        batches = [self.group.shard(index) for index, _ in whole]
+        for (_, weights), index, pixels in zip(whole, batches, self.images.read(batches), strict=True):
             random = self._random("augmentation")
             images, own, soft = to_float(augment(pixels, self._steps, random, self.group)), labels[index], None
+            if self._extra and self._extra.smoothing:
+                spread = self._extra.smoothing * (index >= self._own)[:, None]
+                soft = F.one_hot(own, self._classes) * (1 - spread) + spread / self._classes
             if self._mix:
-                images, own, soft = mix(self._mix, images, own, self._classes, random, self.group)
-            weights = None
-            if self._weights is not None:
-                weights = self._weights[places]
-                weights = self.group.shard(weights / weights.mean().clamp(min=torch.finfo(weights.dtype).tiny))
-            yield Batch(images, own, index, soft, weights)
+                images, own, soft = mix(self._mix, images, own, self._classes, random, self.group, soft)
+            yield Batch(images, own, index, soft, None if weights is None else self.group.shard(weights))
+
+    def _places(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Return the places and the weights of every whole batch of the epoch; the extra images come last in it."""
+        random, extra = self._random("order"), self._extra.per_batch if self._extra else 0
+        count = self._own if self._index is None else len(self._index)
+        order = torch.randperm(count, generator=random, device=self.images.labels.device)
+        whole = []
+        for places in torch.split(order[: self.used - extra * len(self)], self._batch_size - extra):
+            index = places if self._index is None else self._index[places]
+            weights = None if self._weights is None else self._weights[places]
+            if weights is not None:
+                weights = weights / weights.mean().clamp(min=torch.finfo(weights.dtype).tiny)
+            if extra:
+                further = torch.randint(self._own, len(self.images), (extra,), generator=random, device=index.device)
+                index = torch.cat((index, further))
+                weights = None if weights is None else torch.cat((weights, weights.new_ones(extra)))
+            whole.append((index, weights))
+        return whole

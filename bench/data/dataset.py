@@ -69,7 +69,8 @@ Images = ImageSet | ImageStream
 class Splits:
     """Disjoint images for training, for the selection of checkpoints, and for the reported results.
 
-    `files`: the `state` of the files they were read from, `content`: their `digest`; see `Located`.
+    `files`: the `state` of the files they were read from, `content`: their `digest`; see `Located`. `extra`: further
+    images to train on, from the protocol's `extra_data`, whose digest the protocol states.
     """
 
     train: Images
@@ -77,11 +78,16 @@ class Splits:
     test: Images
     files: str | None = None
     content: Callable[[], str] | None = None
+    extra: ImageSet | None = None
 
     def to(self, device: torch.device) -> Splits:
         """Return the same images on `device`."""
         return replace(
-            self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device)
+            self,
+            train=self.train.to(device),
+            validation=self.validation.to(device),
+            test=self.test.to(device),
+            extra=self.extra and self.extra.to(device),
         )
 
     def digests(self) -> dict[str, str]:

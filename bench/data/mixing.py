@@ -12,13 +12,19 @@ from bench.utils.distributed import ProcessGroup
 
 
 def mix(
-    step: Mix, images: Tensor, labels: Tensor, classes: int, random: torch.Generator, group: ProcessGroup
+    step: Mix,
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    random: torch.Generator,
+    group: ProcessGroup,
+    soft_labels: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mix images (float, [n, channels, height, width]) with those of a random permutation of the whole batch.
 
     Every image draws its own share, and for CutMix its own rectangle: its sides are those of the image times
     √(1 - share), its middle is uniform, and the share that counts is what the rectangle leaves, as in Yun et al.'s
-    code.
+    code. `soft_labels` ([n, classes]) are mixed in the place of `labels`.
 
     Returns:
         The mixed images, the labels with the larger share (int64, [n]), and the shares (float32, [n, classes]).
@@ -38,7 +44,8 @@ def mix(
         mask = _rectangle(images, kept, down, right)
         images, kept = torch.where(mask, others, images), 1 - mask.float().mean((1, 2, 3))
     first, second = labels, group.all_gather(labels)[partner]
-    soft = torch.lerp(F.one_hot(second, classes).float(), F.one_hot(first, classes).float(), kept[:, None])
+    own = F.one_hot(labels, classes).float() if soft_labels is None else soft_labels
+    soft = torch.lerp(group.all_gather(own)[partner], own, kept[:, None])
     return images.contiguous(memory_format=torch.channels_last), torch.where(kept >= 0.5, first, second), soft
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from bench import registry
 from bench.config.cell import Cell
 from bench.data.dataset import dataset_of
+from bench.data.extra import load_splits
 from bench.errors import BenchError
 from bench.execution.data_identity import identify_data
 from bench.storage.run_folder import RunFolder
@@ -162,7 +163,7 @@ def _train_part(
         use_device(device, threads)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=SUM_TIMEOUT)
         dataset, group = dataset_of(cell.protocol.dataset), ProcessGroup(rank, len(devices), _add)
-        splits, folder = dataset.splits(data), RunFolder.of(cell, results)
+        splits, folder = load_splits(cell.protocol, dataset, data), RunFolder.of(cell, results)
         identify_data(cell, folder, splits)  # the files may have changed since the worker read them
         Trainer(cell, dataset, splits.to(device), folder, device, group).run()
         dist.destroy_process_group()

@@ -16,6 +16,7 @@ from bench.config.cell import Cell
 from bench.config.protocol import Protocol
 from bench.config.suite import teachers_of
 from bench.data.dataset import dataset_of
+from bench.data.extra import extra_images
 from bench.errors import BenchError, DamagedFile
 from bench.execution.data_identity import DataRoot
 from bench.execution.distributed import check_devices
@@ -183,14 +184,17 @@ def _action(folder: RunFolder, status: CellStatus, rerun: Rerun) -> Action:
 
 
 def check_data(states: Sequence[CellState], root: Path | None) -> None:
-    """Check that the images of the cells to run exist, before anything starts; none is decoded.
+    """Check that the images of the cells to run exist, before anything starts; only extra data are read.
 
     Files of a dataset that are not read are named in a warning.
 
     Raises:
-        NotFound, BenchError: as `Dataset.locate` and `Dataset.choose` do.
+        NotFound, BenchError: as `Dataset.locate`, `Dataset.choose` and `extra_images` do.
     """
-    for settings in {state.cell.protocol.dataset for state in states if state.action is not Action.SKIP}:
+    protocols = {state.cell.protocol for state in states if state.action is not Action.SKIP}
+    for protocol in protocols:
+        extra_images(protocol, dataset_of(protocol.dataset), root)
+    for settings in {protocol.dataset for protocol in protocols}:
         dataset = dataset_of(settings)
         located = dataset.locate(root)
         dataset.select(located)

@@ -21,6 +21,7 @@ from bench import registry
 from bench.config.cell import Cell, ExternalModel
 from bench.config.suite import teachers_of
 from bench.data.dataset import Dataset, dataset_of
+from bench.data.extra import load_splits
 from bench.data.streaming import ImageStream
 from bench.errors import BenchError, DamagedFile
 from bench.execution.data_identity import identify_data
@@ -165,7 +166,7 @@ def execute(job: Job) -> CellStatus:
         log.info("%s, fingerprint %s, on %s with %d threads", cell, cell.fingerprint, device, job.threads)
         folder.progress(force=True, phase="loading")
         dataset = dataset_of(cell.protocol.dataset)
-        splits = dataset.splits(job.data)
+        splits = load_splits(cell.protocol, dataset, job.data)
         reuse_training(cell, folder, identify_data(cell, folder, splits))
         network = import_external(cell, cell.network, dataset, folder) if cell.network else None
         if network is None and len(job.devices) > 1 and not load_latest_valid(folder)[0].finished:

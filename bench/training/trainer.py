@@ -16,7 +16,7 @@ from bench.attacks.evaluate import correct_under
 from bench.config.attacks import PGD, Clean
 from bench.config.cell import Cell
 from bench.config.suite import params_of
-from bench.data.batches import TrainingBatches, hold_out
+from bench.data.batches import Extra, TrainingBatches, hold_out
 from bench.data.dataset import Dataset, Images, Splits
 from bench.models.sync_batchnorm import shared_statistics
 from bench.storage.checkpoints import Entry, load_latest_valid, pack
@@ -74,6 +74,9 @@ class Trainer:
         self.compile = compile
         self.random = RngStreams(cell.seed, device)
         train, held_out = hold_out(splits.train, params_of(cell).held_out, cell.protocol.dataset.split_seed)
+        extra = None
+        if splits.extra is not None and self.training.extra_data:
+            extra = Extra(splits.extra, self.training.extra_images, self.training.extra_data.label_smoothing)
         self.batches = TrainingBatches(
             train,
             self.training.batch_size,
@@ -83,6 +86,7 @@ class Trainer:
             dataset.classes,
             keep_last=self.training.last_batch == "keep",
             held_out=held_out,
+            extra=extra,
         )
         self.checkpoints, damage = load_latest_valid(folder)
         if damage is not None and group.is_main:

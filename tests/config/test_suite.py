@@ -63,6 +63,16 @@ WRONG = {
         "schedule: {name: cosine, warmup: 2}": (
             "5: training: schedule.warmup: 2 epochs leave none of the 2 for the full rate"
         ),
+        "extra_data: {file: extra.npz, share: 0.5}": "7: training.extra_data.digest: this key is required",
+        f"extra_data: {{file: ../extra.npz, share: 0.5, digest: {'a' * 64}}}": (
+            "7: training.extra_data.file: the path must stay below the data root: no '..' and no '/' in front"
+        ),
+        f"extra_data: {{file: extra.npz, share: 0.001, digest: {'a' * 64}}}": (
+            "5: training: extra_data.share: 0.001 of 128 images leaves no image of one kind"
+        ),
+        f"last_batch: keep\n  extra_data: {{file: extra.npz, share: 0.5, digest: {'a' * 64}}}": (
+            "5: training: last_batch: 'keep' is for training without extra_data"
+        ),
         "schedule: piecewize": "7: training.schedule: unknown name 'piecewize'; did you mean 'piecewise'?",
         "schedule: {name: piecewise, milestones: [0.5, 50]}": (
             "7: training.schedule.milestones.1: must be less than 1 (got 50)"
@@ -325,6 +335,8 @@ methods: [pgd_at]
 
 FILES = {"path": "mine", "classes": 10, "shape": [1, 8, 8]}
 
+EXTRA = {"file": "extra.npz", "digest": "0" * 64, "share": 0.5}
+
 CHANGES = {
     "dataset.name": "cifar10",
     "dataset.validation": 201,
@@ -375,6 +387,11 @@ CHANGES = {
     "training.augmentation.0.padding": 3,
     "training.augmentation.0.mode": "zero",
     "training.augmentation.2.degrees": 10,
+    "training.extra_data": EXTRA,
+    "training.extra_data.file": "other.npz",
+    "training.extra_data.digest": "1" * 64,
+    "training.extra_data.share": 0.6,
+    "training.extra_data.label_smoothing": 0.1,
     "training.augmentation.0.size": 8,
     "training.augmentation.0.probability": 0.1,
     "training.augmentation.0.area": [0.1, 0.2],
@@ -423,9 +440,9 @@ def changed(path: str) -> Protocol:
     data = Protocol.model_validate({key: BASE[key] for key in BASE if key not in {"name", "methods"}}).model_dump()
     *parents, last = [int(key) if key.isdigit() else key for key in path.strip().split(".")]
     group = data
-    for optional, content in (("subset", {}), ("files", FILES)):
+    for optional, content in (("subset", {}), ("files", FILES), ("extra_data", EXTRA)):
         if optional in parents:
-            data["dataset"][optional] = dict(content)
+            data[parents[0]][optional] = dict(content)
     for key in parents:
         group = group[key]
     if path in OF_ANOTHER:
@@ -469,8 +486,8 @@ def test_mixed_labels_need_a_method_that_reads_soft_labels(load, tmp_path):
     with pytest.raises(BenchError) as error:
         load({**mixed, "[pgd_at]": "[pgd_at, mart]"})
     assert str(error.value) == (
-        f"{tmp_path / 'suite.yaml'}:13: methods.1: 'mart' needs one label for each image, and training.augmentation "
-        "mixes labels; remove 'cutmix' or the method"
+        f"{tmp_path / 'suite.yaml'}:13: methods.1: 'mart' needs one label for each image; remove the augmentation "
+        "'cutmix' from the training, which mixes labels, or the method"
     )
 
 

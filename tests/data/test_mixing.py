@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import stats
 
 from bench.config.augmentation import Mix
@@ -79,7 +80,8 @@ def test_the_processes_of_a_group_mix_with_the_whole_batch(name):
     for rank in range(2):
 
         def gather(tensor):
-            tensor.copy_((IMAGES if tensor.dim() > 2 else LABELS).view(tensor.shape))
+            whole = {5: IMAGES, 3: F.one_hot(LABELS, CLASSES), 2: LABELS}[tensor.dim()]
+            tensor.copy_(whole.view(tensor.shape))
 
         group = ProcessGroup(rank, 2, gather)
         part = mixed(Mix(name=name), group, group.shard(IMAGES), group.shard(LABELS))

@@ -64,7 +64,13 @@ def test_lamb_against_its_formulas():
     assert weights[2].norm() > 10
 
 
-@pytest.mark.parametrize(("name", "augmentation"), [("adam", []), ("adamw", ["cutmix"]), ("lamb", ["flip", "mixup"])])
+@pytest.mark.parametrize(
+    ("name", "augmentation"),
+    [
+        ("lamb", ["flip", "mixup"]),
+        *(pytest.param(name, steps, marks=pytest.mark.slow) for name, steps in (("adam", []), ("adamw", ["cutmix"]))),
+    ],
+)
 def test_a_resumed_training_has_the_state_of_the_optimiser(tmp_path, name, augmentation):
     cell = small_cell("pgd_at")
     training = Training.model_validate(

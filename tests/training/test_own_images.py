@@ -123,6 +123,7 @@ def test_weights_are_those_of_the_mean_of_the_losses(tmp_path):
     assert loss.item() == pytest.approx((weights * each).mean().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hardest", "keeps"])
 def test_resume_and_capture(tmp_path, name):
     resumes_exactly(name, tmp_path / "resume")

@@ -9,11 +9,12 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.config.protocol import DatasetSettings, Files
 from bench.data.dataset import Located, Split, missing, own_dataset
 from bench.data.folder import below, state_of
-from bench.data.readers import ArrayReader
+from bench.data.readers import ArrayReader, Pixels
 from bench.errors import BenchError
 from bench.utils.files import file_sha256
 
@@ -37,13 +38,7 @@ def find(root: Path | None, settings: DatasetSettings) -> Located:
     if root is None or not (path := below(root, files.path)).exists():
         raise missing(npz, [root / files.path] if root else [], root)
     state = state_of(path.parent, [path])  # before it is read: it may be replaced meanwhile
-    try:
-        arrays = np.load(path, allow_pickle=False)
-    except (BadZipFile, EOFError, OSError, ValueError) as error:
-        raise BenchError(f"{path} is no .npz file, or a damaged one: {error}") from error
-    if not isinstance(arrays, np.lib.npyio.NpzFile):
-        raise BenchError(f"{path} is no .npz file: it holds a single array")
-    with arrays:
+    with open_npz(path) as arrays:
         train, test = (_part(path, arrays, part, files) for part in ("train", "test"))
     if train is None:
         raise BenchError(f"{path} has no key 'train_images' or 'x_train'; it has {', '.join(arrays.files) or 'none'}")
@@ -52,38 +47,62 @@ def find(root: Path | None, settings: DatasetSettings) -> Located:
     return Located(path, train, test, partial(file_sha256, path), lambda: state, lambda: rest)
 
 
+def open_npz(path: Path) -> Any:
+    """Return the arrays of an .npz file, to be closed; raises BenchError if it is none."""
+    try:
+        arrays = np.load(path, allow_pickle=False)
+    except (BadZipFile, EOFError, OSError, ValueError) as error:
+        raise BenchError(f"{path} is no .npz file, or a damaged one: {error}") from error
+    if not isinstance(arrays, np.lib.npyio.NpzFile):
+        raise BenchError(f"{path} is no .npz file: it holds a single array")
+    return arrays
+
+
 def _part(path: Path, arrays: Any, part: str, files: Files) -> Split | None:
     """Return the images and labels of a part, None if the file has no images of it."""
     names = _keys(arrays, part)
     if names is None:
         return None
-    images, labels = (_array(path, arrays, key) for key in names)
-    channels, height, width = files.shape
-    if images.dtype != np.uint8:
-        raise BenchError(f"{path}: '{names[0]}' holds {images.dtype}, not uint8")
-    if images.ndim == 3:
-        images = images[..., None]
-    if not len(images) or images.shape[1:] != (height, width, channels):
-        stated = f"images of height {height}, width {width} and {channels} channels"
-        raise BenchError(f"{path}: '{names[0]}' has the shape {_shape(images)}; the suite states {stated}")
-    if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
-        stated = f"{labels.dtype} of shape {_shape(labels)}"
-        raise BenchError(f"{path}: '{names[1]}' holds {stated}, not one whole number for each of {len(images)} images")
-    labels = labels.reshape(-1).astype(np.int64)
-    wrong = labels[(labels < 0) | (labels >= files.classes)]
-    if len(wrong):
-        raise BenchError(f"{path}: '{names[1]}' has the label {wrong[0]}; the suite states {files.classes} classes")
+    images, labels = labelled(path, arrays, names, files.shape, files.classes)
     absent = np.flatnonzero(np.bincount(labels, minlength=files.classes) == 0)
     if len(absent):
         raise BenchError(f"{path}: '{names[1]}' has no image of class {absent[0]}; there are {files.classes} classes")
     return Split(ArrayReader(images.transpose(0, 3, 1, 2)), labels)
 
 
+def labelled(
+    path: Path, arrays: Any, names: tuple[str, str], shape: tuple[int, int, int], classes: int
+) -> tuple[Pixels, NDArray[np.int64]]:
+    """Return images (uint8, [n, height, width, channels]) and labels ([n]) of an opened file, checked.
+
+    Raises:
+        BenchError: an array is missing or damaged, or is not what `shape` (channels, height, width) and `classes` say.
+    """
+    images, labels = (read_array(path, arrays, key) for key in names)
+    channels, height, width = shape
+    if images.dtype != np.uint8:
+        raise BenchError(f"{path}: '{names[0]}' holds {images.dtype}, not uint8")
+    if images.ndim == 3:
+        images = images[..., None]
+    if not len(images) or images.shape[1:] != (height, width, channels):
+        stated = f"images of height {height}, width {width} and {channels} channels"
+        raise BenchError(f"{path}: '{names[0]}' has the shape {shape_text(images)}; the suite states {stated}")
+    if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
+        stated = f"{labels.dtype} of shape {shape_text(labels)}"
+        raise BenchError(f"{path}: '{names[1]}' holds {stated}, not one whole number for each of {len(images)} images")
+    labels = labels.reshape(-1).astype(np.int64)
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise BenchError(f"{path}: '{names[1]}' has the label {wrong[0]}; the suite states {classes} classes")
+    return images, labels
+
+
 def _keys(arrays: Any, part: str) -> tuple[str, str] | None:
     return next((names for names in NAMES[part] if names[0] in arrays), None)
 
 
-def _array(path: Path, arrays: Any, key: str) -> Any:
+def read_array(path: Path, arrays: Any, key: str) -> Any:
+    """Return one array of an opened file; raises BenchError if it is missing or damaged."""
     try:
         return arrays[key]
     except KeyError:
@@ -92,7 +111,8 @@ def _array(path: Path, arrays: Any, key: str) -> Any:
         raise BenchError(f"{path}: '{key}' cannot be read: {error or 'out of memory'}") from error
 
 
-def _shape(array: Any) -> str:
+def shape_text(array: Any) -> str:
+    """Return the shape of an array for a sentence."""
     return "[" + ", ".join(map(str, array.shape)) + "]"
 
 
