@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bench import registry
 from bench.config.cell import Cell
-from bench.config.suite import LoadedSuite, MethodEntry, resolve_method
+from bench.config.suite import LoadedSuite, MethodEntry, resolve_method, teachers_of
 from bench.errors import BenchError
 from bench.speed.gpu_parts import PARTS
 from bench.speed.gpu_training import GPUSetup, Line
@@ -31,9 +31,10 @@ CPU_FACTOR = 10
 
 
 def every_method(loaded: LoadedSuite, cell: Cell) -> tuple[Cell, ...]:
-    """Return the suite's `cell` with every registered method in turn, with its canonical parameters."""
+    """Return the suite's `cell` with every method in turn that needs no teachers, with its canonical parameters."""
     entries = [MethodEntry(name=name) for name in registry.METHODS.names()]
-    return tuple(cell.model_copy(update={"method": resolve_method(loaded.suite, entry)}) for entry in entries)
+    cells = [cell.model_copy(update={"method": resolve_method(loaded.suite, entry)}) for entry in entries]
+    return tuple(each for each in cells if not teachers_of(each))
 
 
 def measure_gpu(setup: GPUSetup, report: Report, seconds: float = SECONDS) -> Iterator[dict[str, Any]]:

@@ -34,6 +34,7 @@ from bench.speed.gpu_training import (
     Part,
     capture_or_record,
     captured,
+    captured_and_compiled,
     random_images,
     recapture,
     refused,
@@ -109,7 +110,7 @@ def compiled(setup: GPUSetup) -> Iterator[Line]:
     for name, compile in (("reference", False), ("bench", True)):
         build = partial(training.harness, capture=capture_or_record, compile=compile)
         builds[name] = (protocol.training.precision, build)
-    *_, result = measure.interleaved(setup, builds, 3, measure.measure_peak(setup, 2), _quiet)
+    *_, result = measure.interleaved(setup, builds, 3, {}, _quiet)
     for name, row in zip(("eager", "compiled"), result["contenders"], strict=True):
         yield Line(f"{name} ({row['precision']})", figures=_step(row, result["batch_size"]))
     network = build_network(registry.MODELS.get(protocol.model), setup.dataset, 0).to(setup.where).double().train()
@@ -122,6 +123,7 @@ def compiled(setup: GPUSetup) -> Iterator[Line]:
     apart = float((gradients[1] - gradients[0]).norm() / gradients[0].norm())
     holds = apart <= measure.SAME and not passes.failed
     yield Line("the network compiles, and differs in rounding only", holds, {"gradients apart": apart})
+    yield from captured_and_compiled(setup)
 
 
 def _step(row: dict[str, Any], batch: int) -> dict[str, Any]:

@@ -29,7 +29,11 @@ from bench.utils.rng import generator
 
 EPOCHS = 4  # both rate drops, at 2 and at 3, lie inside
 BATCHES = WARM_UP + 2  # of an epoch: two of its steps are replays
+ATTACK_STEPS = 3  # at most, of the attack of training, where its speed does not count
 TRACKED = 50  # validation and test images
+COMPILED_APART = 0.05
+"""Relative distance between the mean losses of an epoch, compiled and eager, that rounding explains."""
+
 GROWTH = 2**26  # bytes that later epochs may reserve
 
 
@@ -120,7 +124,9 @@ def random_images(setup: GPUSetup, count: int, purpose: str) -> ImageSet:
 def _trainer(setup: GPUSetup, cell: Cell, folder: str | Path, kind: type[Trainer] = _Unsaved) -> Trainer:
     """Return the trainer of a few epochs of `cell` on random images, without a capture; it resumes what is there."""
     torch.backends.cudnn.deterministic = True
-    few = cell.protocol.training.model_copy(update={"epochs": EPOCHS})
+    training = cell.protocol.training
+    attack = training.attack.model_copy(update={"steps": min(training.attack.steps, ATTACK_STEPS)})
+    few = training.model_copy(update={"epochs": EPOCHS, "attack": attack})
     short = cell.model_copy(update={"protocol": cell.protocol.model_copy(update={"training": few})})
     tracked = random_images(setup, TRACKED, "test")
     splits = Splits(random_images(setup, BATCHES * few.batch_size, "train"), tracked, tracked)
@@ -132,13 +138,18 @@ def _trainer(setup: GPUSetup, cell: Cell, folder: str | Path, kind: type[Trainer
 
 
 def _train(
-    setup: GPUSetup, cell: Cell, capture: Capture | None = None, change: Callable[[Method[Any]], None] | None = None
+    setup: GPUSetup,
+    cell: Cell,
+    capture: Capture | None = None,
+    change: Callable[[Method[Any]], None] | None = None,
+    *,
+    compile: bool = False,
 ) -> _Unsaved:
     """Return the trainer of `cell` after its training, with `change` made to the method before."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(setup, cell, folder)
         assert isinstance(trainer, _Unsaved)
-        trainer.capture = capture
+        trainer.capture, trainer.compile = capture, compile
         if change:
             change(trainer.method)
         trainer.run()
@@ -221,6 +232,19 @@ def refused(setup: GPUSetup) -> Iterator[Line]:
         right = not apart and bool(count.replays) == (change is None)
         figures = {"apart": apart, "replays": count.replays, "refused": "; ".join(count.refusals[:1])}
         yield Line(what, right, figures)
+
+
+def captured_and_compiled(setup: GPUSetup) -> Iterator[Line]:
+    """Compiled steps are captured; their losses are those of eager steps up to rounding."""
+    count = Counted(setup.where)
+    losses = [
+        _results(t)[1][0]["train"]["loss"]
+        for t in (_train(setup, setup.cell, count, compile=True), _train(setup, setup.cell))
+    ]
+    apart = abs(losses[0] - losses[1]) / losses[1]
+    right = apart < COMPILED_APART and bool(count.replays) and not count.refusals
+    figures = {"loss apart": apart, "replays": count.replays, "refused": "; ".join(count.refusals[:1])}
+    yield Line("compiled steps are captured, with the losses of eager ones", right, figures)
 
 
 def waits(setup: GPUSetup) -> Iterator[Line]:

@@ -3,6 +3,7 @@
 import json
 import time
 from types import MethodType
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from bench.cli.app import app
 from bench.errors import BenchError
 from bench.speed import gpu, gpu_parts, gpu_training, measure
 from bench.speed.gpu_training import GPUSetup, Line
+from bench.speed.process import Candidate
+from bench.training import compiled
 from bench.training.step import WARM_UP
 
 
@@ -44,6 +47,7 @@ def setup(load, tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "measure_peak", lambda *_: {"fp32": 1e12, "bf16": 1e12})
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)  # set back afterwards
     monkeypatch.setattr(gpu_training, "EPOCHS", 2)
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")  # the others take longer
     cell = load({"batch_size: 64": "batch_size: 16"}).cells[0]
     return GPUSetup(
         cell=cell, device="cpu", threads=1, images=4, eps=None, data=None, methods=(cell,), output=tmp_path
@@ -54,15 +58,15 @@ def run(name, setup):
     return {line["what"]: line for line in gpu.run_part(name, setup)}
 
 
-QUICK = ["environment", "captured", "refused", "layout", "waits", "recapture", "resume", "tracking"]
+SLOW = ["compiled", "cells"]
 CLAIMS = {
-    "captured": 1, "refused": 3, "recapture": 1, "resume": 1, "tracking": 2, "speed": 1, "compiled": 1,
-    "cells": 1, "autoattack": 1
+    "captured": 1, "refused": 3, "speed": 1, "compiled": 2, "recapture": 1, "resume": 1, "tracking": 2, "cells": 1,
+    "autoattack": 1,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in gpu_parts.PARTS if n not in QUICK)]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in gpu_parts.PARTS]
 )
 def test_every_part_runs_and_no_claim_fails(setup, name):
     lines = run(name, setup)
@@ -123,6 +127,14 @@ def test_a_part_that_is_too_slow_ends_alone_and_the_rest_goes_on(setup, monkeypa
     ]  # fmt: skip
     assert gpu.failed(lines) == 2
     assert [line["what"] for line in gpu.measure_gpu(setup, lambda _text: None, 0)] == ["not started: no time left"] * 2
+
+
+def test_a_candidate_has_a_time_limit():
+    candidate = Candidate.__new__(Candidate)
+    candidate._seconds, candidate._started = 3.0, time.monotonic() - 4
+    candidate._line = mock.Mock(poll=lambda left: left > 0)
+    with pytest.raises(BenchError, match="not done after 3 s"):
+        candidate.work(None)
 
 
 def test_all_methods_are_checked(load, setup):
