@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with _PUB
     from bench.data.augmentation import augment as augment
     from bench.data.augmentation import inside as inside
     from bench.data.batches import Batch as Batch
+    from bench.data.batches import to_float as to_float
     from bench.data.colour import ENHANCEMENTS as ENHANCEMENTS
     from bench.data.colour import TONES as TONES
     from bench.data.mixing import mix as mix
@@ -81,6 +82,7 @@ _PUBLIC = {
     "TONES": "bench.data.colour",
     "augment": "bench.data.augmentation",
     "inside": "bench.data.augmentation",
+    "to_float": "bench.data.batches",
     "mix": "bench.data.mixing",
     "AverageParams": "bench.config.averages",
     "Batch": "bench.data.batches",

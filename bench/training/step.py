@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 WARM_UP = 3
 """Eager steps of an epoch before the capture: torch chooses kernels and creates the optimiser's buffers in them."""
 
-Losses = tuple[Tensor, Tensor]
-"""Loss and logits [n, classes] of a batch."""
+Losses = tuple[Tensor, Tensor, Tensor]
+"""Loss, logits [n, classes] and labels [n] of a batch, as the method's `transform` returned it."""
 
 
 class EpochMetrics:
@@ -72,9 +72,9 @@ def train_step(
     `compute` replaces the first two and computes the gradients, which then stay in `parameter.grad` after the step.
     """
     if compute:
-        loss, logits = compute()
+        losses = compute()
     else:
-        loss, logits = compute_gradients(method, transform(method, batch))
+        losses = compute_gradients(method, transform(method, batch))
     optimizer.step()
     if not compute:
         optimizer.zero_grad(set_to_none=True)
@@ -82,7 +82,7 @@ def train_step(
     if method.context.protocol.training.clean_pass is not None:
         with torch.no_grad(), method.autocast():
             method.model(batch.images)
-    metrics.add(loss, logits, batch.labels)
+    metrics.add(*losses)
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def compute_gradients(method: Method[Any], batch: Batch) -> Losses:
         adversarial = method.perturb(batch)
     loss, logits = method.backward(batch, adversarial)
     average_gradients(method)
-    return loss.detach(), logits.detach()
+    return loss.detach(), logits.detach(), batch.labels
 
 
 def average_gradients(method: Method[Any]) -> None:

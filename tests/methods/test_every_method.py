@@ -20,7 +20,8 @@ def test_the_methods_of_the_benchmark_are_registered():
         *("trades", "mart", "awp", "ema", "swa", "te", "natural", "natural_first", "label_smoothing"),
         *("bag_of_tricks", "mlcat_ls", "gairat", "self_adaptive", "meat", "rwp", "mlcat_wp", "trades_awp", "mart_awp"),
         *("rebat", "rebat_pp", "n_fgsm", "fgsm_rs", "grad_align", "kd_swa", "cutmix_ema", "idbh"),
-        *("moat", "doubly_robust", "gaat", "persistency"),
+        *("moat", "doubly_robust", "gaat", "persistency", "free_at", "wot"),
+        *("coreset_craig", "coreset_gradmatch"),
     }
 
 
