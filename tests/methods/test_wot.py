@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import pytest
 import torch
@@ -48,8 +49,7 @@ def test_the_factors_follow_projected_momentum(refined, blocks, train):
     names = [name for name, _ in points[0].named_parameters()]
     group = {name: "first" if blocks == "stages" and "conv1" in name else "rest" for name in names}
     changes = [
-        {n: (b.get_parameter(n) - a.get_parameter(n)).detach() for n in names}
-        for a, b in zip(points, points[1:], strict=False)
+        {n: (b.get_parameter(n) - a.get_parameter(n)).detach() for n in names} for a, b in itertools.pairwise(points)
     ]
     factors = {(j, g): 0.0 for j in range(2) for g in set(group.values())}
     network = copy.deepcopy(points[-1]).train(train)
