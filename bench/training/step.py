@@ -115,7 +115,8 @@ class Steps:
     Captured once per epoch, because methods and generators change with the epoch. A step runs eagerly if the method
     decides on the host (`Method.captured`), if it waits for the device, and if its capture fails.
 
-    With `compile`, the network is compiled, except in the first step, in which operations are counted.
+    With `compile`, the network is compiled, except in the first step, in which operations are counted, and for the
+    last, smaller batch.
     """
 
     def __init__(
@@ -130,14 +131,15 @@ class Steps:
 
     def __call__(self, batch: Batch) -> None:
         """Train on one batch."""
-        with timed_convolutions(batch.images.device), self._passes():
-            self._step(batch)
+        smaller = len(batch) < self._method.context.protocol.training.batch_size
+        with timed_convolutions(batch.images.device), nullcontext() if smaller else self._passes():
+            self._step(batch, smaller=smaller)
         if self._compiled:
             self._passes = self._compiled.used
 
-    def _step(self, batch: Batch) -> None:
-        if len(batch) < self._method.context.protocol.training.batch_size and self._capture:
-            self.end()  # the last, smaller batch
+    def _step(self, batch: Batch, *, smaller: bool) -> None:
+        if smaller and self._capture:
+            self.end()
             self._until_capture = -1
         if self._until_capture < 0 and not self._replay:
             train_step(self._method, batch, self._method.optimizer, self._metrics)

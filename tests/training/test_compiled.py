@@ -90,9 +90,10 @@ def test_an_error_of_the_network_is_not_one_of_compiling(monkeypatch):
         model(torch.randn(4, 3))
 
 
-@pytest.mark.parametrize("declared", [True, False])
-def test_all_steps_but_the_first_run_compiled_passes_unless_the_method_forbids_it(load, monkeypatch, declared):
-    uses, stances = [], []
+@pytest.fixture
+def uses(monkeypatch):
+    """Replace the compiler by a list that gets one entry for each step with compiled passes."""
+    noted = []
 
     class Fake:
         def __init__(self, model):
@@ -100,10 +101,16 @@ def test_all_steps_but_the_first_run_compiled_passes_unless_the_method_forbids_i
 
         @contextmanager
         def used(self):
-            uses.append(self)
+            noted.append(self)
             yield
 
     monkeypatch.setattr(step, "Compiled", Fake)
+    return noted
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_all_steps_but_the_first_run_compiled_passes_unless_the_method_forbids_it(load, monkeypatch, uses, declared):
+    stances = []
     monkeypatch.setattr("methods.pgd_at.PGDAT.compiled", declared, raising=False)
 
     @contextmanager
@@ -114,6 +121,11 @@ def test_all_steps_but_the_first_run_compiled_passes_unless_the_method_forbids_i
     monkeypatch.setattr(torch.compiler, "set_stance", set_stance)
     _, _, replayed = trained(load().cells[0], compile=True, capture=record)
     assert (len(uses), replayed, stances) == (5 * declared, True, ["fail_on_recompile", "force_eager"])
+
+
+def test_a_smaller_last_batch_runs_eagerly(load, uses):
+    trained(load({"batch_size: 64": "batch_size: 65"}).cells[0], compile=True, count=3)
+    assert uses == []
 
 
 # --- with one ---------------------------------------------------------------------------------------------------------
