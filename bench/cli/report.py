@@ -47,7 +47,7 @@ def report(
     with Store.of(results, store, create=False) as opened:
         boards = leaderboards(opened, protocol=protocol, methods=words(methods), selection=selection.value)
         if published:
-            boards = _with_papers(boards, opened, protocol)
+            boards = _with_papers(boards, opened, protocol, selection)
         if sort:
             boards = sort_rows(boards, sort)
         if format is Format.HTML:
@@ -62,7 +62,9 @@ def report(
     write_output(output, text)
 
 
-def _with_papers(boards: Sequence[Leaderboard], store: Store, protocol: str | None) -> list[Leaderboard]:
+def _with_papers(
+    boards: Sequence[Leaderboard], store: Store, protocol: str | None, selection: Selection
+) -> list[Leaderboard]:
     """Return `boards` with the papers' figures, which need our figures under the other selection too."""
     from bench.errors import NothingMeasured
     from bench.reporting.leaderboard import leaderboards
@@ -70,7 +72,7 @@ def _with_papers(boards: Sequence[Leaderboard], store: Store, protocol: str | No
     from bench.reporting.published_comparison import compare_with_published
 
     papers = read_published()
-    other = Selection.TEST if boards[0].selection == Selection.VALIDATION.value else Selection.VALIDATION
+    other = Selection.TEST if selection is Selection.VALIDATION else Selection.VALIDATION
     try:
         others = leaderboards(store, protocol=protocol, selection=other.value)
     except NothingMeasured:

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from bench.errors import did_you_mean
@@ -84,6 +84,11 @@ def shown(value: Any) -> str:
 def named(value: Any) -> Any:
     """Expand the short form `flip` to `{name: flip}`."""
     return {"name": value} if isinstance(value, str) else value
+
+
+def unless(default: str | bool) -> AfterValidator:
+    """Make the default of a choice None, which identities leave out."""
+    return AfterValidator(lambda value: None if value == default else value)
 
 
 Number = Annotated[float, BeforeValidator(parse_number, json_schema_input_type=float | str)]

@@ -7,12 +7,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from bench.config.base import BaseConfig, Number, named
+from bench.config.base import BaseConfig, Number, named, unless
 
-# --- optimisers; weight decay acts on all parameters, batch normalisation included -----------------------------------
+# --- optimisers ------------------------------------------------------------------------------------------------------
 
 
-class SGD(BaseConfig):
+class _Optimizer(BaseConfig):
+    weight_decay_on: Annotated[Literal["all", "weights"] | None, unless("all")] = None
+    """What weight decay acts on: all parameters, batch normalisation included (default), or only those with more than
+    one dimension, which are the weights of convolutions and linear layers."""
+
+
+class SGD(_Optimizer):
     """Stochastic gradient descent; weight decay is added to the gradient."""
 
     name: Literal["sgd"] = "sgd"
@@ -25,7 +31,7 @@ class SGD(BaseConfig):
 _Beta = Annotated[Number, Field(ge=0, lt=1)]
 
 
-class Adam(BaseConfig):
+class Adam(_Optimizer):
     """Adam (Kingma and Ba, ICLR 2015); weight decay is added to the gradient. The defaults are torch's."""
 
     name: Literal["adam"] = "adam"
@@ -35,7 +41,7 @@ class Adam(BaseConfig):
     weight_decay: Number = Field(0, ge=0)
 
 
-class AdamW(BaseConfig):
+class AdamW(_Optimizer):
     """Adam whose weight decay acts on the weights (Loshchilov and Hutter, ICLR 2019). The defaults are torch's."""
 
     name: Literal["adamw"] = "adamw"
@@ -45,7 +51,7 @@ class AdamW(BaseConfig):
     weight_decay: Number = Field(1e-2, ge=0)
 
 
-class LAMB(BaseConfig):
+class LAMB(_Optimizer):
     """Adam with a step for each tensor that follows the tensor's norm, for large batches (You et al., ICLR 2020).
 
     The defaults are those of the released code of Zhang et al., Distributed Adversarial Training, 2022.
@@ -62,9 +68,9 @@ def _sgd_by_default(value: Any) -> Any:
     return {"name": "sgd", **value} if isinstance(value, dict) else named(value)
 
 
-_Optimizer = Annotated[SGD | Adam | AdamW | LAMB, Field(discriminator="name")]
-_OptimizerInput = _Optimizer | Literal["sgd", "adam", "adamw", "lamb"]
-OptimizerSettings = Annotated[_Optimizer, BeforeValidator(_sgd_by_default, json_schema_input_type=_OptimizerInput)]
+_AnyOptimizer = Annotated[SGD | Adam | AdamW | LAMB, Field(discriminator="name")]
+_OptimizerInput = _AnyOptimizer | Literal["sgd", "adam", "adamw", "lamb"]
+OptimizerSettings = Annotated[_AnyOptimizer, BeforeValidator(_sgd_by_default, json_schema_input_type=_OptimizerInput)]
 
 
 # --- schedules -------------------------------------------------------------------------------------------------------

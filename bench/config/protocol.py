@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from bench.config.attacks import PGD, AutoAttack, Clean, FinalAttack, NamedTrainingAttack, Threat, TrainingAttack
 from bench.config.augmentation import Augmentation, Mix
-from bench.config.base import BaseConfig, Indices, Number, named, parse_indices, ranges
+from bench.config.base import BaseConfig, Indices, Number, named, parse_indices, ranges, unless
 from bench.config.optimization import SGD, OptimizerSettings, Piecewise, ScheduleSettings
 from bench.errors import BenchError
 from bench.utils.files import fingerprint
@@ -20,13 +20,21 @@ from bench.utils.files import fingerprint
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$", max_length=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 Side = Annotated[int, Field(ge=1, le=4096)]
+Channels = tuple[Number, ...]
+Deviations = tuple[Annotated[Number, Field(gt=0)], ...]
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
+NO_IMAGES = "none"
+"""Value of `validation`: no training image is held out, and the test images select `best`."""
+
+
 def _count_or_indices(value: Any) -> int | str:
-    """Return a number of images as an integer, or ranges of indices as their canonical text."""
+    """Return a number of images as an integer, or ranges of indices as their canonical text, or `NO_IMAGES`."""
+    if value == NO_IMAGES:
+        return NO_IMAGES
     if isinstance(value, str) and not value.strip().isdecimal():
         return parse_indices(value)
     try:
@@ -67,9 +75,9 @@ class Files(BaseConfig):
     classes: int = Field(ge=2, le=100_000)
     shape: tuple[Annotated[int, Field(ge=1, le=4)], Side, Side]
     """Channels, height, width of every image."""
-    mean: tuple[Number, ...] | None = None
+    mean: Channels | None = None
     """Per channel, in units of [0, 1], subtracted inside the network; default one half."""
-    std: tuple[Annotated[Number, Field(gt=0)], ...] | None = None
+    std: Deviations | None = None
     """Per channel, in units of [0, 1], divided by inside the network; default one half."""
     test: int | None = Field(None, ge=1)
     """Number of training images to use as test set, if the files have no test images."""
@@ -98,11 +106,17 @@ class DatasetSettings(BaseConfig):
     name: Name
     """A registered dataset."""
     validation: Annotated[int | str, BeforeValidator(_count_or_indices, json_schema_input_type=int | str)] = 1000
-    """Training images held out to select `best`: their number, or their official indices ("10000-11016")."""
+    """Training images held out to select `best`: their number, or their official indices ("10000-11016").
+
+    none: no image is held out, and the test images select `best`, as in many papers."""
     split_seed: Seed = 0
     """Seed of the permutation that chooses the held-out images; the same for every training seed."""
     subset: Subset | None = None
     """Use only these images."""
+    mean: Channels | None = None
+    """Subtracted inside the network instead of the dataset's own, per channel, in units of [0, 1]."""
+    std: Deviations | None = None
+    """Divided by inside the network instead of the dataset's own, per channel, in units of [0, 1]."""
     resize: int | None = Field(None, ge=1)
     """Average square images down to this many pixels a side, which must divide the original side."""
     digest: Digest | None = None
@@ -114,15 +128,12 @@ class DatasetSettings(BaseConfig):
         """The number of training images held out for validation."""
         if isinstance(self.validation, int):
             return self.validation
+        if self.validation == NO_IMAGES:
+            return 0
         return sum(map(len, ranges(self.validation)))
 
 
 # --- training and evaluation -----------------------------------------------------------------------------------------
-
-
-def _unless(default: str) -> AfterValidator:
-    """Make the default of a choice None, which identities leave out."""
-    return AfterValidator(lambda value: None if value == default else value)
 
 
 class ExtraData(BaseConfig):
@@ -152,9 +163,11 @@ class Training(BaseConfig):
     """In order. A suite that says nothing gets the dataset's own (`bench show dataset`)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: convolutions and products in bfloat16; parameters, optimiser state, batch statistics, loss in fp32."""
-    clean_pass: Annotated[Literal["none", "after_step"] | None, _unless("none")] = None
+    tf32: Annotated[bool | None, unless(True)] = None
+    """Whether fp32 convolutions on NVIDIA GPUs may use TF32, which is torch's default; the final attacks never do."""
+    clean_pass: Annotated[Literal["none", "after_step"] | None, unless("none")] = None
     """after_step: the clean batch passes through the network in train mode after every step, without gradients."""
-    last_batch: Annotated[Literal["drop", "keep"] | None, _unless("drop")] = None
+    last_batch: Annotated[Literal["drop", "keep"] | None, unless("drop")] = None
     """Whether the images of an epoch that do not fill a batch are dropped (default) or make a smaller one."""
 
     extra_data: ExtraData | None = None

@@ -212,8 +212,8 @@ class LoadedSuite:
             info = registered.configured(dataset)
         with self._at("dataset", "validation"):
             info.check_split()
-        if dataset.files:
-            with self._at("dataset", "files"):
+        if dataset.files or dataset.mean or dataset.std:
+            with self._at("dataset", *(["files"] if dataset.files else [])):
                 check_normalisation(info.mean, info.std)
         with self._at("training", "batch_size"):
             left = self._left = info.left_to_train

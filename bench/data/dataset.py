@@ -15,7 +15,7 @@ from torch import Tensor
 from bench import registry
 from bench.config.augmentation import Augmentation
 from bench.config.base import ranges
-from bench.config.protocol import DatasetSettings, Subset
+from bench.config.protocol import NO_IMAGES, DatasetSettings, Subset
 from bench.data.readers import ArrayReader, AveragingReader, Reader
 from bench.data.streaming import ImageStream
 from bench.errors import BenchError, NotFound
@@ -68,6 +68,8 @@ Images = ImageSet | ImageStream
 @dataclass(frozen=True)
 class Splits:
     """Disjoint images for training, for the selection of checkpoints, and for the reported results.
+
+    `validation` is empty if the protocol holds out no image: the test images select then.
 
     `files`: the `state` of the files they were read from, `content`: their `digest`; see `Located`. `extra`: further
     images to train on, from the protocol's `extra_data`, whose digest the protocol states.
@@ -198,6 +200,13 @@ class Dataset:
             configured = replace(
                 configured, classes=files.classes, shape=files.shape, mean=files.mean or half, std=files.std or half
             )
+        for name in ("mean", "std"):
+            if values := getattr(settings, name):
+                if settings.files or len(values) != configured.shape[0]:
+                    channels = configured.shape[0]
+                    problem = "belongs below 'files'" if settings.files else f"needs {channels} values, one a channel"
+                    raise BenchError(f"'{name}' {problem}")
+                configured = replace(configured, **{name: values})
         if side := settings.resize:
             channels, height, width = configured.shape
             if height != width or height % side:
@@ -280,14 +289,14 @@ class Dataset:
         settings, subset = self.settings, self.settings.subset or Subset()
         shuffled = generator(settings.split_seed, "split")
         pool = _positions(located.train.labels, subset.train, f"training images of {self.name}")
-        if isinstance(settings.validation, str):
+        if isinstance(settings.validation, str) and settings.held_out:
             validation = _positions(located.train.labels, settings.validation, f"training images of {self.name}")
             pool = pool[~torch.isin(pool, validation)]
             if located.test is None:
                 pool = pool[torch.randperm(len(pool), generator=shuffled)]
         else:
             pool = pool[torch.randperm(len(pool), generator=shuffled)]
-            validation, pool = pool[: settings.validation], pool[settings.validation :]
+            validation, pool = pool[: settings.held_out], pool[settings.held_out :]
         if located.test is not None:
             test = Selection(located.test, _positions(located.test.labels, subset.test, f"test images of {self.name}"))
         elif settings.files and settings.files.test:
@@ -354,6 +363,7 @@ def missing(dataset: Dataset, tried: Sequence[Path], root: Path | None) -> NotFo
 
 def _count(official: int | None, subset: str | None, validation: int | str | None, split: str) -> int | None:
     """Return how many images of a split are used; the indices of `subset` must be below the official number."""
+    validation = None if validation == NO_IMAGES else validation
     for key, indices in ((f"subset.{split}", subset), ("validation", validation)):
         if isinstance(indices, str) and official is not None and ranges(indices)[-1][-1] >= official:
             raise BenchError(f"{key}: index {ranges(indices)[-1][-1]} is beyond the {official} images")

@@ -59,9 +59,9 @@ def work_of(protocol: Protocol, root: Path | None) -> Work | None:
     assert test_images is not None
     training, track = protocol.training, protocol.evaluation.track
     attack_steps = 0 if training.attack.name == "none" else training.attack.steps
-    tracked = held_out + (test_images if track.test else 0)
+    tracked = held_out + (test_images if track.test or not held_out else 0)
     final = sum(evaluated_images(attack, test_images) * forward_passes(attack) for attack in protocol.evaluation.final)
-    checkpoints = 3 if track.test else 2
+    checkpoints = 3 if track.test and held_out else 2
     return Work(
         training=forward
         * training.epochs

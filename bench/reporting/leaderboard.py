@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.config.protocol import DatasetSettings
+from bench.config.protocol import NO_IMAGES, DatasetSettings
 from bench.errors import BenchError, NothingMeasured, did_you_mean
 from bench.reporting.published import PublishedComparison
 from bench.reporting.rows import (
@@ -75,6 +75,7 @@ class Leaderboard:
             self.protocol["model"],
             f"{threat['norm'].capitalize()} {radius(threat['eps'])}",
             f"{epochs} {'epoch' if epochs == 1 else 'epochs'}",
+            *([] if self.dataset.held_out else ["best selected on test images"]),
             f"protocol {self.fingerprint[:12]}",
         )
         return ", ".join(parts)
@@ -103,7 +104,8 @@ def leaderboards(
         store: where the runs are.
         protocol: only protocols whose fingerprint begins so.
         methods: only rows of these methods, by name or label; all if empty.
-        selection: which images chose the checkpoint of the `best` columns.
+        selection: which images chose the checkpoint of the `best` columns; always the test images if a protocol holds
+            out none.
 
     Raises:
         BenchError: there is no run of a requested method, or runs of a protocol have different numbers of test images.
@@ -151,7 +153,7 @@ def _board(runs: Sequence[RunRow], selection: Selection) -> Leaderboard | None:
     return Leaderboard(
         fingerprint=protocol.fingerprint,
         protocol=protocol.content,
-        selection=selection,
+        selection="test" if protocol.content["dataset"]["validation"] == NO_IMAGES else selection,
         attacks=_attacks(attacks, done),
         ranked_by=ranked_by,
         rows=rows_of(runs, {complete.run.fingerprint: complete for complete in done}, ranked_by, selection),

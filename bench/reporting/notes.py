@@ -42,7 +42,9 @@ def notes(board: Leaderboard) -> list[str]:
 
 def _on_selection(board: Leaderboard) -> str:
     attack = board.protocol["evaluation"]["track"]["attack"]
-    if board.selection == "validation":
+    if not board.dataset.held_out:
+        chosen = "test images themselves, as this protocol says (validation: none): optimistic for every method"
+    elif board.selection == "validation":
         chosen = f"{board.dataset.held_out:,} training images held out for validation"
     else:
         chosen = "test images themselves, an oracle, optimistic for every method"

@@ -19,9 +19,11 @@ def make_optimizer(
     settings: OptimizerSettings,
     no_weight_decay: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """Return the protocol's optimiser over `parameters`; weight decay acts on all but `no_weight_decay`."""
-    options, excluded = settings.model_dump(exclude={"name"}), set(no_weight_decay)
+    """Return the protocol's optimiser over `parameters`; its weight decay leaves out `no_weight_decay`."""
+    options, excluded = settings.model_dump(exclude={"name", "weight_decay_on"}), set(no_weight_decay)
     parameters = list(parameters)
+    if settings.weight_decay_on == "weights":
+        excluded |= {parameter for parameter in parameters if parameter.dim() < 2}
     groups: list[dict[str, Any]] = [{"params": [parameter for parameter in parameters if parameter not in excluded]}]
     if excluded:
         groups.append({"params": [parameter for parameter in parameters if parameter in excluded], "weight_decay": 0.0})

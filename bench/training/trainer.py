@@ -26,6 +26,7 @@ from bench.training.flops import CountedFlops
 from bench.training.step import EpochMetrics, Steps
 from bench.training.teachers import load_teachers
 from bench.utils.cuda_graphs import capture_on
+from bench.utils.device import exact_arithmetic
 from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.utils.rng import RngStreams
 
@@ -114,13 +115,14 @@ class Trainer:
             self.checkpoints.sweep()
             return
         self._resume()
-        for epoch in range(len(self.history), self.lr_schedule.epochs):
-            if self.history and self.method.should_stop(self.history):
-                log.info("stopped by the method after epoch %d", epoch - 1)
-                break
-            if epochs is not None and epoch >= epochs:
-                return
-            self._epoch(epoch)
+        with exact_arithmetic() if self.training.tf32 is False else nullcontext():
+            for epoch in range(len(self.history), self.lr_schedule.epochs):
+                if self.history and self.method.should_stop(self.history):
+                    log.info("stopped by the method after epoch %d", epoch - 1)
+                    break
+                if epochs is not None and epoch >= epochs:
+                    return
+                self._epoch(epoch)
         self._finish()
 
     # --- one epoch ---------------------------------------------------------------------------------------------------
@@ -149,14 +151,15 @@ class Trainer:
         if not math.isfinite(loss):
             raise Diverged(epoch)
         with self._writing_resume_file(epoch):
-            validation = self._track(self.validation, "validation")
-            test = self._track(self.test, "test") if self.cell.protocol.evaluation.track.test else None
+            track = self.cell.protocol.evaluation.track
+            validation = self._track(self.validation, "validation") if len(self.validation) else None
+            test = self._track(self.test, "test") if track.test or validation is None else None
         work = counted.flops * (self.batches.used / self.training.batch_size) + selecting
         record = {
             "epoch": epoch,
             "lr": rate,
             "train": {"loss": loss, "robust": robust},
-            "validation": validation,
+            "validation": validation or test,
             "test": test,
             "train_pflop": work * self.group.size / 1e15,
             "train_seconds": train_seconds,

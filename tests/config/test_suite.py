@@ -57,7 +57,8 @@ WRONG = {
         "precision: fp16": "7: training.precision: must be 'fp32' or 'bf16' (got 'fp16')",
         "optimizer: adamm": "7: training.optimizer: unknown name 'adamm'; did you mean 'adam'?",
         "optimizer: {name: adam, momentum: 0.9}": (
-            "7: training.optimizer.momentum: unknown key 'momentum'; known: betas, eps, lr, name, weight_decay"
+            "7: training.optimizer.momentum: unknown key 'momentum'; known: betas, eps, lr, name, weight_decay, "
+            "weight_decay_on"
         ),
         "optimizer: {lr: -1}": "7: training.optimizer.lr: must be greater than 0 (got -1.0)",
         "schedule: {name: cosine, warmup: 2}": (
@@ -104,6 +105,14 @@ WRONG = {
         "{name: digits, subset: {train: '1,1'}}": "2: dataset.subset.train: duplicate index 1",
         "{name: digits, subset: {test: 0-500}}": "2: dataset: subset.test: index 500 is beyond the 500 images",
         "{name: digits, resize: 3}": "2: dataset: resize: 3 does not divide the side of 8x8 pixels",
+        "{name: digits, mean: [33]}": (
+            "2: dataset: a mean of 33 is too large for pixels in [0, 1]; divide means and standard deviations in units "
+            "of 0 to 255 by 255"
+        ),
+        "{name: digits, std: [1, 1]}": "2: dataset: 'std' needs 1 values, one a channel",
+        "{name: npz, std: [1], files: {path: x, classes: 4, shape: [1, 8, 8]}}": (
+            "2: dataset: 'std' belongs below 'files'"
+        ),
         "{name: digits, digest: abc}": "2: dataset.digest: must match ^[0-9a-f]{64}$ (got 'abc')",
         "{name: digits, files: {path: x, classes: 2, shape: [1, 8, 8]}}": (
             "2: dataset: dataset 'digits' has files of its own; remove the key 'files'"
@@ -341,6 +350,9 @@ CHANGES = {
     "dataset.name": "cifar10",
     "dataset.validation": 201,
     "dataset.validation ": "0-199",
+    "dataset.validation  ": "none",
+    "dataset.mean": [0.4],
+    "dataset.std": [0.4],
     "dataset.split_seed": 1,
     "dataset.subset": {},
     "dataset.subset.train": "0-500",
@@ -360,12 +372,14 @@ CHANGES = {
     "training.epochs": 11,
     "training.batch_size": 64,
     "training.precision": "bf16",
+    "training.tf32": False,
     "training.clean_pass": "after_step",
     "training.last_batch": "keep",
     "training.optimizer.lr": 0.2,
     "training.optimizer.momentum": 0.8,
     "training.optimizer.weight_decay": 1e-4,
     "training.optimizer.nesterov": True,
+    "training.optimizer.weight_decay_on": "weights",
     "training.optimizer": "adam",
     "training.optimizer ": "adamw",
     "training.optimizer.betas": [0.9, 0.99],
@@ -461,8 +475,8 @@ def test_every_setting_of_the_protocol_changes_the_fingerprint():
     assert not untested, f"add to CHANGES: {untested}"
 
 
-def test_the_default_batches_may_be_written_out(load):
-    written = "training:\n  clean_pass: none\n  last_batch: drop\n"
+def test_the_defaults_of_later_settings_may_be_written_out(load):
+    written = "training:\n  clean_pass: none\n  last_batch: drop\n  tf32: true\n  optimizer: {weight_decay_on: all}\n"
     assert load({"training:\n": written}).suite.protocol.fingerprint == load({}).suite.protocol.fingerprint
     with pytest.raises(BenchError, match=r"training\.clean_pass: must be 'none' or 'after_step' \(got 'before'\)"):
         load({"training:\n": "training:\n  clean_pass: before\n"})

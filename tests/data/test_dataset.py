@@ -13,6 +13,8 @@ from bench.data.prepare import prepare
 from bench.data.readers import ArrayReader
 from bench.data.streaming import ImageStream
 from bench.errors import BenchError, NotFound
+from bench.models.architecture import build_network
+from bench.models.small_cnn import small_cnn
 
 
 def part(start, count, side=8):
@@ -98,6 +100,20 @@ def test_validation_by_indices_may_lie_inside_or_outside_the_subset():
     assert validation == [0, 99]
 
 
+def test_a_protocol_may_hold_out_no_image():
+    train, validation, test = labels(splits(validation="none"))
+    assert sorted(train) == list(range(100))
+    assert validation == []
+    assert test == list(range(1000, 1010))
+
+
+def test_a_suite_may_replace_the_normalisation():
+    configured = a_dataset().configured(DatasetSettings(name="digits", mean=(0,), std=(1,)))
+    images = torch.rand(2, 1, 8, 8)
+    network = build_network(small_cnn, configured, 0).eval()
+    assert torch.equal(network(images), network.body(images))
+
+
 @pytest.mark.parametrize(
     ("settings", "counts"),
     [
@@ -105,6 +121,7 @@ def test_validation_by_indices_may_lie_inside_or_outside_the_subset():
         ({"subset": Subset(train="0-49", test="0")}, (50, 1)),
         ({"subset": Subset(train="0-19"), "validation": "15-24"}, (25, 10)),
         ({"validation": "15-24"}, (100, 10)),
+        ({"validation": "none"}, (100, 10)),
         ({"digest": "0" * 64}, (None, None)),
     ],
 )

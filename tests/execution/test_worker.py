@@ -92,6 +92,19 @@ def test_equal_weights_are_judged_once(load, tmp_path, monkeypatch):
     assert len(RunFolder.of(one_epoch, tmp_path).read_outcomes()) == 6
 
 
+def test_without_held_out_images_the_test_images_select_best(load, tmp_path, monkeypatch):
+    exact = []
+    real = Trainer.begin_epoch
+    monkeypatch.setattr(Trainer, "begin_epoch", lambda *a: exact.append(torch.backends.cudnn.allow_tf32) or real(*a))
+    loaded = load({"validation: 200": "validation: none", "batch_size: 64": "batch_size: 64\n  tf32: false"})
+    assert execute(job_of(loaded.cells[0], tmp_path)) == "finished"
+    folder = RunFolder.of(loaded.cells[0], tmp_path)
+    assert all(record["validation"] == record["test"] is not None for record in folder.epochs())
+    entries = Checkpoints(folder.checkpoints).entries
+    assert entries["best"] == entries["best_on_test"]
+    assert (exact, torch.backends.cudnn.allow_tf32) == ([False, False], True)
+
+
 def test_a_nan_loss_is_a_result(load, tmp_path):
     cell = load({"batch_size: 64": "batch_size: 64\n  optimizer: {lr: 1e30}"}).cells[0]
     assert execute(job_of(cell, tmp_path)) == "diverged"

@@ -13,6 +13,7 @@ from bench.config.cell import EVALUATED
 from bench.errors import BenchError, NothingMeasured
 from bench.reporting import rows
 from bench.reporting.leaderboard import leaderboards
+from bench.reporting.notes import notes
 from bench.reporting.rows import differences, disambiguate
 from bench.reporting.table import table
 from bench.storage.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
@@ -136,6 +137,17 @@ def test_selection_by_the_test_images(take, board):
     assert oracle.figures[2].best.mean == 0.55
     assert oracle.figures[2].gap.mean == pytest.approx(0.15)
     assert not oracle.gap_by_construction  # the oracle may well do better than the method's own choice
+
+
+def test_a_protocol_without_held_out_images_is_marked(take, board):
+    protocol = protocol_of(dataset={"name": "digits", "validation": "none"})
+    right = {"best": (150, 100, 50), "last": (160, 90, 40), "best_on_test": (150, 100, 50)}
+    take(right, protocol=protocol, final_is_best=True)
+    found = board()
+    assert (found.selection, found.rows[0].figures[2].best.mean) == ("test", 0.5)
+    assert found.rows[0].gap_by_construction
+    assert ", best selected on test images, protocol" in found.title
+    assert "PGD-10 accuracy on the test images themselves, as this protocol says" in notes(found)[0]
 
 
 def test_an_attack_that_changed_under_the_same_protocol(take, board):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from bench.config.protocol import Training
 from bench.data.datasets.digits import digits
@@ -20,6 +21,16 @@ def test_weight_decay_acts_on_every_parameter():
     (group,) = made.param_groups
     assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.3, 0.8, 0.01, True)
     assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in network.parameters()]
+
+
+def test_weight_decay_may_leave_out_biases_and_batch_normalisation():
+    network = build_network(small_cnn, digits, 0)
+    made = optimizer(network.parameters(), weight_decay_on="weights")
+    decayed, others = made.param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (5e-4, 0)
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert {id(parameter) for parameter in decayed["params"]} == {id(layer.weight) for layer in layers}
+    assert len(decayed["params"]) + len(others["params"]) == len(list(network.parameters()))
 
 
 def test_the_defaults_of_adam_are_those_of_torch():
