@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from types import MethodType
 from unittest import mock
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from bench import registry
 from bench.cli.app import app
 from bench.errors import BenchError
 from bench.speed import gpu, gpu_parts, gpu_training, measure
@@ -19,10 +21,10 @@ from bench.training.step import WARM_UP
 
 
 class InThisProcess:
-    """A candidate without a process of its own."""
+    """A candidate without a process of its own, always on the CPU."""
 
     def __init__(self, build, setup, seconds=None):
-        self._work = build(setup)
+        self._work = build(replace(setup, device="cpu"))
 
     def __enter__(self):
         return self
@@ -58,7 +60,7 @@ def run(name, setup):
     return {line["what"]: line for line in gpu.run_part(name, setup)}
 
 
-SLOW = ["compiled", "cells"]
+SLOW = ["compiled", "cells", "autoattack"]
 CLAIMS = {
     "captured": 1, "refused": 3, "speed": 1, "compiled": 2, "recapture": 1, "resume": 1, "tracking": 2, "cells": 1,
     "autoattack": 1,
@@ -73,6 +75,22 @@ def test_every_part_runs_and_no_claim_fails(setup, name):
     claims = [line["holds"] for line in lines.values() if line["holds"] is not None]
     assert claims == [True] * CLAIMS.get(name, 0), lines
     json.dumps(list(lines.values()), allow_nan=False)
+
+
+def test_on_a_gpu_there_is_a_row_with_tf32(setup):
+    """Candidates that are on the CPU stand for those on the GPU."""
+    lines = run("autoattack", replace(setup, device="cuda"))
+    assert list(lines)[:3] == ["reference (fp32)", "reference with TF32 (tf32)", "bench (fp32)"]
+    assert [line["holds"] for line in lines.values()] == [None, None, True, None]
+
+
+def test_the_environment_of_a_gpu(setup, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "a card")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 2**33))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    card, device = run("environment", replace(setup, device="cuda")).values()
+    assert card["what"] == "a card"
+    assert (device["figures"]["GiB"], device["figures"]["capability"]) == (8, "9.0")
 
 
 def test_captured_steps_that_differ_are_seen(setup, monkeypatch):
@@ -137,11 +155,9 @@ def test_a_candidate_has_a_time_limit():
         candidate.work(None)
 
 
-def test_all_methods_are_checked(load, setup):
-    from bench import registry
-
-    cells = gpu.every_method(load(), setup.cell)
-    assert [cell.method.name for cell in cells] == registry.METHODS.names()
+def test_all_methods_are_checked_but_those_that_need_teachers(load, setup):
+    names = {cell.method.name for cell in gpu.every_method(load(), setup.cell)}
+    assert set(registry.METHODS.names()) - names == {"kd_swa"}
 
 
 @pytest.mark.slow
