@@ -1,8 +1,23 @@
+import re
+from pathlib import Path
+from typing import get_args
+
 import pytest
 from pydantic import ValidationError
 
 from bench.config.attacks import PGD, AutoAttack, Clean, Threat, TrainingAttack
-from bench.config.optimization import Piecewise
+from bench.config.augmentation import Crop, Cutout, Enhance, Flip, Mix, RandomErasing, Rotate, Tones
+from bench.config.optimization import (
+    LAMB,
+    SGD,
+    Adam,
+    AdamW,
+    Constant,
+    Cosine,
+    Cyclic,
+    OneCycle,
+    Piecewise,
+)
 from bench.config.protocol import Evaluation, Protocol, Training
 
 MINIMAL = {
@@ -65,3 +80,20 @@ def test_settings_that_are_none_leave_no_trace_in_the_identity():
     identity = Protocol(**MINIMAL, evaluation={"final": [{"name": "pgd", "images": None}]}).identity()
     assert "images" not in identity["evaluation"]["final"][0]
     assert identity["threat"] == {"norm": "linf", "eps": 8 / 255}
+
+
+@pytest.mark.parametrize(
+    ("section", "kinds"),
+    [
+        ("Optimisers", (SGD, Adam, AdamW, LAMB)),
+        ("Schedules", (Piecewise, Cyclic, OneCycle, Cosine, Constant)),
+        ("Augmentations", (Crop, Flip, Rotate, Cutout, RandomErasing, Enhance, Tones, Mix)),
+    ],
+)
+def test_the_page_on_suites_has_every_choice_with_its_keys(section, kinds):
+    page = (Path(__file__).parents[2] / "docs" / "suites.md").read_text()
+    (text,) = re.findall(rf"^## {section}\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)
+    for kind in kinds:
+        for name in get_args(kind.model_fields["name"].annotation):
+            assert f"`{name}`" in text
+        assert all(re.search(rf"`{key}\b", text) for key in kind.model_fields if key != "name")
