@@ -25,6 +25,7 @@ class Kind(StrEnum):
     DATASETS = "datasets"
     SUITES = "suites"
     RUNS = "runs"
+    PUBLISHED = "published"
 
 
 class Thing(StrEnum):
@@ -45,7 +46,7 @@ def list_(
 ) -> None:
     """List methods, models, datasets, suites, runs.
 
-    One line each.
+    One line each. Also the papers' figures: published.
     """
     lists: dict[Kind, Callable[[], list[dict[str, Any]]]] = {
         Kind.METHODS: list_methods,
@@ -53,6 +54,7 @@ def list_(
         Kind.DATASETS: list_datasets,
         Kind.SUITES: list_suites,
         Kind.RUNS: lambda: list_runs(results, store),
+        Kind.PUBLISHED: list_published,
     }
     rows = lists[kind]()
     print_json(rows) if json else print_rows(rows)
@@ -282,3 +284,35 @@ def show_run(name: str, results: Path, store: str | None) -> dict[str, Any]:
 
     with Store.of(results, store, create=False) as opened:
         return opened.show_run(name)
+
+
+def list_published() -> list[dict[str, Any]]:
+    """Return the papers' figures in percent, and whether each method is built in or installed."""
+    from bench.registry import METHODS
+    from bench.reporting.published import ATTACKS, read_published
+    from bench.reporting.published_comparison import plain
+
+    known = {plain(name) for name in METHODS.names()}
+    for name in METHODS.names():
+        choices = METHODS.get(name).Params.model_json_schema()["properties"].values()
+        known |= {plain(f"{name}_{value}") for choice in choices for value in choice.get("enum", ())}
+    return [
+        {
+            "dataset": line.dataset,
+            "architecture": line.architecture,
+            "threat": line.threat,
+            "method": line.method,
+            "built_in": plain(line.method) in known,
+            **{
+                f"{prefix}_{checkpoint}": round(100 * figures[attack], 4) if attack in figures else None
+                for checkpoint, figures in (("best", line.best), ("last", line.last))
+                for attack, prefix in ATTACKS.items()
+            },
+            "pgd_steps": line.pgd_steps,
+            "selection": line.selection,
+            "seeds": line.seeds,
+            "status": line.status,
+            "source": line.source,
+        }
+        for line in read_published()
+    ]

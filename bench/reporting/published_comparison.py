@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from bench.config.attacks import TrainingAttack
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.published import ATTACKS, CheckpointComparison, Published, PublishedComparison
 from bench.reporting.rows import Row, Selection, row_key
+
+SINGLE_STEP = {"fgsm_at", "fgsm_rs", "n_fgsm", "grad_align", "free_at"}
+"""Methods of the file that take one step by definition, whatever the protocol's attack is, or FGSM itself."""
 
 
 def compare_with_published(
@@ -32,25 +36,36 @@ def _of_board(
 ) -> Iterator[PublishedComparison]:
     by_selection = {side.selection: _rows(side) for side in (board, other) if side}
     for row in board.rows:
-        for line in published:
-            if line.dataset == board.dataset.name and _plain(line.method) in _names(row):
-                rows = {selection: found.get(row_key(row)) for selection, found in by_selection.items()}
-                yield from _compare(board, row, rows, line)
+        names = _names(board, row)
+        lines = [line for line in published if line.dataset == board.dataset.name and plain(line.method) in names]
+        rows = {selection: found.get(row_key(row)) for selection, found in by_selection.items()}
+        # Lines of another architecture or threat only where there is nothing closer.
+        for line in [line for line in lines if not _other_setting(board, line)] or lines:
+            yield from _compare(board, row, rows, line)
 
 
 def _rows(board: Leaderboard) -> dict[str, Row]:
     return {row_key(row): row for row in board.rows}
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """Return a name without what spellings differ in: `wide_resnet34_10` and `wide_resnet/34-10` are the same."""
     return "".join(letter for letter in name if letter.isalnum())
 
 
-def _names(row: Row) -> set[str]:
-    """Return what a paper may call a row's method: its name, or that with a parameter's value, such as `sat_silu`."""
+def _names(board: Leaderboard, row: Row) -> set[str]:
+    """Return what a paper may call a row's method: its name, or that with a parameter's value, such as `sat_silu`.
+
+    PGD-AT with a single step is FGSM, with a random start or without.
+    """
+    if row.method == "pgd_at" and _single_step(board):
+        return {plain("fgsm_rs" if board.protocol["training"]["attack"]["random_start"] else "fgsm_at")}
     values = [value for value in row.params.values() if isinstance(value, str)]
-    return {_plain(row.method), *(_plain(row.method + value) for value in values)}
+    return {plain(row.method), *(plain(row.method + value) for value in values)}
+
+
+def _single_step(board: Leaderboard) -> bool:
+    return TrainingAttack.model_validate(board.protocol["training"]["attack"]).regime == "single_step"
 
 
 def _compare(
@@ -95,21 +110,28 @@ def _title(attack: str, line: Published) -> str:
 
 def _why_not(board: Leaderboard, row: Row, line: Published) -> list[str]:
     """Return in what the protocols differ, whatever the attack."""
-    dataset, threat = board.dataset, board.protocol["threat"]
-    ours = f"{threat['norm']}-{threat['eps'] * 255:.4g}"
-    reasons = []
-    if _plain(line.architecture) != _plain(board.protocol["model"]):
-        reasons.append(f"architecture {line.architecture}, ours {board.protocol['model']}")
-    if line.threat != ours:
-        reasons.append(f"threat {line.threat}, ours {ours}")
+    dataset, reasons = board.dataset, _other_setting(board, line)
     if dataset.subset or dataset.digest or dataset.files:
         reasons.append("ours is a part of the dataset")
     if dataset.resize:
         reasons.append(f"ours is resized to {dataset.resize}x{dataset.resize}")
-    if row.custom and _plain(line.method) == _plain(row.method):
+    if _single_step(board) and line.method not in SINGLE_STEP:
+        reasons.append("trained with several steps, ours with one")
+    if row.custom and plain(line.method) == plain(row.method):
         reasons.append("ours has parameters of its own (custom)")
     if not row.figures:
         reasons.append("ours has no seed to average")
+    return reasons
+
+
+def _other_setting(board: Leaderboard, line: Published) -> list[str]:
+    """Return whether architecture and threat differ."""
+    threat, reasons = board.protocol["threat"], []
+    ours = f"{threat['norm']}-{threat['eps'] * 255:.4g}"
+    if plain(line.architecture) != plain(board.protocol["model"]):
+        reasons.append(f"architecture {line.architecture}, ours {board.protocol['model']}")
+    if line.threat != ours:
+        reasons.append(f"threat {line.threat}, ours {ours}")
     return reasons
 
 

@@ -1,13 +1,15 @@
 """The papers' figures: the file, and what is put beside ours."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench.errors import BenchError
+from bench.registry import DATASETS
 from bench.reporting.leaderboard import leaderboards
-from bench.reporting.published import COLUMNS, find_published, read_published
+from bench.reporting.published import ATTACKS, COLUMNS, find_published, read_published
 from bench.reporting.published_comparison import compare_with_published
 from bench.reporting.table import published_table, tables
 
@@ -39,6 +41,26 @@ def test_the_shipped_file():
     assert first.last == {"clean": 0.8493, "pgd": 0.4559}
     assert (first.pgd_steps, first.selection, first.seeds, first.status) == (10, "test", 1, "log")
     assert "last 5 epochs" in first.source
+
+
+def test_the_shipped_figures_are_possible():
+    """Each line once, with figures that only fall from clean to PGD to AutoAttack, and names that suites use."""
+    lines, seen = read_published(), set()
+    assert len(lines) > 300
+    for line in lines:
+        assert line.best or line.last, line
+        for figures in (line.best, line.last):
+            falling = [figures[attack] for attack in ATTACKS if attack in figures]
+            assert falling == sorted(falling, reverse=True), line
+            assert all(0 <= figure < 1 for figure in falling), line
+            assert line.pgd_steps or "pgd" not in figures, line
+        assert line.dataset in DATASETS.names() or line.dataset == "imagenet"
+        assert re.fullmatch(r"linf-(4|8|7\.905)|l2-(128|127\.5)", line.threat)  # 0.031 and 0.5 in units of 1/255
+        assert re.fullmatch(r"[a-z0-9_]+", line.architecture + line.method)
+        assert line.status in {"log", "paper", "readme", "secondary"}
+        key = replace(line, selection=None, status="", best=str(line.best), last=str(line.last))
+        assert key not in seen, line
+        seen.add(key)
 
 
 def test_what_a_line_may_leave_out(write):
@@ -177,6 +199,49 @@ def test_another_pgd_is_not_compared(compared, finals, line, reason):
     assert found["pgd"].reasons == (reason,)
     assert found["pgd"].last.difference is None
     assert found["clean"].last.difference is not None
+
+
+SINGLE = {"attack": {"name": "pgd", "steps": 1, "step_size": 0.03}}
+
+
+@pytest.mark.parametrize(
+    ("attack", "method", "found"),
+    [
+        (SINGLE, "fgsm_rs", True),
+        (SINGLE, "pgd_at", False),
+        (SINGLE, "fgsm_at", False),
+        ({"attack": {"name": "pgd", "steps": 1, "random_start": False}}, "fgsm_at", True),
+        ({}, "fgsm_rs", False),
+        ({}, "pgd_at", True),
+    ],
+)
+def test_pgd_at_with_a_single_step_is_fgsm(compared, attack, method, found):
+    _, lines = compared(LINE.replace("pgd_at", method), training={"epochs": 2, **attack})
+    assert bool(lines) == found
+    if found:
+        assert lines["pgd"].best.difference is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "reasons"), [("dom_re", ("trained with several steps, ours with one",)), ("n_fgsm", ())]
+)
+def test_a_method_trained_with_several_steps_is_not_compared_with_a_single_step(compared, method, reasons):
+    _, lines = compared(LINE.replace("pgd_at", method), row={"method": method}, training={"epochs": 2, **SINGLE})
+    assert lines["pgd"].reasons == reasons
+
+
+def test_l2_is_compared_with_l2(compared):
+    lines = [LINE, LINE.replace("linf-8", "l2-128").replace("82.92", "88.67"), LINE.replace("preact_", "")]
+    _, found = compared(*lines, threat={"norm": "l2", "eps": "128/255"})
+    assert {line.published.threat for line in found.values()} == {"l2-128"}
+    assert found["clean"].best.paper == 0.8867
+    assert found["clean"].reasons == ()
+
+
+def test_lines_of_another_setting_stand_aside(compared):
+    board, _ = compared(LINE, LINE.replace("preact_resnet18", "resnet18"), LINE.replace("linf-8", "linf-4"))
+    assert len(board.published) == 2  # clean and PGD-10 of the first
+    assert {line.published.architecture for line in board.published} == {"preact_resnet18"}
 
 
 def test_a_part_of_the_test_images_is_not_compared(compared):
