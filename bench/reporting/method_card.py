@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.config.hyperparameters import AttackRegime, MethodInfo, MethodParams
+from bench.config.teacher import Teacher
 from bench.errors import BenchError
 from bench.registry import METHODS
 from bench.reporting.rows import Row
@@ -66,6 +67,9 @@ def describe(row: Row, dataset: str, regime: AttackRegime) -> Description:
     if usual is None or values != row.params:
         return Description(info, recorded, "The method as installed here has other parameters than the runs recorded.")
     reference = usual.model_dump(mode="json")
+    for name, teacher in usual:
+        if isinstance(teacher, Teacher):
+            reference[name] = _filled(teacher, dataset, regime).model_dump(mode="json")
     parameters = []
     for name, value in values.items():
         hyperparameter = hyperparameters[name]
@@ -80,6 +84,17 @@ def describe(row: Row, dataset: str, regime: AttackRegime) -> Description:
                 )
             )
     return Description(info, tuple(parameters), None)
+
+
+def _filled(teacher: Teacher, dataset: str, regime: AttackRegime) -> Teacher:
+    """Return a teacher with the canonical parameters of its method and with its version, as runs record it."""
+    if teacher.version is not None:
+        return teacher
+    kind = METHODS.get(teacher.method)
+    declared: type[MethodParams] = kind.Params
+    values = {name: value for name, (value, _) in declared.canonical(dataset, regime).items()}
+    params = declared.model_validate(declared.completed(teacher.params, values)).model_dump(mode="json")
+    return teacher.model_copy(update={"params": params, "version": kind.info.version})
 
 
 def params_of_row(row: Row) -> MethodParams:

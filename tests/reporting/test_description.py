@@ -2,7 +2,8 @@ from bench.registry import METHODS
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.method_card import describe
 
-from .html_report import HOSTILE, boards
+from ..storage.conftest import protocol_of
+from .html_report import HOSTILE, boards, resolved
 
 __all__ = ["boards"]
 
@@ -33,3 +34,13 @@ def test_a_method_whose_parameters_have_changed(make_run, store):
         described = describe(row, "digits", "multi_step")
         assert "other parameters" in described.caveat
         assert [parameter.origin for parameter in described.parameters] == [None]
+
+
+def test_a_canonical_teacher_is_not_called_the_choice_of_the_suite(make_run, store):
+    for seed, entry in enumerate(({}, {"params": {"robust": {"method": "trades"}}, "label": "Other"})):
+        store.ingest(make_run(seed=seed, **resolved(protocol_of(), "kd_swa", **entry)))
+    (board,) = leaderboards(store)
+    by_label = {row.label: describe(row, "digits", "multi_step").parameters for row in board.rows}
+    origins = {label: {parameter.name: parameter.origin for parameter in found} for label, found in by_label.items()}
+    assert origins["KD-SWA"]["robust"] == "code"
+    assert origins["Other"] == origins["KD-SWA"] | {"robust": "suite"}

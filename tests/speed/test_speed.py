@@ -202,10 +202,17 @@ def test_bad_input(words, sentence):
     assert sentence in str(done.exception)
 
 
-def test_a_recipe_without_a_reference_is_refused(load, tmp_path):
-    load({"norm: linf, eps: 0.15": "norm: l2, eps: 0.5"})
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"norm: linf, eps: 0.15": "norm: l2, eps: 0.5"}, "PGD under Linf only"),
+        ({"batch_size: 64": "optimizer: adam"}, "SGD only"),
+    ],
+)
+def test_a_recipe_without_a_reference_is_refused(load, tmp_path, change, sentence):
+    load(change)
     done = CliRunner().invoke(app, ["speed", str(tmp_path / "suite.yaml"), "--repetitions", "1"])
-    assert "PGD under Linf only" in str(done.exception)
+    assert sentence in str(done.exception)
 
 
 FIGURES = {
