@@ -155,11 +155,12 @@ def speed(
 
 def _measure_gpu(setup: Setup, loaded: LoadedSuite, output: Path, *, json: bool) -> None:
     """Check and measure what depends on the GPU; the lines so far are always in `output`/gpu.json."""
+    from bench.execution.driver import check_writable
     from bench.speed.gpu import every_method, failed, measure_gpu, print_lines
     from bench.speed.gpu_training import GPUSetup
     from bench.utils.files import write_record
 
-    output.mkdir(parents=True, exist_ok=True)
+    check_writable(output)
     own = GPUSetup(**setup.__dict__, methods=every_method(loaded, setup.cell), output=output.resolve())
     lines: list[dict[str, Any]] = []
     try:

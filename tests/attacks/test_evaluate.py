@@ -65,6 +65,24 @@ def test_pgd_verdicts_are_those_of_the_attack_itself(network):
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
+@pytest.mark.parametrize(
+    "attack", [FGSM(), CW(steps=2, step_size=0.05, restarts=2, iterate="worst")], ids=["fgsm", "cw"]
+)
+def test_final_attacks_are_captured(network, monkeypatch, attack):
+    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 64)
+    monkeypatch.setattr(evaluation, "MIN_CAPTURED_IMAGES", 200)
+    test, captures = load()[1].take(torch.arange(200)), []
+
+    def capture(compute, generators):
+        captures.append(1)
+        return record(compute, generators)
+
+    plain = evaluate(network, "0" * 64, test, attack, THREAT)
+    monkeypatch.setattr(evaluation, "capture_on", lambda _device: capture)
+    np.testing.assert_array_equal(evaluate(network, "0" * 64, test, attack, THREAT).correct, plain.correct)
+    assert captures == [1]
+
+
 def test_a_captured_attack_returns_the_same_result(network, monkeypatch):
     """Captured on the second whole batch, replayed on it and those after it; the last one is smaller."""
     monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 64)

@@ -173,6 +173,10 @@ def test_the_command(load, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "profile.txt").read_text()
 
 
-def test_an_output_without_gpu_is_refused():
-    done = CliRunner().invoke(app, ["speed", "quickstart", "--output", "somewhere"])
+def test_bad_input(load, tmp_path):
+    load()
+    suite = str(tmp_path / "suite.yaml")
+    done = CliRunner().invoke(app, ["speed", suite, "--output", "somewhere"])
     assert "--output is of --what gpu" in str(done.exception)
+    done = CliRunner().invoke(app, ["speed", suite, "--device", "cpu", "--what", "gpu", "--output", suite])
+    assert f"{suite} cannot be written" in str(done.exception)
