@@ -103,7 +103,8 @@ class TrainingBatches:
         Raises:
             BenchError: the images do not fill one batch, or a batch cannot be shared out equally.
         """
-        self.images, self.group, self._extra, self._own = images, group, extra, len(images)
+        self.images, self.group, self._own = images, group, len(images)
+        self._per_batch, self._smoothing = (extra.per_batch, extra.smoothing) if extra else (0, 0.0)
         if extra and isinstance(images, ImageSet):
             self.images = ImageSet(
                 torch.cat((images.pixels, extra.images.pixels)), torch.cat((images.labels, extra.images.labels))
@@ -157,8 +158,8 @@ class TrainingBatches:
         for (_, weights), index, pixels in zip(whole, batches, self.images.read(batches), strict=True):
             random = self._random("augmentation")
             images, own, soft = to_float(augment(pixels, self._steps, random, self.group)), labels[index], None
-            if self._extra and self._extra.smoothing:
-                spread = self._extra.smoothing * (index >= self._own)[:, None]
+            if self._smoothing:
+                spread = self._smoothing * (index >= self._own)[:, None]
                 soft = F.one_hot(own, self._classes) * (1 - spread) + spread / self._classes
             if self._mix:
                 images, own, soft = mix(self._mix, images, own, self._classes, random, self.group, soft)
@@ -166,7 +167,7 @@ class TrainingBatches:
 
     def _places(self) -> list[tuple[Tensor, Tensor | None]]:
         """Return the places and the weights of every whole batch of the epoch; the extra images come last in it."""
-        random, extra = self._random("order"), self._extra.per_batch if self._extra else 0
+        random, extra = self._random("order"), self._per_batch
         count = self._own if self._index is None else len(self._index)
         order = torch.randperm(count, generator=random, device=self.images.labels.device)
         whole = []
