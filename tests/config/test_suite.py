@@ -7,6 +7,7 @@ from bench.config import suite
 from bench.config.protocol import Protocol
 from bench.config.suite import Suite, find_suite, load_suite, select_cells, shipped_suites
 from bench.errors import BenchError
+from bench.registry import METHODS
 
 # --- what bad input gets ----------------------------------------------------------------------------------------------
 
@@ -655,6 +656,17 @@ def test_shipped_suites(name):
     schema = Suite.model_json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(yaml.safe_load(shipped_suites()[name].read_text()), schema)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "cifar10_small"])
+def test_the_further_cures_stand_in_the_table_of_the_suite(name):
+    cures, suite = load_suite(f"{name}_cures"), load_suite(name)
+    assert cures.suite.protocol.fingerprint == suite.suite.protocol.fingerprint
+    assert not {row.label for row in cures.methods} & {row.label for row in suite.methods}
+
+
+def test_cures_has_every_method():
+    assert {row.name for row in load_suite("cures").methods} == set(METHODS.names())
 
 
 @pytest.mark.parametrize("wrong", ["epochz: 2", "epochs: 0", "epochs: 2\n  schedule: cosyne", "epochs: two"])

@@ -29,7 +29,7 @@ from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.utils.rng import RngStreams, generator
 
 CPU = torch.device("cpu")
-METHODS = sorted(registry.METHODS.names())
+METHODS = [name for name in registry.METHODS.names() if vars(registry.METHODS.get(name)).get("data_parallel")]
 
 
 class InDefaultPrecision(TrainingBatches):
