@@ -71,7 +71,8 @@ class IDBH(Method[Params]):
 
     def transform(self, batch: Batch) -> Batch:
         random, group = self.context.random("idbh"), self.context.group
-        draws = torch.rand((9, group.size * len(batch)), generator=random, device=batch.images.device)
+        shape = (9, group.size * len(batch))
+        draws = torch.rand(shape, generator=random, device=batch.images.device, dtype=torch.float32)
         draws = group.shard(draws, dim=1)
         pixels = batch.images.mul(255).round().to(torch.uint8)
         pixels = self.colour_shape(crop_shift(pixels, self.params.shift, draws[:6]), draws[6:])
@@ -92,12 +93,12 @@ class IDBH(Method[Params]):
             takes = (chosen >= colours * place / 6) & (chosen < colours * (place + 1) / 6)
             changed = torch.where(takes[:, None, None, None], tone(pixels), changed)
         shear, turn = (low + (high - low) * strength for low, high in (SHEAR, TURN))
-        direction = 1 - 2 * (sign < 0.5).float()
+        direction = torch.where(sign < 0.5, -1.0, 1.0).to(draws.dtype)
         slope, angle = direction * shear.tan(), direction * turn.deg2rad()
         middle = colours + shapes / 2
         sheared, turned = (chosen >= colours) & (chosen < middle), chosen >= middle
         along = (sign * 2 % 1) < 0.5  # rows or columns
-        matrix = torch.eye(2, 3, device=pixels.device).repeat(len(pixels), 1, 1)
+        matrix = torch.eye(2, 3, dtype=draws.dtype, device=pixels.device).repeat(len(pixels), 1, 1)
         matrix[:, 0, 0] = matrix[:, 1, 1] = torch.where(turned, angle.cos(), 1.0)
         matrix[:, 0, 1] = torch.where(turned, -angle.sin(), torch.where(sheared & along, slope, 0.0))
         matrix[:, 1, 0] = torch.where(turned, angle.sin(), torch.where(sheared & ~along, slope, 0.0))

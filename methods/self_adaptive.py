@@ -9,6 +9,7 @@ drops at epochs 75 and 90) is not part of it.
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -43,7 +44,7 @@ class SelfAdaptive(trades.TRADES):
 
     def begin_training(self) -> None:
         labels = self.context.batches.images.labels
-        self.targets = F.one_hot(labels, self.context.classes).float().to(self.context.device)
+        self.targets = F.one_hot(labels, self.context.classes).to(self.context.device, torch.get_default_dtype())
 
     def begin_epoch(self, epoch: int) -> None:
         self.active = epoch + 1 >= round(self.params.adaptation * self.lr_schedule.epochs)  # the code counts from 1
@@ -53,13 +54,13 @@ class SelfAdaptive(trades.TRADES):
         if not self.active:
             return super().loss(batch, adversarial)
         clean, logits, group = self.model(batch.images), self.model(adversarial), self.context.group
-        log_clean = clean.float().log_softmax(1)
-        targets = self.targets[batch.index].lerp(log_clean.detach().exp().to(self.targets), 1 - self.params.momentum)
+        log_clean, log_robust = (outputs.to(self.targets.dtype).log_softmax(1) for outputs in (clean, logits))
+        targets = self.targets[batch.index].lerp(log_clean.detach().exp(), 1 - self.params.momentum)
         self.targets[group.all_gather(batch.index)] = group.all_gather(targets)
         weights = targets.amax(1)
         (mean,) = group.all_reduce_mean([weights.mean()])
         natural = -(weights / mean * (targets * log_clean).sum(1)).mean()
-        divergence = F.kl_div(logits.float().log_softmax(1), log_clean, reduction="batchmean", log_target=True)
+        divergence = F.kl_div(log_robust, log_clean, reduction="batchmean", log_target=True)
         return natural + self.params.beta * divergence, logits
 
     def state_dict(self) -> dict[str, Any]:

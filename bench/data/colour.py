@@ -42,7 +42,7 @@ def sharpness(pixels: Tensor, factors: Tensor) -> Tensor:
     channels = pixels.shape[1]
     if min(pixels.shape[2:]) < 3:
         return pixels
-    kernel = torch.full((channels, 1, 3, 3), 1 / 13, device=pixels.device)
+    kernel = torch.full((channels, 1, 3, 3), 1 / 13, dtype=torch.float32, device=pixels.device)
     kernel[:, :, 1, 1] = 5 / 13
     images = pixels.float()
     inner = images[:, :, 1:-1, 1:-1]
