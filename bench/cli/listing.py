@@ -235,13 +235,13 @@ def list_suites() -> list[dict[str, Any]]:
 
     return [
         {
-            "name": loaded.suite.name,
+            "name": name,
             "description": loaded.suite.description,
             "methods": len(loaded.suite.methods),
             "seeds": len(loaded.suite.seeds),
             "cells": len(loaded.cells),
         }
-        for loaded in map(load_suite, map(str, shipped_suites().values()))
+        for name, loaded in ((name, load_suite(name)) for name in shipped_suites())
     ]
 
 

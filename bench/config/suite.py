@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
@@ -50,6 +50,22 @@ class Execution(BaseConfig):
     """Whether the network is compiled for training, with other rounding: for GPUs (docs/performance.md)."""
 
 
+class PublishedRow(BaseConfig):
+    """One row of `results/published.csv` that the suite should meet, on its dataset, model and threat.
+
+    It must be one row only: `selection` and `pgd_steps` are needed where the others leave several.
+    """
+
+    source: Annotated[str, Field(min_length=1)]
+    """Text that the row's `source` contains."""
+    method: str | None = None
+    """The row's method; default: that of the suite's row."""
+    row: str | None = None
+    """The suite's row, by label or method; default: the only one, or the one whose method is `method`."""
+    selection: Literal["validation", "test", "none"] | None = None
+    pgd_steps: int | None = Field(None, ge=1)
+
+
 class Suite(Protocol):
     """A suite file: one protocol, a list of methods, a list of seeds."""
 
@@ -60,6 +76,8 @@ class Suite(Protocol):
     plugins: tuple[str, ...] = ()
     """Python files that define further methods, datasets or models, relative to the suite; executed, so trust them."""
     execution: Execution = Execution()
+    published: tuple[PublishedRow, ...] = ()
+    """What a paper reports of the rows; never part of an identity."""
 
     @field_validator("seeds")
     @classmethod
@@ -314,11 +332,12 @@ def find_suite(name_or_path: str) -> Path:
 
 
 def shipped_suites() -> dict[str, Path]:
-    """Return the suites that ship with the package, by name."""
+    """Return the suites that ship with the package, by name; those of a subfolder last, such as `papers/NAME`."""
     package = Path(__file__).parents[1]
     for folder in (package / "suites", package.parent / "suites"):  # in the wheel; in a checkout
         if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+            paths = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("*/*.yaml"))]
+            return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
     return {}
 
 

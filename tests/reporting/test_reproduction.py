@@ -49,7 +49,7 @@ def test_a_row_is_run_again_as_it_was(boards, tmp_path):
     assert [seeds_of(row) for row in known if row.method == "mart"] == [[0, 1]]
 
 
-@pytest.mark.parametrize("name", shipped_suites())
+@pytest.mark.parametrize("name", [name for name in shipped_suites() if "/" not in name])
 def test_shipped_suites_come_back(name, make_run, store, tmp_path):
     cells = load_suite(name).cells
     for cell in cells:
