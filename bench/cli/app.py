@@ -9,6 +9,7 @@ from bench.cli import (
     clean,
     compare,
     data,
+    diff_protocol,
     doctor,
     evaluate,
     export,
@@ -58,6 +59,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("plot")(plot.plot)
 app.command("compare")(compare.compare)
+app.command("diff-protocol")(diff_protocol.diff_protocol)
 app.command("check")(check.check)
 app.command("speed")(speed.speed)
 app.command("list")(listing.list_)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.reporting.leaderboard import Leaderboard
+    from bench.reporting.table import Table
 
 
 class Format(StrEnum):
@@ -25,10 +28,17 @@ class Format(StrEnum):
     HTML = "html"
 
 
+class TableFormat(StrEnum):
+    """Formats of other tables."""
+
+    TERMINAL = "terminal"
+    MARKDOWN = "markdown"
+    JSON = "json"
+    HTML = "html"
+
+
 def print_json(value: object) -> None:
     """Print `value` as JSON on stdout."""
-    import json
-
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     print(json.dumps(value, indent=2, ensure_ascii=not unicode))
 
@@ -130,6 +140,34 @@ def render_boards(boards: Sequence[Leaderboard], format: Format) -> str:
         Format.JSON: lambda boards: json.render_json(boards) + "\n",
     }
     return renderers[format](boards)
+
+
+def write_tables(tables: Sequence[Table], data: object, format: TableFormat, output: Path | None) -> None:
+    """Write tables, or as JSON `data`, to the file `output`, or to stdout if it is None; raises as `write_output`."""
+    from rich.console import Console
+
+    from bench.reporting.formats.html import render_tables_html
+    from bench.reporting.formats.terminal import UNLIMITED, render_tables
+
+    if format is TableFormat.JSON and output is None:
+        print_json(data)
+    elif format is TableFormat.JSON:
+        write_output(output, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    elif format is TableFormat.TERMINAL and output is None:
+        render_tables(tables, table_console())
+    elif format is TableFormat.TERMINAL:
+        file = io.StringIO()
+        render_tables(tables, Console(file=file, width=UNLIMITED))
+        write_output(output, file.getvalue())
+    else:
+        render = render_tables_html if format is TableFormat.HTML else _markdown
+        write_output(output, render(tables))
+
+
+def _markdown(tables: Sequence[Table]) -> str:
+    from bench.reporting.formats.markdown import render_table
+
+    return "\n\n".join(map(render_table, tables)) + "\n"
 
 
 def write_output(output: Path | None, text: str) -> None:

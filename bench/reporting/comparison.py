@@ -106,9 +106,9 @@ def compared(
     if not runs:
         which = f" of protocol {protocol:.12}" if protocol else ""
         raise NothingMeasured(f"the store holds no run{which}; create runs with `bench run SUITE`")
-    named_a, named_b = _runs_named(a, runs), _runs_named(b, runs)
+    named_a, named_b = runs_named(a, runs), runs_named(b, runs)
     chosen = _common_protocol(named_a, named_b)
-    row_a, row_b = _one_row(a, named_a[chosen], runs), _one_row(b, named_b[chosen], runs)
+    row_a, row_b = one_row(a, named_a[chosen], runs), one_row(b, named_b[chosen], runs)
     if {run.fingerprint for run in row_a} == {run.fingerprint for run in row_b}:
         raise BenchError(f"'{a:.80}' and '{b:.80}' are the same; name two methods or two runs")
     attacks = row_a[0].protocol.content["evaluation"]["final"]
@@ -121,8 +121,8 @@ def compared(
     return Comparison(chosen, selection, side_a, side_b, tuple(figures), _variants(titles, [*done_a, *done_b]))
 
 
-def differing_settings(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return the settings in which two protocols differ, each as "training.epochs (8, 10)", in alphabetical order.
+def setting_differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str, str]]:
+    """Return the settings in which two protocols differ, each as ("training.epochs", "8", "10"), in alphabetical order.
 
     A setting that only one of them has shows as "none" for the other; lists are compared as a whole.
     """
@@ -130,10 +130,15 @@ def differing_settings(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str =
     for key in sorted(a.keys() | b.keys()):
         first, second = a.get(key), b.get(key)
         if isinstance(first, Mapping) and isinstance(second, Mapping):
-            settings += differing_settings(first, second, f"{prefix}{key}.")
+            settings += setting_differences(first, second, f"{prefix}{key}.")
         elif canonical_json(first) != canonical_json(second):
-            settings.append(f"{prefix}{key} ({_shown(first)}, {_shown(second)})")
+            settings.append((f"{prefix}{key}", _shown(first), _shown(second)))
     return settings
+
+
+def differing_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Return the same as texts, each as "training.epochs (8, 10)"."""
+    return [f"{name} ({first}, {second})" for name, first, second in setting_differences(a, b)]
 
 
 def _shown(value: Any) -> str:
@@ -147,7 +152,7 @@ def _shown(value: Any) -> str:
 RunsByProtocol: TypeAlias = dict[str, list[RunRow]]
 
 
-def _runs_named(word: str, runs: Sequence[RunRow]) -> RunsByProtocol:
+def runs_named(word: str, runs: Sequence[RunRow]) -> RunsByProtocol:
     """Return the runs of a method, or the one run whose folder or fingerprint begins with `word`."""
     by_label = [run for run in runs if run.label == word]
     by_method = by_label or [run for run in runs if run.method == word]
@@ -179,7 +184,7 @@ def _common_protocol(a: RunsByProtocol, b: RunsByProtocol) -> str:
     raise NotComparable(f"not comparable: they were run under different protocols: {'; '.join(nearest)}")
 
 
-def _one_row(word: str, runs: Sequence[RunRow], all_runs: Sequence[RunRow]) -> list[RunRow]:
+def one_row(word: str, runs: Sequence[RunRow], all_runs: Sequence[RunRow]) -> list[RunRow]:
     """Return the runs of the one row of a leaderboard that `runs` belong to; a run that was named alone stays alone."""
     rows = {row_key(run): run for run in runs}
     if len(rows) > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.errors import printable
@@ -97,6 +97,20 @@ def published_table(board: Leaderboard) -> Table:
         tuple(tuple(_beside(line)) for line in lines),
         tuple(explained if lines else ["No paper's figure is known for these methods on this dataset."]),
     )
+
+
+def text_table(
+    title: str,
+    headings: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    numeric: Collection[int] = (),
+    empty: str = "",
+    notes: Sequence[str] = (),
+) -> Table:
+    """Return a table of texts. `numeric`: columns aligned as figures; `empty`: the note of a table without lines."""
+    columns = tuple(Column("", heading, numeric=index in numeric) for index, heading in enumerate(headings))
+    rows = tuple(tuple(Cell(printable(text)) for text in line) for line in lines)
+    return Table(printable(title), columns, rows, tuple(map(printable, notes if lines else [empty])))
 
 
 # --- cells -----------------------------------------------------------------------------------------------------------
@@ -199,13 +213,14 @@ def _beside(line: PublishedComparison) -> list[Cell]:
     cells = [line.label, line.title]
     for side in (line.best, line.last):
         cells += [NONE if share is None else percent(share) for share in (side.paper, side.ours)]
-        cells.append(NONE if side.difference is None else _signed(side.difference))
+        cells.append(NONE if side.difference is None else points(side.difference))
     source = line.published
     seeds = NONE if source.seeds is None else str(source.seeds)
     cells += [seeds, source.selection or NONE, source.status, source.source, "; ".join(line.reasons) or NONE]
     return [Cell(printable(cell)) for cell in cells]
 
 
-def _signed(share: float) -> str:
+def points(share: float) -> str:
+    """Return a difference of two shares in points, with its sign."""
     text = percent(share)
     return text if text == "0.00" or text.startswith("-") else f"+{text}"

@@ -110,7 +110,7 @@ def render_html(store: Store, boards: Sequence[Leaderboard]) -> str:
         drawn = sum(len(drawing) for section in sections for drawing in section.drawings.values())
         sections.append(_section(store, board, f"b{number}", draw=drawn < DRAWN_SIZE))
     script = _asset("report.js")
-    return _template().render(
+    return _template("report.html.jinja").render(
         sections=sections,
         policy=_policy(script),
         style=_asset("report.css"),
@@ -120,8 +120,13 @@ def render_html(store: Store, boards: Sequence[Leaderboard]) -> str:
     )
 
 
+def render_tables_html(tables: Sequence[Table]) -> str:
+    """Return tables as one HTML document without a script."""
+    return _template("tables.html.jinja").render(tables=tables, policy=_policy(None), style=_asset("report.css"))
+
+
 @cache
-def _template() -> Template:
+def _template(name: str) -> Template:
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
@@ -130,7 +135,7 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"groups": _groups, "headings": _headings, "setting": _setting}
-    return environment.get_template("report.html.jinja")
+    return environment.get_template(name)
 
 
 @cache
@@ -139,12 +144,13 @@ def _asset(name: str) -> Markup:
     return Markup((ASSETS / name).read_text(encoding="utf-8"))  # noqa: S704
 
 
-def _policy(script: str) -> str:
-    """Return a content security policy under which this script runs, and nothing is fetched or sent."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+def _policy(script: str | None) -> str:
+    """Return a content security policy under which only this script runs, and nothing is fetched or sent."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() if script else ""
+    allowed = f"'sha256-{digest}'" if script else "'none'"
     # Styles cannot be limited so: drawings have style attributes.
     return (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
 

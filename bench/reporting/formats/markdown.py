@@ -14,10 +14,11 @@ _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 def render_markdown(board: Leaderboard) -> str:
     """Return a heading, a table and a list of notes, without a newline at the end; two of each with papers' figures."""
-    return "\n\n".join(map(_render, tables(board)))
+    return "\n\n".join(map(render_table, tables(board)))
 
 
-def _render(shown: Table) -> str:
+def render_table(shown: Table) -> str:
+    """Return a heading, the table unless it is empty, and a list of notes, without a newline at the end."""
     headings = [escape(f"{column.group} {column.title}".strip()) for column in shown.columns]
     rules = ["---:" if column.numeric else ":---" for column in shown.columns]
     lines = [headings, rules, *([escape(str(cell)) for cell in row] for row in shown.rows)]

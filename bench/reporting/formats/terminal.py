@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, OverflowMethod
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -49,6 +49,17 @@ def _render(shown: Table, console: Console) -> None:
     console.print()
 
 
+def render_tables(tables: Sequence[Table], console: Console) -> None:
+    """Print tables that are never divided."""
+    for shown in tables:
+        console.print(Text(shown.title, style="bold"))
+        if shown.rows:
+            console.print(_table(shown, range(len(shown.columns)), "fold"))
+        for note in shown.notes:
+            console.print(Text(note, style="dim"), soft_wrap=not console.is_terminal)
+        console.print()
+
+
 def _parts(columns: Sequence[Column]) -> list[list[int]]:
     """Return the columns of each part: rank and method, and one attack's columns, or the others, costs apart."""
     groups = list(dict.fromkeys(column.group for column in columns if column.group))
@@ -60,12 +71,17 @@ def _parts(columns: Sequence[Column]) -> list[list[int]]:
     return [[*lead, *part] for part in parts if part]
 
 
-def _table(shown: Table, columns: Sequence[int]) -> RichTable:
+def _table(shown: Table, columns: Sequence[int], overflow: OverflowMethod = "ellipsis") -> RichTable:
     rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for index in columns:
         column = shown.columns[index]
         heading = f"{column.group}\n{column.title}" if column.group else column.title
-        rich.add_column(Text(heading), justify="right" if column.numeric else "left", no_wrap=column.numeric)
+        rich.add_column(
+            Text(heading),
+            justify="right" if column.numeric else "left",
+            no_wrap=column.numeric,
+            overflow=overflow,
+        )
     for row in shown.rows:
         rich.add_row(*(Text(str(row[index])) for index in columns))
     return rich
