@@ -225,7 +225,7 @@ def cells(setup: GPUSetup) -> Iterator[Line]:
         suite.write_text(SMALL_SUITE, encoding="utf-8")
         words = [sys.executable, "-m", "bench", "run", str(suite), "--results", folder, "--device", setup.device]
         words += ["--jobs-per-gpu" if setup.on_gpu else "--jobs", "2", "--json"]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=50, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=50 if setup.on_gpu else 500, check=False)
         logs = [path.read_text(errors="replace") for path in Path(folder).glob("runs/*/log.txt")]
         eager = sum("running eagerly" in log or "not captured" in log for log in logs)
         figures = {"cells": len(logs), "eager": eager, "error": done.stderr[-300:] if done.returncode else ""}
