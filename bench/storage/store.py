@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from operator import attrgetter
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -252,10 +253,21 @@ def _described(run: RunRow) -> dict[str, Any]:
         **_columns(run),
         "protocol": run.protocol.content,
         "curve": [_columns(row, "run") for row in run.curve],
+        "last_five": mean_of_last_five(run.curve),
         "checkpoints": [_columns(row, "run") for row in checkpoints],
         "attacks": {outcome.key: outcome.identity for outcome in outcomes},
         "outcomes": [_columns(outcome, "run", "attack", "identity", "correct") for outcome in outcomes],
     }
+
+
+def mean_of_last_five(curve: Sequence[EpochRow]) -> dict[str, float] | None:
+    """Return the mean accuracies on the test images after the last five epochs, which papers report as `last`.
+
+    None if there are fewer epochs, or the protocol does not track the test images.
+    """
+    clean = [row.test_clean for row in curve[-5:] if row.test_clean is not None]
+    robust = [row.test_robust for row in curve[-5:] if row.test_robust is not None]
+    return {"test_clean": fmean(clean), "test_robust": fmean(robust)} if len(clean) == len(robust) == 5 else None
 
 
 def _columns(row: Base, *without: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from bench.errors import BenchError, DamagedFile, NothingMeasured
 from bench.storage.rows import read_run
 from bench.storage.run_folder import RunFolder
 from bench.storage.schema import EpochRow, ProtocolRow
-from bench.storage.store import Store
+from bench.storage.store import Store, mean_of_last_five
 from bench.storage.verify import database_damage
 from bench.utils.files import fingerprint, read_record, write_record
 
@@ -61,6 +61,17 @@ def test_the_curve_is_stored(make_run, store):
         "epoch": 1, "lr": 0.05, "train_loss": 1.0, "train_robust": 0.3, "validation_clean": 0.7,
         "validation_robust": 0.5, "test_clean": 0.69, "test_robust": 0.39, "train_seconds": 4.0, "seconds": 5.0,
     }  # fmt: skip
+
+
+def test_the_mean_of_the_last_five_epochs(make_run, store):
+    def curve(*robust):
+        return [EpochRow(epoch=epoch, test_clean=0.5, test_robust=value) for epoch, value in enumerate(robust)]
+
+    mean = mean_of_last_five(curve(0.9, 0.1, 0.2, 0.3, 0.4, 0.5))
+    assert mean == pytest.approx({"test_clean": 0.5, "test_robust": 0.3})
+    assert mean_of_last_five(curve(0.1, 0.2, 0.3, 0.4)) is mean_of_last_five(curve(*[None] * 5)) is None
+    store.ingest(make_run())
+    assert store.show_run("pgd-at")["last_five"] is None  # two epochs
 
 
 def test_a_curve_without_the_test_images(make_run, store):
