@@ -1,5 +1,6 @@
 """The pages of docs/methods state what the code states."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from bench.config.suite import load_suite
 from bench.registry import METHODS
 
 DOCS = Path(__file__).parents[2] / "docs"
+suite = cache(load_suite)
 OURS = [name for name in METHODS.names() if METHODS.get(name).__module__.partition(".")[0] == "methods"]
 
 
@@ -39,9 +41,9 @@ def test_a_page_gives_a_command_that_works(name):
     page = (DOCS / "methods" / f"{name}.md").read_text(encoding="utf-8")
     commands = [line.split() for line in page.splitlines() if line.startswith("bench run ")]
     assert commands
-    for _, _, suite, option, method in commands:
+    for _, _, name_of_suite, option, method in commands:
         assert (option, method) == ("--methods", name)
-        assert name in {row.name for row in load_suite(suite).methods}
+        assert name in {row.name for row in suite(name_of_suite).methods}
     assert f"bench show method {name}" in page
 
 
