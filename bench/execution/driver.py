@@ -19,6 +19,7 @@ from bench.execution.executor import Executor, ExecutorSettings, Handle, Paths
 from bench.execution.local import LocalExecutor, allocate
 from bench.execution.plan import Action, CellState, Rerun, check_data, plan
 from bench.execution.worker import DISK_ERRORS, WorkerResult
+from bench.registry import METHODS
 from bench.storage.run_folder import CellStatus, RunFolder, RunFolderLocked
 from bench.storage.store import Store
 from bench.training.compiled import check_compiler
@@ -73,6 +74,11 @@ def _executor(settings: ExecutorSettings, paths: Paths, cells: Sequence[Cell]) -
         raise BenchError("--address needs --executor ray")
     if settings.compile and (settings.devices or 1) > 1:
         raise BenchError("a cell that trains on several devices cannot be compiled; use --no-compile")
+    for cell in cells:
+        if settings.compile and cell.network is None and not METHODS.get(cell.method.name).compiled:
+            raise BenchError(
+                f"method '{cell.method.name}' cannot be compiled: it differentiates twice; use --no-compile"
+            )
     if settings.executor == "ray":
         from bench.execution.ray import RayExecutor
 

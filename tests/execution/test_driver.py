@@ -304,6 +304,9 @@ def test_compiling_is_refused_before_anything_runs_where_it_cannot_be(load, tmp_
         run_suite(loaded, results=results)
     with pytest.raises(BenchError, match="on several devices cannot be compiled; use --no-compile"):
         run_suite(loaded, results=results, settings=ExecutorSettings(devices=2))
+    twice = load({"methods: [pgd_at]": "methods: [pgd_at, grad_align]"})
+    with pytest.raises(BenchError, match="'grad_align' cannot be compiled: it differentiates twice; use --no-compile"):
+        run_suite(twice, results=results, settings=ExecutorSettings(compile=True))
     assert not results.exists()
     monkeypatch.setattr("shutil.which", lambda name: name)
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
