@@ -241,7 +241,7 @@ def list_suites() -> list[dict[str, Any]]:
             "seeds": len(loaded.suite.seeds),
             "cells": len(loaded.cells),
         }
-        for name, loaded in ((name, load_suite(name)) for name in shipped_suites())
+        for name, loaded in ((name, load_suite(str(path))) for name, path in shipped_suites().items())
     ]
 
 
