@@ -17,6 +17,7 @@ from bench.cli import (
     listing,
     plot,
     report,
+    reproduce,
     run,
     speed,
     validate,
@@ -57,6 +58,7 @@ app.command("run")(run.run)
 app.command("watch")(watch.watch)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
+app.command("reproduce")(reproduce.reproduce)
 app.command("plot")(plot.plot)
 app.command("compare")(compare.compare)
 app.command("diff-protocol")(diff_protocol.diff_protocol)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -70,11 +70,11 @@ class PublishedComparison:
     reasons: tuple[str, ...]
 
 
-def find_published() -> Path:
-    """Return the path of the shipped file."""
+def find_published(name: str = "published.csv") -> Path:
+    """Return the path of the shipped file, or of another one or a folder beside it."""
     package = Path(__file__).parents[1]
-    paths = package / "results" / "published.csv", package.parent / "results" / "published.csv"  # wheel; checkout
-    return next((path for path in paths if path.is_file()), paths[-1])
+    paths = package / "results" / name, package.parent / "results" / name  # wheel; checkout
+    return next((path for path in paths if path.exists()), paths[-1])
 
 
 def read_published(path: Path | None = None) -> list[Published]:
@@ -86,14 +86,15 @@ def read_published(path: Path | None = None) -> list[Published]:
     path = path or find_published()
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return list(_lines(path, file))
+            return [_published(line, where) for line, where in csv_lines(path, file, COLUMNS)]
     except OSError as error:
         raise BenchError(f"the papers' figures cannot be read: {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise BenchError(f"the papers' figures cannot be read: {path} is not UTF-8") from None
 
 
-def _lines(path: Path, file: Iterable[str]) -> Iterator[Published]:
+def csv_lines(path: Path, file: Iterable[str], columns: Sequence[str]) -> Iterator[tuple[dict[str, str], str]]:
+    """Yield each line of a CSV file with exactly these columns, and where it is. Raises BenchError for any other."""
     reader, header, start = csv.reader(file, strict=True), None, 1
     while True:
         where = f"{path}, line {start}"
@@ -102,15 +103,15 @@ def _lines(path: Path, file: Iterable[str]) -> Iterator[Published]:
         except csv.Error as error:
             raise BenchError(f"{where}: {error}") from None
         if header is None:
-            if fields is None or tuple(fields) != COLUMNS:
-                raise BenchError(f"{where}: the columns must be {', '.join(COLUMNS)}")
+            if fields is None or tuple(fields) != tuple(columns):
+                raise BenchError(f"{where}: the columns must be {', '.join(columns)}")
             header = fields
         elif fields is None:
             return
         elif fields:
             if len(fields) != len(header):
                 raise BenchError(f"{where}: {len(fields)} fields, but {len(header)} columns")
-            yield _published(dict(zip(header, fields, strict=True)), where)
+            yield dict(zip(header, fields, strict=True)), where
         start = reader.line_num + 1
 
 
@@ -134,18 +135,25 @@ def _published(line: Mapping[str, str], where: str) -> Published:
 
 
 def _shares(line: Mapping[str, str], checkpoint: str, where: str) -> dict[str, float]:
-    shares = {}
-    for attack, prefix in ATTACKS.items():
-        text = line[f"{prefix}_{checkpoint}"]
-        if text:
-            try:
-                percent = float(text)
-            except ValueError:
-                percent = math.nan
-            if not 0 <= percent <= 100:
-                raise BenchError(f"{where}: '{prefix}_{checkpoint}' is '{text:.40}', not a percentage from 0 to 100")
-            shares[attack] = round(percent / 100, 12)  # 51.37 becomes 0.5137, not 0.5136999999999999
+    shares = {
+        attack: share_of(line, f"{prefix}_{checkpoint}", where)
+        for attack, prefix in ATTACKS.items()
+        if line[f"{prefix}_{checkpoint}"]
+    }
+    if 0 < max(shares.values(), default=0) <= 0.01:
+        raise BenchError(f"{where}: the figures at {checkpoint} are shares; write percent, 53.49 instead of 0.5349")
     return shares
+
+
+def share_of(line: Mapping[str, str], name: str, where: str) -> float:
+    """Return the percentage in a column as a share. Raises BenchError if it is none."""
+    try:
+        percent = float(line[name])
+    except ValueError:
+        percent = math.nan
+    if not 0 <= percent <= 100:
+        raise BenchError(f"{where}: '{name}' is '{line[name]:.40}', not a percentage from 0 to 100")
+    return round(percent / 100, 12)  # 51.37 becomes 0.5137, not 0.5136999999999999
 
 
 def _count(line: Mapping[str, str], name: str, where: str) -> int | None:

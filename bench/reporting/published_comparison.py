@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from bench.config.attacks import TrainingAttack
+from bench.config.protocol import DatasetSettings
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.published import ATTACKS, CheckpointComparison, Published, PublishedComparison
 from bench.reporting.rows import Row, Selection, row_key
@@ -77,14 +78,14 @@ def _compare(
         papers = [side.get(attack) for side in (line.best, line.last)]
         if papers == [None, None]:
             continue
-        index, reasons = _column(board, attack, line)
+        index, reasons = column_of(board, attack, line)
         reasons = [*general, *reasons]
         figures = [
             found.figures[index] if found and found.figures and index is not None else None for found in (chosen, row)
         ]
         at_best = figures[0].best.mean if figures[0] else None
         at_last = figures[1].last.mean if figures[1] else None
-        because = [*reasons, *(_why_no_best(line, chosen) if papers[0] is not None else [])]
+        because = [*reasons, *(why_no_best(line, chosen) if papers[0] is not None else [])]
         yield PublishedComparison(
             label=row.label,
             published=line,
@@ -110,11 +111,7 @@ def _title(attack: str, line: Published) -> str:
 
 def _why_not(board: Leaderboard, row: Row, line: Published) -> list[str]:
     """Return in what the protocols differ, whatever the attack."""
-    dataset, reasons = board.dataset, _other_setting(board, line)
-    if dataset.subset or dataset.digest or dataset.files:
-        reasons.append("ours is a part of the dataset")
-    if dataset.resize:
-        reasons.append(f"ours is resized to {dataset.resize}x{dataset.resize}")
+    reasons = [*_other_setting(board, line), *other_images(board.dataset)]
     if _single_step(board) and line.method not in SINGLE_STEP:
         reasons.append("trained with several steps, ours with one")
     if row.custom and plain(line.method) == plain(row.method):
@@ -122,6 +119,12 @@ def _why_not(board: Leaderboard, row: Row, line: Published) -> list[str]:
     if not row.figures:
         reasons.append("ours has no seed to average")
     return reasons
+
+
+def other_images(dataset: DatasetSettings) -> list[str]:
+    """Return in what ours differs from the whole dataset as it is."""
+    reasons = ["ours is a part of the dataset"] if dataset.subset or dataset.digest or dataset.files else []
+    return reasons + ([f"ours is resized to {dataset.resize}x{dataset.resize}"] if dataset.resize else [])
 
 
 def _other_setting(board: Leaderboard, line: Published) -> list[str]:
@@ -135,13 +138,18 @@ def _other_setting(board: Leaderboard, line: Published) -> list[str]:
     return reasons
 
 
-def _column(board: Leaderboard, attack: str, line: Published) -> tuple[int | None, list[str]]:
-    """Return which of the board's attacks is the one of `line`, or the nearest, and why it is not the same."""
+def column_of(
+    board: Leaderboard, attack: str, line: Published, *, same_images: bool = False
+) -> tuple[int | None, list[str]]:
+    """Return which of the board's attacks is the one of `line`, or the nearest, and why it is not the same.
+
+    `same_images`: the line's figures are of the images that the board's attacks see, whichever these are.
+    """
     attacks = board.protocol["evaluation"]["final"]
     found = [index for index, final in enumerate(attacks) if final["name"] == attack]
     if not found:
         return None, [f"ours has no {_title(attack, line)}"]
-    whole = [index for index in found if not board.attacks[index].balanced_subset]
+    whole = [index for index in found if same_images or not board.attacks[index].balanced_subset]
     same = [index for index in whole if attack != "pgd" or attacks[index]["steps"] == line.pgd_steps]
     if same:
         return same[0], []
@@ -154,7 +162,8 @@ def _column(board: Leaderboard, attack: str, line: Published) -> tuple[int | Non
     return index, reasons
 
 
-def _why_no_best(line: Published, chosen: Row | None) -> list[str]:
+def why_no_best(line: Published, chosen: Row | None) -> list[str]:
+    """Return why there is no checkpoint `best` of ours that was selected as the line's was."""
     if line.selection is None:
         return ["at best: which images selected it is not known"]
     if line.selection == "none":

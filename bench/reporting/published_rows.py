@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bench.config.cell import ResolvedMethod
 from bench.config.suite import LoadedSuite, PublishedRow
-from bench.errors import BenchError, did_you_mean
+from bench.errors import BenchError, NotComparable, did_you_mean
 from bench.reporting.published import Published
 from bench.reporting.published_comparison import plain
 
@@ -16,6 +16,7 @@ def published_rows(loaded: LoadedSuite, lines: Sequence[Published]) -> list[tupl
 
     Raises:
         BenchError: the suite names none, or an entry fits no row of the suite, or not exactly one of `lines`.
+        NotComparable: an entry fits lines of other threats only.
     """
     entries = loaded.suite.published
     if not entries:
@@ -34,15 +35,21 @@ def _pair(
         hint = did_you_mean(wanted, [row.label for row in loaded.methods]) if wanted else ""
         raise BenchError(f"{where}: name one row of the suite in 'row' ({labels}){hint}")
     threat = f"{suite.threat.norm}-{suite.threat.eps * 255:.4g}"
-    found = [
+    near = [
         line
         for line in lines
-        if (line.dataset, plain(line.architecture), line.threat) == (suite.dataset.name, plain(suite.model), threat)
+        if (line.dataset, plain(line.architecture)) == (suite.dataset.name, plain(suite.model))
         and line.method == (entry.method or rows[0].name)
         and entry.source in line.source
         and entry.selection in (None, line.selection)
         and entry.pgd_steps in (None, line.pgd_steps)
     ]
+    found = [line for line in near if line.threat == threat]
+    if near and not found:
+        others = ", ".join(sorted({line.threat for line in near}))
+        raise NotComparable(
+            f"{where}: not comparable: the published figures are for {others}, the suite is for {threat}"
+        )
     if len(found) != 1:
         count = f"{len(found)} lines" if found else "no line"
         raise BenchError(

@@ -168,6 +168,60 @@ def _difference(pairs: Pairs, covers: Covers) -> Difference:
     return Difference(mean, (mean - reach, mean + reach), p, covers)
 
 
+@dataclass(frozen=True)
+class Distance:
+    """How far our mean is above a published figure, as shares; `p` is two-sided.
+
+    `seed_noise`: standard deviation of one run over seeds; `assumed`: it is not of our seeds. `image_noise`: of one run
+    over images. `error`: the standard error of `mean`.
+    """
+
+    mean: float
+    error: float
+    p: float
+    seed_noise: float
+    image_noise: float
+    assumed: bool
+
+
+def distance(
+    ours: Sequence[float], image_noise: float, published: float, published_seeds: int, assumed: float
+) -> Distance:
+    """Return the distance of our seeds' mean from a published mean of the same test images.
+
+    Both are means over seeds of one procedure under the null hypothesis, so the difference has the variance
+    sigma^2 (1 / n + 1 / n'). With two seeds of ours or more, sigma is their standard deviation, which contains the
+    image noise, and Student's t has n - 1 degrees of freedom; if all seeds are equal, sigma is the image noise. With
+    one seed, sigma^2 is the sum of the squares of `assumed` and the image noise, with the normal distribution.
+
+    Args:
+        ours: one value per seed, as shares.
+        image_noise: standard deviation of one run over images, see `image_noise_of`.
+        published: the published figure, as a share.
+        published_seeds: how many seeds it is a mean of.
+        assumed: standard deviation over seeds if we have only one.
+    """
+    spread = standard_deviation(ours)
+    sigma = math.hypot(assumed, image_noise) if spread is None else spread or image_noise
+    error = max(sigma * math.sqrt(1 / len(ours) + 1 / published_seeds), NO_ERROR)
+    mean = math.fsum(ours) / len(ours) - published
+    freedom = MOST_FREEDOM if spread is None else len(ours) - 1
+    p = float(2 * special.stdtr(freedom, -abs(mean) / error))
+    return Distance(mean, error, p, assumed if spread is None else spread, image_noise, spread is None)
+
+
+def image_noise_of(runs: Correct | Gaps) -> float:
+    """Return the standard deviation over images of one run's mean; bool, or -1 to 1, [n, m].
+
+    With two seeds or more it is that of images on which seeds disagree: the root of the mean over images of the
+    variance over seeds, divided by m. With one seed it is the binomial one, an upper bound, because how often a second
+    seed would agree is not known.
+    """
+    seeds, images = runs.shape
+    variance = runs.var(axis=0, ddof=1).mean() if seeds > 1 else runs.var()
+    return math.sqrt(float(variance) / images)
+
+
 def mcnemar(a: Correct, b: Correct) -> float:
     """Return the two-sided p of McNemar's exact test for two networks on the same images; both bool, [m].
 

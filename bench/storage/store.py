@@ -48,7 +48,7 @@ def default_url(results: Path) -> URL:
 
 
 class Epoch(NamedTuple):
-    """One epoch of a run: the learning rate, the loss, and robust accuracies as shares; see `EpochRow`."""
+    """One epoch of a run: the learning rate, the loss, and accuracies as shares; see `EpochRow`."""
 
     epoch: int
     lr: float
@@ -56,6 +56,7 @@ class Epoch(NamedTuple):
     train_robust: float
     validation_robust: float
     test_robust: float | None
+    test_clean: float | None
 
 
 class Store:

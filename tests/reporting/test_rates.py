@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from bench.reporting.statistics import compare, pairwise, rank_intervals
+from bench.reporting.reproduced import ASSUMED
+from bench.reporting.statistics import compare, distance, image_noise_of, pairwise, rank_intervals
 
 pytestmark = pytest.mark.slow
 
@@ -89,3 +90,34 @@ def test_rank_intervals_hold_the_true_ranks():
             held[row] += low <= place and high >= place + 1  # equal methods have both ranks
     assert (held / 400 >= 0.92).all()
     assert held.min() < 400, "intervals that always hold the rank say nothing"
+
+
+def false_alarms(seeds, images, noise, trials=TRIALS):
+    """Return how often, in percent, a published figure of one more seed of the same method is told apart from ours."""
+    random = np.random.default_rng(0)
+    found = 0
+    for _ in range(trials):
+        ours, theirs = np.split(simulate(random, images, (seeds + 1,), (0.5,), noise)[0], [seeds])
+        shares = [float(share) for share in ours.mean(1)]
+        found += distance(shares, image_noise_of(ours), float(theirs.mean()), 1, ASSUMED["best"]).p < 0.05
+    return 100 * found / trials
+
+
+def documented_alarms():
+    """Return (seeds, images, noise, rate in percent) of each line of the page's table of published figures."""
+    text = PAGE.read_text(encoding="utf-8")
+    lines = re.findall(r"^\| (\d) \| ([\d,]+) \| ([\d.]+) \| ([\d.]+) % \|$", text, re.M)
+    return [
+        (int(seeds), int(images.replace(",", "")), float(noise) / 100, float(share))
+        for seeds, images, noise, share in lines
+    ]
+
+
+@pytest.mark.parametrize(("seeds", "images", "noise", "share"), documented_alarms())
+def test_false_alarms_beside_a_published_figure(seeds, images, noise, share):
+    trials = TRIALS // 4
+    error = 100 * math.sqrt(max(share, 2) / 100 * (1 - share / 100) / trials)
+    measured = false_alarms(seeds, images, noise, trials)
+    assert measured == pytest.approx(share, abs=3 * error)
+    if noise <= ASSUMED["best"]:
+        assert measured <= 5 + 3 * error, "nominally 5 %"
