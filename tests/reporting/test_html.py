@@ -145,7 +145,7 @@ def test_the_wheel_holds_the_assets(tmp_path):
     inside = {file.distribution_path for file in WheelBuilder(str(project)).recurse_included_files()}
     assets = project / "bench" / "reporting" / "formats" / "assets"
     files = {str(path.relative_to(project)) for path in assets.rglob("*") if path.is_file()}
-    assert len(files) == 3
+    assert len(files) == 4
     assert files <= inside
 
 
