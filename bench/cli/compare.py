@@ -70,6 +70,8 @@ def _print(comparison: Comparison, *, images: bool) -> None:
     table_console().print(table)
     covers = " and ".join(sorted({figure.difference.covers for figure in comparison.figures}, key=len))
     print(f"Percent of the test images; gap: best minus last. Interval and p cover the choice of {covers}.")
+    if comparison.selection == "test":
+        print("best: selected on the test images, optimistic for both.")
     if len(comparison.a.seeds) > 1 or len(comparison.b.seeds) > 1:
         print("only A, only B: images that more than half of the seeds of only one side classify correctly.")
     if comparison.a.evaluated_only or comparison.b.evaluated_only:

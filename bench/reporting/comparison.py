@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from bench.config.cell import EVALUATED
+from bench.config.protocol import NO_IMAGES
 from bench.errors import BenchError, NotComparable, NothingMeasured, did_you_mean
 from bench.reporting.rows import (
     CompleteRun,
@@ -95,7 +96,7 @@ def compared(
         a: a method's name or label, or the beginning of a run's folder name or fingerprint.
         b: the same.
         protocol: only runs of the protocols whose fingerprint begins so.
-        selection: which images chose the best checkpoint.
+        selection: which images chose the best checkpoint; always the test images if the protocol holds out none.
 
     Raises:
         BenchError: a name is unknown or ambiguous.
@@ -111,7 +112,10 @@ def compared(
     row_a, row_b = one_row(a, named_a[chosen], runs), one_row(b, named_b[chosen], runs)
     if {run.fingerprint for run in row_a} == {run.fingerprint for run in row_b}:
         raise BenchError(f"'{a:.80}' and '{b:.80}' are the same; name two methods or two runs")
-    attacks = row_a[0].protocol.content["evaluation"]["final"]
+    protocol_content = row_a[0].protocol.content
+    attacks = protocol_content["evaluation"]["final"]
+    if protocol_content["dataset"]["validation"] == NO_IMAGES:
+        selection = "test"
     (side_a, done_a), (side_b, done_b) = (_side(row, attacks, selection) for row in (row_a, row_b))
     used = {f"{run.run.label} seed {run.run.seed}": run.run.environment for run in (*done_a, *done_b)}
     if different := different_data(used):

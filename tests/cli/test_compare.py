@@ -44,6 +44,18 @@ def test_json(bench, stored):
     assert best["only_a"] == [50, 51, 52]
 
 
+def test_best_that_the_test_images_selected_is_marked(bench, stored, make_run):
+    protocol = protocol_of(dataset={"name": "digits", "validation": "none"})
+    with Store.of(stored) as store:
+        for method in ("sat", "awp"):
+            figures = dict.fromkeys(("best", "best_on_test", "last"), (150, 100, 50))
+            store.ingest(make_run(figures, method=method, protocol=protocol, done=CLASSES))
+    marked = "best: selected on the test images, optimistic for both."
+    assert marked in bench("compare", "sat", "awp", "--results", stored).out.splitlines()
+    assert json.loads(bench("compare", "sat", "awp", "--results", stored, "--json").out)["selection"] == "test"
+    assert marked not in bench("compare", "fomo", "pgd_at", "--results", stored).out
+
+
 def test_what_is_refused(bench, stored, make_run):
     with Store.of(stored) as store:
         store.ingest(make_run(method="sat", protocol=protocol_of(model="resnet18"), done=CLASSES))
