@@ -49,7 +49,13 @@ def test_a_row_is_run_again_as_it_was(boards, tmp_path):
     assert [seeds_of(row) for row in known if row.method == "mart"] == [[0, 1]]
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_suites() if "/" not in name])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in shipped_suites() if "/" not in name),
+        *("papers/zhang2019_cifar10", "papers/rice2020_cifar10_l2_penalty_5e_4"),
+    ],
+)
 def test_shipped_suites_come_back(name, make_run, store, tmp_path):
     cells = load_suite(name).cells
     for cell in cells:
