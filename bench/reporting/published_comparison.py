@@ -121,6 +121,12 @@ def _why_not(board: Leaderboard, row: Row, line: Published) -> list[str]:
     return reasons
 
 
+def threat_of(board: Leaderboard) -> str:
+    """Return the threat as the file writes it: norm and radius in units of 1/255."""
+    threat = board.protocol["threat"]
+    return f"{threat['norm']}-{threat['eps'] * 255:.4g}"
+
+
 def other_images(dataset: DatasetSettings) -> list[str]:
     """Return in what ours differs from the whole dataset as it is."""
     reasons = ["ours is a part of the dataset"] if dataset.subset or dataset.digest or dataset.files else []
@@ -129,8 +135,7 @@ def other_images(dataset: DatasetSettings) -> list[str]:
 
 def _other_setting(board: Leaderboard, line: Published) -> list[str]:
     """Return whether architecture and threat differ."""
-    threat, reasons = board.protocol["threat"], []
-    ours = f"{threat['norm']}-{threat['eps'] * 255:.4g}"
+    ours, reasons = threat_of(board), []
     if plain(line.architecture) != plain(board.protocol["model"]):
         reasons.append(f"architecture {line.architecture}, ours {board.protocol['model']}")
     if line.threat != ours:

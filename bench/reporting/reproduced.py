@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
-
-import numpy as np
 
 from bench.config.cell import ResolvedMethod
 from bench.config.suite import LoadedSuite
@@ -23,7 +22,7 @@ from bench.reporting.rows import CompleteRun, Row, complete_run, correct, row_ke
 from bench.reporting.statistics import CONFIDENCE, Distance, Gaps, binomial_error, distance, image_noise_of
 from bench.reporting.table import NONE, Table, points, text_table
 from bench.storage.schema import RunRow
-from bench.storage.store import Epoch, Store
+from bench.storage.store import Epoch, Store, mean_of_last_five
 from bench.utils.files import canonical_json
 
 OWN = "run"
@@ -32,8 +31,6 @@ OWN = "run"
 ASSUMED: Mapping[str, float] = {"best": 0.005, "last": 0.012, "gap": math.hypot(0.005, 0.012), "epoch": 0.012}
 """Standard deviation over seeds that is assumed of one run, if there is only one: what plain adversarial training
 has on CIFAR-10, at best at most 0.5 points, at last 1.2."""
-
-LAST_EPOCHS = 5  # whose mean some papers report as their last figure
 
 Verdict = Literal["within noise", "better", "worse", "not comparable"]
 
@@ -188,8 +185,9 @@ def _board(
 
 def _values(done: Sequence[CompleteRun], attack: int, checkpoint: str) -> Gaps:
     """Return for each seed and image whether it is classified correctly, or for the gap the difference: [n, m]."""
-    best, last = (correct([getattr(run, side)[attack] for run in done]).astype(np.int8) for side in ("best", "last"))
-    return {"best": best, "last": last, "gap": best - last}[checkpoint]
+    best, last = (correct([getattr(run, side)[attack] for run in done]).astype("int8") for side in ("best", "last"))
+    sides: dict[str, Gaps] = {"best": best, "last": last, "gap": best - last}
+    return sides[checkpoint]
 
 
 def _figure(
@@ -261,22 +259,14 @@ def _epochs(
 def _notes(
     loaded: LoadedSuite, method: ResolvedMethod, runs: Sequence[RunRow], curves: Mapping[str, Sequence[Epoch]]
 ) -> Iterator[str]:
-    """Yield our mean over the last epochs of complete curves, and the runs that have not finished."""
-    ends = [
-        curve[-LAST_EPOCHS:]
-        for run in runs
-        if len(curve := curves.get(run.fingerprint, [])) == loaded.suite.training.epochs
-    ]
-    last = [
-        (one.test_clean, one.test_robust)
-        for one in (epoch for end in ends for epoch in end)
-        if one.test_clean is not None and one.test_robust is not None
-    ]
+    """Yield our mean over the last five epochs of complete curves, and the runs that have not finished."""
+    complete = [curve for run in runs if len(curve := curves.get(run.fingerprint, [])) == loaded.suite.training.epochs]
+    last = [means for curve in complete if (means := mean_of_last_five(curve))]
     if last:
-        clean, robust = (percent(float(share)) for share in np.mean(last, axis=0))
+        clean, robust = (percent(fmean(mean[name] for mean in last)) for name in ("test_clean", "test_robust"))
         yield (
-            f"{method.label}, mean of the last {LAST_EPOCHS} epochs under the attack of tracking: clean {clean}, "
-            f"PGD-{loaded.suite.evaluation.track.attack.steps} {robust} (seeds: {len(ends)})."
+            f"{method.label}, mean of the last five epochs under the attack of tracking: clean {clean}, "
+            f"PGD-{loaded.suite.evaluation.track.attack.steps} {robust} (seeds: {len(last)})."
         )
     for run in runs:
         if run.status != "finished":

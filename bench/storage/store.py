@@ -261,7 +261,7 @@ def _described(run: RunRow) -> dict[str, Any]:
     }
 
 
-def mean_of_last_five(curve: Sequence[EpochRow]) -> dict[str, float] | None:
+def mean_of_last_five(curve: Sequence[EpochRow | Epoch]) -> dict[str, float] | None:
     """Return the mean accuracies on the test images after the last five epochs, which papers report as `last`.
 
     None if there are fewer epochs, or the protocol does not track the test images.

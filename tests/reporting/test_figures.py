@@ -8,6 +8,7 @@ from bench.attacks.outcome import PackedBits
 from bench.errors import BenchError
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.plots.data import FigureData, figures
+from bench.reporting.plots.render import draw
 from bench.storage.schema import CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
 
 from .conftest import CLASSES, protocol_of
@@ -107,6 +108,23 @@ def test_where_the_rate_drops(take, made, rates, drops):
     take(curve=[(0.1, 0.2, 0.3, rate) for rate in rates], epochs={"best": 0, "last": 0})
     curves = made().curves
     assert tuple(curves.epoch[curves["drop"]]) == drops
+
+
+def test_points_of_a_released_log_under_the_same_settings(take, made):
+    """Rice's log is shown beside PGD-AT under his threat, epochs and attack, and beside nothing else."""
+    cifar10 = {"dataset": "cifar10", "model": "preact_resnet18"}
+    take(protocol=protocol_of(**cifar10, training={"epochs": 200}))
+    take(protocol=protocol_of(**cifar10, training={"epochs": 200}), method="fomo")
+    found = made(protocol=protocol_of(**cifar10, training={"epochs": 200}).fingerprint)
+    (row,) = set(found.released.row)
+    assert found.labels[row] == "PGD_AT"
+    assert list(found.released.epoch) == [1, 5, 10, 20, 107, 200]
+    assert list(found.released.test)[:2] == pytest.approx([26.6, 35.6])
+    marks = [line for panel in draw(found, "curves").axes for line in panel.lines if line.get_marker() == "x"]
+    assert sorted(len(mark.get_xdata()) for mark in marks) == [0, 6]
+    other = protocol_of(**cifar10, training={"epochs": 2})
+    take(protocol=other)
+    assert made(protocol=other.fingerprint).released.empty
 
 
 def test_the_oracle_marks_its_own_best(take, made):

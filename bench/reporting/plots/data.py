@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,8 @@ import pandas as pd
 
 from bench.errors import BenchError
 from bench.reporting.leaderboard import Leaderboard
+from bench.reporting.published_comparison import other_images, plain, threat_of
+from bench.reporting.released_curves import read_curves
 from bench.reporting.rows import BEST, CompleteRun, Row, complete_run, correct, device_of, row_key
 from bench.reporting.statistics import Floats
 from bench.storage.schema import RunRow
@@ -26,6 +28,7 @@ CURVES = (
     *("row", "label", "method", "seed", "epoch", "lr"),
     *("train", "validation", "test", "best", "last", "drop"),
 )  # fmt: skip
+RELEASED = ("row", "epoch", "test")
 RESULTS = (
     *("row", "label", "method", "by_construction", "attack", "checkpoint"),
     *("mean", "low", "high", "cost"),
@@ -40,6 +43,9 @@ class FigureData:
     under the attack of training, `validation` and `test` under `tracking`; `test` is NaN where a seed does not track
     test images. `best` and `last` say whether the checkpoint is of this epoch; `drop`, whether the learning rate
     fell to half or less from a plateau. (The protocol's own schedules fall on the last step of such an epoch.)
+
+    `released`: points that the authors of a row's method released of a curve under the same settings: `row`, `epoch`
+    and `test` as in `curves`, as far as shipped.
 
     `results`: one line per row, attack and checkpoint (best, last or gap). `mean`, and the 95 % interval from `low` to
     `high`, are in percent. A row that was only evaluated has no gap. `cost` is the mean over seeds of the cost of
@@ -68,6 +74,7 @@ class FigureData:
     only: Floats
     none_right: int
     all_right: int
+    released: pd.DataFrame = field(default_factory=lambda: pd.DataFrame([], columns=RELEASED))
 
     @property
     def ranking(self) -> str:
@@ -112,6 +119,7 @@ def figures(store: Store, board: Leaderboard, runs: Sequence[RunRow] | None = No
         ranked_by=board.ranked_by,
         tracking=f"PGD-{board.protocol['evaluation']['track']['attack']['steps']}",
         curves=_curves(store, rows, seeds, BEST[board.selection]),
+        released=_released(board, rows),
         results=_results(rows, titles, costs),
         unit="PFLOP" if device is None else "hours",
         device=device,
@@ -156,6 +164,20 @@ def _curves(store: Store, rows: Sequence[Row], seeds: Sequence[Sequence[Complete
     before = rates.shift(1)
     plateau = before == rates.shift(2).fillna(before)
     return curves.assign(drop=plateau & (before > 0) & (curves.lr <= before / 2))
+
+
+def _released(board: Leaderboard, rows: Sequence[Row]) -> pd.DataFrame:
+    records = [
+        (number, point.epoch + 1, 100 * point.pgd)
+        for point in ([] if other_images(board.dataset) else read_curves())
+        if (point.dataset, plain(point.architecture)) == (board.dataset.name, plain(board.protocol["model"]))
+        and point.threat == threat_of(board)
+        and point.epochs == board.protocol["training"]["epochs"]
+        and point.pgd_steps == board.protocol["evaluation"]["track"]["attack"]["steps"]
+        for number, row in enumerate(rows)
+        if row.method == point.method and not row.custom
+    ]
+    return pd.DataFrame(records, columns=RELEASED)
 
 
 def _results(rows: Sequence[Row], titles: Sequence[str], costs: Sequence[float]) -> pd.DataFrame:

@@ -73,6 +73,7 @@ LINES: dict[str, dict[str, Any]] = {  # columns of the curves, by the images tha
     "test": {"label": "test images", "color": SERIES[0], "linestyle": "-", "linewidth": 1.2},
 }
 DROP: dict[str, Any] = {"color": MUTED, "linewidth": 0.5, "linestyle": (0, (6, 2, 1, 2))}
+RELEASED: dict[str, Any] = {"marker": "x", "color": MUTED, "markersize": 4, "linestyle": "none", "zorder": 1}
 BEST: dict[str, Any] = {"marker": "o", "color": TEXT, "markersize": 4}
 LAST: dict[str, Any] = {"marker": "s", "color": TEXT, "markersize": 4, "markerfacecolor": PAPER}
 
@@ -91,11 +92,14 @@ def curves(drawing: Drawing, data: FigureData) -> None:
     panels[0].xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     if len(data.curves):  # beforehand: every panel would compute them again with every line
         low, high = data.curves[[*LINES]].min(axis=None), data.curves[[*LINES]].max(axis=None)
+        low, high = min([low, *data.released.test]), max([high, *data.released.test])
         margin = 0.05 * max(high - low, 1)
-        panels[0].set_xlim(0, 1.03 * data.curves.epoch.max())
+        panels[0].set_xlim(0, 1.03 * max([data.curves.epoch.max(), *data.released.epoch]))
         panels[0].set_ylim(low - margin, high + margin)
     for row, (axes, label, method) in enumerate(zip(panels, labels, data.rows.method, strict=False)):
         axes.set_title(_wrapped(label, 92 // columns))
+        released = data.released[data.released.row == row]
+        axes.plot(released.epoch, released.test, **RELEASED)
         _curve(axes, data.curves[data.curves.row == row])
         drawing.tag(axes, row, method, label)
     for index in range(len(labels), len(panels)):
@@ -103,7 +107,7 @@ def curves(drawing: Drawing, data: FigureData) -> None:
         panels[index - columns].tick_params(labelbottom=True)
     drawing.figure.supxlabel("Epochs", fontsize=8)
     drawing.figure.supylabel(f"{data.tracking} accuracy, %", fontsize=8)
-    _legend(drawing.figure, data.curves)
+    _legend(drawing.figure, data.curves, released=len(data.released) > 0)
 
 
 def _curve(axes: Axes, curve: pd.DataFrame) -> None:
@@ -134,7 +138,7 @@ def _curve(axes: Axes, curve: pd.DataFrame) -> None:
             axes.plot([marks.epoch.mean()], [height], linestyle="none", markeredgewidth=0.8, zorder=4, **look)
 
 
-def _legend(figure: Figure, curves: pd.DataFrame) -> None:
+def _legend(figure: Figure, curves: pd.DataFrame, *, released: bool) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -145,6 +149,8 @@ def _legend(figure: Figure, curves: pd.DataFrame) -> None:
     handles += [Line2D([], [], linestyle="none", markeredgewidth=0.8, label="last", **LAST)]
     if curves["drop"].any():
         handles.append(Line2D([], [], label="rate drops", **DROP))
+    if released:
+        handles.append(Line2D([], [], label="released log", **RELEASED))
     columns = len(handles) if figure.get_figwidth() > ONE_COLUMN else 3
     figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=2.2, columnspacing=1.2)
 
