@@ -11,6 +11,7 @@ from bench.registry import DATASETS
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.published import ATTACKS, COLUMNS, find_published, read_published
 from bench.reporting.published_comparison import compare_with_published
+from bench.reporting.released_curves import read_curves
 from bench.reporting.table import published_table, tables
 
 from .conftest import protocol_of
@@ -300,3 +301,32 @@ def test_the_table(compared):
     assert rows[2]["Selection"] == "–"
     assert rows[2]["Not compared because"] == "at best: which images selected it is not known"
     assert len(tables(replace(board, published=None))) == 1
+
+
+# --- released curves -------------------------------------------------------------------------------------------------
+
+
+def test_released_curves_end_at_the_published_figures():
+    """The shipped points at best and at last are those of the line that they belong to."""
+    points = read_curves()
+    (line,) = [line for line in read_published() if points[0].belongs_to(line)]
+    ours = {point.epoch: {"clean": point.clean, "pgd": point.pgd} for point in points}
+    assert ours[106] == line.best
+    assert ours[199] == line.last
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (",19,69.5", ",200,69.5", "'epoch' counts from 0"),
+        (",19,69.5", ",x,69.5", "'epoch' is 'x', not a whole number"),
+        (",19,69.5", ",19,169.5", "'clean' is '169.5', not a percentage"),
+        ("epochs,epoch", "epoch", "the columns must be"),
+    ],
+)
+def test_a_released_curve_that_is_invalid(tmp_path, old, new, said):
+    text = (find_published("curves") / "rice2020_cifar10.csv").read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    (tmp_path / "curve.csv").write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(BenchError, match=said):
+        read_curves(tmp_path)
