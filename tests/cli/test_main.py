@@ -24,6 +24,8 @@ COMMANDS = {
     "report": STORE,
     "plot": STORE,
     "compare a b": STORE,
+    "reproduce papers/rice2020_cifar10 --no-run": SUITE,
+    "diff-protocol quickstart ci": SUITE,
     "check quickstart": STORE,
     "speed": SUITE,
     "list runs": STORE,
