@@ -163,7 +163,8 @@ class Steps:
 
     def _captured_part(self, *tensors: Any) -> Losses:
         batch = Batch(*tensors)
-        with self._counters.counted_once():
+        # A compiled pass counts by itself: what it was compiled with does not change with the layers' attributes.
+        with nullcontext() if self._compiled else self._counters.counted_once():
             if self._method.captured_transform:
                 batch = transform(self._method, batch)
             return compute_gradients(self._method, batch)
