@@ -25,7 +25,7 @@ COMMANDS = {
     "plot": STORE,
     "compare a b": STORE,
     "reproduce papers/rice2020_cifar10 --no-run": SUITE,
-    "diff-protocol quickstart ci": SUITE,
+    "diff-protocol quickstart ci": "bench.reporting.protocol_difference.protocol_difference",
     "check quickstart": STORE,
     "speed": SUITE,
     "list runs": STORE,
