@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,8 @@ from bench.data.batches import Batch
 from bench.data.dataset import ImageSet, Splits
 from bench.speed.process import Setup
 from bench.storage.run_folder import RunFolder
-from bench.testing.recorded_graph import record
+from bench.testing.conformance import curve
+from bench.testing.recorded_graph import CountedCapture, record
 from bench.training.method import Method
 from bench.training.step import WARM_UP, EpochMetrics, train_step
 from bench.training.trainer import Trainer
@@ -68,31 +68,6 @@ Part = Callable[[GPUSetup], Iterator[Line]]
 def capture_or_record(device: torch.device) -> Capture:
     """Return the capture for a GPU, and on a CPU what stands for it."""
     return capture_on(device) or record
-
-
-class Counted:
-    """A capture that counts: `seconds` of each capture, `replays`, and the `refusals` of torch."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._capture = capture_or_record(device)
-        self.seconds: list[float] = []
-        self.replays = 0
-        self.refusals: list[str] = []
-
-    def __call__(self, compute: Callable[[], Any], generators: list[torch.Generator]) -> tuple[Any, Callable[[], None]]:
-        started = time.perf_counter()
-        try:
-            result, run = self._capture(compute, generators)
-        except RuntimeError as error:
-            self.refusals.append(str(error))
-            raise
-        self.seconds.append(time.perf_counter() - started)
-
-        def replay() -> None:
-            self.replays += 1
-            run()
-
-        return result, replay
 
 
 # --- trainings -------------------------------------------------------------------------------------------------------
@@ -159,8 +134,7 @@ def _train(
 def _results(trainer: Trainer) -> tuple[list[Tensor], list[dict[str, Any]]]:
     """Return the tensors of the trained and the evaluated network, and the curve without its times."""
     networks = (trainer.method.model, trainer.method.evaluated_model())
-    curve = [{key: value for key, value in r.items() if "seconds" not in key} for r in trainer.history]
-    return [tensor for network in networks for tensor in network.state_dict().values()], curve
+    return [tensor for network in networks for tensor in network.state_dict().values()], curve(trainer.history)
 
 
 def _apart(one: Trainer, other: Trainer) -> float:
@@ -183,7 +157,7 @@ def captured(setup: GPUSetup) -> Iterator[Line]:
     for cell in setup.methods:
         name = f"{cell.method.name}: captured steps equal eager ones"
         try:
-            count = Counted(setup.where)
+            count = CountedCapture(capture_or_record(setup.where))
             graph, eager = _train(setup, cell, count), _train(setup, cell)
             apart = _apart(graph, eager)
             ran = bool(count.replays) or not graph.method.captured
@@ -227,7 +201,7 @@ def refused(setup: GPUSetup) -> Iterator[Line]:
         ("a failed capture trains on", waiting(WARM_UP + 1)),
         ("the next training is captured", None),
     ):
-        count = Counted(setup.where)
+        count = CountedCapture(capture_or_record(setup.where))
         apart = _apart(_train(setup, setup.cell, count, change), eager)
         right = not apart and bool(count.replays) == (change is None)
         figures = {"apart": apart, "replays": count.replays, "refused": "; ".join(count.refusals[:1])}
@@ -236,7 +210,7 @@ def refused(setup: GPUSetup) -> Iterator[Line]:
 
 def captured_and_compiled(setup: GPUSetup) -> Iterator[Line]:
     """Compiled steps are captured; their losses are those of eager steps up to rounding."""
-    count = Counted(setup.where)
+    count = CountedCapture(capture_or_record(setup.where))
     losses = [
         _results(t)[1][0]["train"]["loss"]
         for t in (_train(setup, setup.cell, count, compile=True), _train(setup, setup.cell))
@@ -253,9 +227,7 @@ def waits(setup: GPUSetup) -> Iterator[Line]:
         with tempfile.TemporaryDirectory() as folder:
             trainer, found, waiting = _trainer(setup, cell, folder), [], 0
             for epoch in range(EPOCHS):
-                trainer.random.start_epoch(epoch)
-                trainer.method.begin_epoch(epoch)
-                trainer.method.model.train()
+                trainer.begin_epoch(epoch)
                 batches, metrics = iter(trainer.batches), EpochMetrics(setup.where)
                 train_step(trainer.method, next(batches), trainer.optimizer, metrics)
                 with host_waits(setup.where) as messages:
@@ -272,7 +244,7 @@ def waits(setup: GPUSetup) -> Iterator[Line]:
 
 def recapture(setup: GPUSetup) -> Iterator[Line]:
     """Measure what the capture of each epoch costs, and whether it keeps memory."""
-    count = Counted(setup.where)
+    count = CountedCapture(capture_or_record(setup.where))
     reserved = _train(setup, setup.cell, count).reserved
     yield Line(
         "memory does not grow from epoch to epoch",

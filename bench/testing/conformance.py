@@ -21,7 +21,7 @@ from bench.config.suite import Suite, params_of, resolve_method, teachers_of
 from bench.data.batches import Batch, to_float
 from bench.data.dataset import Splits, dataset_of
 from bench.storage.run_folder import RunFolder
-from bench.testing.recorded_graph import record
+from bench.testing.recorded_graph import CountedCapture
 from bench.training.build import build_evaluated
 from bench.training.method import Method
 from bench.training.step import EpochMetrics, train_step
@@ -279,29 +279,14 @@ def captured_steps_equal_eager_steps(method: str, folder: Path) -> None:
 
     A method whose Python code decides or counts from step to step states `captured = False` and passes.
     """
-    cell, replays, refusals = small_cell(method), 0, []
-
-    def capture(compute: Callable[[], Any], generators: list[torch.Generator]) -> tuple[Any, Callable[[], None]]:
-        try:
-            result, run = record(compute, generators)
-        except RuntimeError as error:
-            refusals.append(str(error))
-            raise
-
-        def replay() -> None:
-            nonlocal replays
-            replays += 1
-            run()
-
-        return result, replay
-
+    cell, count = small_cell(method), CountedCapture()
     eager, captured = keeping_trainer_of(cell, folder / "eager"), keeping_trainer_of(cell, folder / "captured")
-    captured.capture = capture
+    captured.capture = count
     eager.run()
     captured.run()
-    if refusals:
-        raise NotConforming(f"{method}: a step cannot be captured: {refusals[0]}")
-    if captured.method.captured and not replays:
+    if count.refusals:
+        raise NotConforming(f"{method}: a step cannot be captured: {count.refusals[0]}")
+    if captured.method.captured and not count.replays:
         raise NotConforming(f"{method}: a step cannot be captured: it draws random numbers on the host")
     for epoch, (one, other) in enumerate(zip(captured.kept, eager.kept, strict=True)):
         if not same(one, other):

@@ -8,6 +8,7 @@ step gives other results than eager steps do, as it would on a GPU.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from bench.utils.cuda_graphs import Capture
 
 Result = TypeVar("Result")
 
@@ -50,6 +53,33 @@ def record(compute: Callable[[], Result], generators: list[torch.Generator]) -> 
         recording.set_back()
         torch.set_rng_state(global_state)
     return result, recording.replay
+
+
+class CountedCapture:
+    """A capture that counts: the `seconds` of each capture, `replays`, and the `refusals` of torch."""
+
+    def __init__(self, capture: Capture = record) -> None:
+        self._capture = capture
+        self.seconds: list[float] = []
+        self.replays = 0
+        self.refusals: list[str] = []
+
+    def __call__(
+        self, compute: Callable[[], Result], generators: list[torch.Generator]
+    ) -> tuple[Result, Callable[[], None]]:
+        started = time.perf_counter()
+        try:
+            result, run = self._capture(compute, generators)
+        except RuntimeError as error:
+            self.refusals.append(str(error))
+            raise
+        self.seconds.append(time.perf_counter() - started)
+
+        def replay() -> None:
+            self.replays += 1
+            run()
+
+        return result, replay
 
 
 class _AsOnAGPU(TorchFunctionMode):
