@@ -125,6 +125,15 @@ def leaderboards(
     return sorted(boards, key=lambda board: board.title)
 
 
+def leaderboard_of(store: Store, fingerprint: str, selection: Selection) -> Leaderboard | None:
+    """Return the leaderboard of one protocol, or None if none of its runs has finished or diverged."""
+    try:
+        (board,) = leaderboards(store, protocol=fingerprint, selection=selection)
+    except NothingMeasured:
+        return None
+    return board
+
+
 def _why_nothing(runs: Sequence[RunRow], protocol: str | None, selection: Selection) -> str:
     if not runs:
         which = "the store holds no run" + (f" of protocol {protocol:.12}" if protocol else "")

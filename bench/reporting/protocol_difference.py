@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.config.suite import load_suite, shipped_suites
-from bench.errors import BenchError, NothingMeasured
+from bench.errors import BenchError
 from bench.reporting.comparison import one_row, runs_named, setting_differences
-from bench.reporting.leaderboard import Leaderboard, leaderboards
+from bench.reporting.leaderboard import Leaderboard, leaderboard_of
 from bench.reporting.notes import percent
 from bench.reporting.rows import Row, Selection, row_key
 from bench.reporting.table import Table, points, text_table
@@ -110,7 +110,7 @@ def protocol_difference(
         for content, identity in zip(contents, (one, other), strict=True):
             content["methods"][shared] = dict(zip(("name", "version", "params"), identity, strict=True))
     settings = tuple(Setting(*texts) for texts in setting_differences(contents[0], contents[1]))
-    boards = [_board(store, side.fingerprint, selection) for side in (first, second)] if store else [None, None]
+    boards = [leaderboard_of(store, side.fingerprint, selection) for side in (first, second)] if store else [None, None]
     figures = tuple(figure for pair in pairs for figure in _figures(boards, pair)) if all(boards) else ()
     return ProtocolDifference(a, b, settings, figures)
 
@@ -137,13 +137,6 @@ def _content(protocol: dict[str, Any]) -> dict[str, Any]:
         count = sum(other["name"] == final["name"] for other in finals.values())
         finals[f"{final['name']}_{count + 1}" if count else final["name"]] = final
     return {**protocol, "evaluation": {**protocol["evaluation"], "final": finals}, "methods": {}}
-
-
-def _board(store: Store, fingerprint: str, selection: Selection) -> Leaderboard | None:
-    try:
-        return leaderboards(store, protocol=fingerprint, selection=selection)[0]
-    except NothingMeasured:
-        return None
 
 
 def _figures(boards: Sequence[Leaderboard | None], pair: Sequence[tuple[str, list[Any]]]) -> Iterator[PointsBetween]:

@@ -90,7 +90,7 @@ def _compare(
             label=row.label,
             published=line,
             attack=attack,
-            title=_title(attack, line),
+            title=attack_title(attack, line),
             best=_checkpoint(papers[0], at_best, comparable=not because),
             last=_checkpoint(papers[1], at_last, comparable=not reasons),
             reasons=tuple(because),
@@ -103,7 +103,8 @@ def _checkpoint(paper: float | None, ours: float | None, *, comparable: bool) ->
     )
 
 
-def _title(attack: str, line: Published) -> str:
+def attack_title(attack: str, line: Published) -> str:
+    """Return the name of an attack of `line`, with its number of steps where that is known."""
     if attack == "pgd":
         return f"PGD-{line.pgd_steps}" if line.pgd_steps else "PGD"
     return {"clean": "Clean", "autoattack": "AutoAttack"}[attack]
@@ -121,10 +122,14 @@ def _why_not(board: Leaderboard, row: Row, line: Published) -> list[str]:
     return reasons
 
 
+def threat_text(norm: str, eps: float) -> str:
+    """Return a threat as the file writes it: norm and radius in units of 1/255."""
+    return f"{norm}-{eps * 255:.4g}"
+
+
 def threat_of(board: Leaderboard) -> str:
-    """Return the threat as the file writes it: norm and radius in units of 1/255."""
-    threat = board.protocol["threat"]
-    return f"{threat['norm']}-{threat['eps'] * 255:.4g}"
+    """Return the threat of a leaderboard as the file writes it."""
+    return threat_text(board.protocol["threat"]["norm"], board.protocol["threat"]["eps"])
 
 
 def other_images(dataset: DatasetSettings) -> list[str]:
@@ -153,7 +158,7 @@ def column_of(
     attacks = board.protocol["evaluation"]["final"]
     found = [index for index, final in enumerate(attacks) if final["name"] == attack]
     if not found:
-        return None, [f"ours has no {_title(attack, line)}"]
+        return None, [f"ours has no {attack_title(attack, line)}"]
     whole = [index for index in found if same_images or not board.attacks[index].balanced_subset]
     same = [index for index in whole if attack != "pgd" or attacks[index]["steps"] == line.pgd_steps]
     if same:
@@ -163,7 +168,7 @@ def column_of(
     if attack == "pgd" and line.pgd_steps is None:
         reasons.append("its number of PGD steps is not known")
     elif attack == "pgd" and attacks[index]["steps"] != line.pgd_steps:
-        reasons.append(f"{_title(attack, line)}, ours {board.attacks[index].title}")
+        reasons.append(f"{attack_title(attack, line)}, ours {board.attacks[index].title}")
     return index, reasons
 
 

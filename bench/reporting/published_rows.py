@@ -8,7 +8,7 @@ from bench.config.cell import ResolvedMethod
 from bench.config.suite import LoadedSuite, PublishedRow
 from bench.errors import BenchError, NotComparable, did_you_mean
 from bench.reporting.published import Published
-from bench.reporting.published_comparison import plain
+from bench.reporting.published_comparison import plain, threat_text
 
 
 def published_rows(loaded: LoadedSuite, lines: Sequence[Published]) -> list[tuple[ResolvedMethod, Published]]:
@@ -34,7 +34,7 @@ def _pair(
         labels = ", ".join(row.label for row in loaded.methods)
         hint = did_you_mean(wanted, [row.label for row in loaded.methods]) if wanted else ""
         raise BenchError(f"{where}: name one row of the suite in 'row' ({labels}){hint}")
-    threat = f"{suite.threat.norm}-{suite.threat.eps * 255:.4g}"
+    threat = threat_text(suite.threat.norm, suite.threat.eps)
     near = [
         line
         for line in lines

@@ -10,15 +10,14 @@ from typing import Literal
 
 from bench.config.cell import ResolvedMethod
 from bench.config.suite import LoadedSuite
-from bench.errors import NothingMeasured
 from bench.registry import DATASETS
-from bench.reporting.leaderboard import Leaderboard, leaderboards
+from bench.reporting.leaderboard import Leaderboard, leaderboard_of
 from bench.reporting.notes import percent
 from bench.reporting.published import ATTACKS, Published
-from bench.reporting.published_comparison import column_of, other_images, why_no_best
+from bench.reporting.published_comparison import attack_title, column_of, other_images, why_no_best
 from bench.reporting.published_rows import published_rows
 from bench.reporting.released_curves import Point
-from bench.reporting.rows import CompleteRun, Row, complete_run, correct, row_key
+from bench.reporting.rows import CompleteRun, Row, Selection, complete_run, correct, row_key
 from bench.reporting.statistics import CONFIDENCE, Distance, Gaps, binomial_error, distance, image_noise_of
 from bench.reporting.table import NONE, Table, points, text_table
 from bench.storage.schema import RunRow
@@ -117,7 +116,9 @@ def reproduced(
         NotComparable: one that is of another threat.
     """
     pairs = published_rows(loaded, lines)
-    runs = store.runs(protocol=loaded.suite.protocol.fingerprint, bits=True)
+    fingerprint = loaded.suite.protocol.fingerprint
+    runs = store.runs(protocol=fingerprint, bits=True)
+    boards = {name: leaderboard_of(store, fingerprint, name) for name in {_selection(line) for _, line in pairs}}
     epochs = store.curves([run.fingerprint for run in runs])
     figures: list[ReproducedFigure] = []
     notes = [
@@ -129,7 +130,9 @@ def reproduced(
     for method, line in pairs:
         key = canonical_json([method.name, method.version, method.params])
         own = [run for run in runs if row_key(run) == key]
-        figures += _finals(store, loaded, method, line, own)
+        board = boards[_selection(line)]
+        row = next((row for row in board.rows if row_key(row) == key), None) if board else None
+        figures += _finals(loaded, method, line, own, board, row)
         released = [point for point in curves if point.belongs_to(line)]
         figures += _epochs(loaded, method, line, released, [epochs.get(run.fingerprint, []) for run in own])
         notes += _notes(loaded, method, own, epochs)
@@ -140,16 +143,20 @@ def reproduced(
 
 
 def _finals(
-    store: Store, loaded: LoadedSuite, method: ResolvedMethod, line: Published, runs: Sequence[RunRow]
+    loaded: LoadedSuite,
+    method: ResolvedMethod,
+    line: Published,
+    runs: Sequence[RunRow],
+    board: Leaderboard | None,
+    row: Row | None,
 ) -> Iterator[ReproducedFigure]:
-    """Yield best, last and gap under each attack that the line has figures of."""
-    board, row = _board(store, loaded, method, line)
+    """Yield best, last and gap under each attack that the line has figures of; `row` is the method's in `board`."""
     images = [] if line.status == OWN else other_images(loaded.suite.dataset)
     for attack in ATTACKS:
         at_best, at_last = line.best.get(attack), line.last.get(attack)
         gap = at_best - at_last if at_best is not None and at_last is not None else None
         index, other = column_of(board, attack, line, same_images=line.status == OWN) if board else (None, [])
-        title = {"pgd": f"PGD-{line.pgd_steps}", "autoattack": "AutoAttack"}.get(attack, "Clean")
+        title = attack_title(attack, line)
         for checkpoint, published in (("best", at_best), ("last", at_last), ("gap", gap)):
             if published is None:
                 continue
@@ -167,20 +174,9 @@ def _finals(
             yield _figure(method, line, title, checkpoint, published, values, reasons, different=different)
 
 
-def _board(
-    store: Store, loaded: LoadedSuite, method: ResolvedMethod, line: Published
-) -> tuple[Leaderboard | None, Row | None]:
-    """Return the suite's leaderboard under the line's selection, and the method's row of it."""
-    try:
-        (board,) = leaderboards(
-            store,
-            protocol=loaded.suite.protocol.fingerprint,
-            selection="test" if line.selection == "test" else "validation",
-        )
-    except NothingMeasured:
-        return None, None
-    key = canonical_json([method.name, method.version, method.params])
-    return board, next((row for row in board.rows if row_key(row) == key), None)
+def _selection(line: Published) -> Selection:
+    """Return which of our leaderboards a line is compared with."""
+    return "test" if line.selection == "test" else "validation"
 
 
 def _values(done: Sequence[CompleteRun], attack: int, checkpoint: str) -> Gaps:
