@@ -6,8 +6,6 @@ a thousand. A share of training means the same in suites of every length.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from bench.config.hyperparameters import MethodParams, hyperparameter
 from bench.errors import BenchError
 
@@ -36,11 +34,10 @@ class AverageParams(MethodParams):
             return self.decay
         return 1 - 1 / max(1.0, self.memory * self.averagings(steps))
 
-    def check_length(self, steps: int, given: Collection[str]) -> None:
-        averagings = self.averagings(steps)
-        # A suite written from records states every value. The canonical one holds in trainings of every length.
-        stated = "memory" in given and self.memory != type(self).model_fields["memory"].default
-        if stated and self.memory is not None and self.memory * averagings < 1:
+    def check_length(self, steps: int) -> None:
+        averagings, canonical = self.averagings(steps), type(self).model_fields["memory"].default
+        # The canonical memory holds in trainings of every length, stated or not.
+        if self.memory not in (None, canonical) and self.memory * averagings < 1:
             raise BenchError(
                 f"'memory': {self.memory:g} of a training of {steps} steps is less than one averaging; "
                 f"give {1 / averagings:.2g} or more"

@@ -6,7 +6,7 @@ particular datasets, and where each value was read.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
@@ -126,11 +126,8 @@ class MethodParams(BaseConfig):
                 raise PydanticCustomError("alternatives", f"give either '{other}' or '{name}', not both and not none")
         return self
 
-    def check_length(self, steps: int, given: Collection[str]) -> None:
-        """Raise BenchError, naming the parameter, if a value does not fit a training of `steps` steps.
-
-        `given` are the parameters that the suite states.
-        """
+    def check_length(self, steps: int) -> None:
+        """Raise BenchError, naming the parameter, if a value does not fit a training of `steps` steps."""
 
     def in_training(self, epochs: int, steps: int | None) -> dict[str, str]:
         """Return what each share of training is, in epochs and steps, by parameter; `steps` is None if unknown."""

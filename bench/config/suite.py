@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -274,19 +274,19 @@ class LoadedSuite:
             if self._left is not None:
                 with self._at("methods", index, "params"):
                     params = registry.METHODS.get(entry.name).Params.model_validate(method.params)
-                    self._check_images(params, self._left, entry.params)
+                    self._check_images(params, self._left)
             return method
         except ValidationError as error:
             raise self._located(error, ("methods", index, "params")) from None
 
-    def _check_images(self, params: MethodParams, left: int, given: Collection[str]) -> None:
+    def _check_images(self, params: MethodParams, left: int) -> None:
         """Refuse parameters that `left` training images do not allow."""
         training, own = self.suite.training, left - params.held_out
         if own < training.batch_size:
             raise BenchError(
                 f"the method keeps {params.held_out} of the {left} training images, and too few for one batch are left"
             )
-        params.check_length(training.epochs * training.batches(own), given)
+        params.check_length(training.epochs * training.batches(own))
 
     @contextmanager
     def _at(self, *location: int | str) -> Iterator[None]:

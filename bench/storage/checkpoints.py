@@ -1,10 +1,10 @@
 """Checkpoints: safetensors files, and one index whose rename commits an epoch.
 
 At the end of an epoch, new files are written beside the old ones, the state of training in a thread while accuracies
-are measured. Then `index.json` is replaced, which holds the file,
-the SHA-256 and the epoch of each checkpoint and the digest of the curve. Then unneeded files are deleted. Whenever the
-process dies, the index matches its files. While training is unfinished, `previous.json` keeps the index of the epoch
-before, with its files: if a file is damaged, training falls back to that epoch.
+are measured. Then `index.json` is replaced, which holds the file, the SHA-256 and the epoch of each checkpoint and the
+digest of the curve. Then unneeded files are deleted. Whenever the process dies, the index matches its files. While
+training is unfinished, `previous.json` keeps the index of the epoch before, with its files: if a file is damaged,
+training falls back to that epoch.
 """
 
 from __future__ import annotations

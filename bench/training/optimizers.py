@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.config.optimization import LAMB, SGD, Adam, OptimizerSettings
+from bench.config.optimization import LAMB, OptimizerSettings
+
+FUSED: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 LARGEST_NORM = 10.0
 """The largest norm of a tensor that LAMB's step follows, in the released code of Zhang et al. (2022)."""
@@ -29,8 +31,8 @@ def make_optimizer(
         groups.append({"params": [parameter for parameter in parameters if parameter in excluded], "weight_decay": 0.0})
     if isinstance(settings, LAMB):
         return Lamb(groups, **options)
-    kind = torch.optim.SGD if isinstance(settings, SGD) else torch.optim.Adam if isinstance(settings, Adam) else None
-    return (kind or torch.optim.AdamW)(groups, **options, fused=True)
+    optimizer: torch.optim.Optimizer = FUSED[settings.name](groups, **options, fused=True)
+    return optimizer
 
 
 class Lamb(torch.optim.Optimizer):

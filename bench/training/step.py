@@ -125,8 +125,9 @@ class Steps:
         self._method, self._metrics, self._capture = method, metrics, capture
         self._until_capture = WARM_UP if capture and method.captured else -1
         self._replay: Callable[..., Losses] | None = None
-        self._counters = BatchCounters(method.model)
         self._compiled = Compiled(method.model) if compile and method.compiled else None
+        # A compiled pass counts by itself: what it was compiled with does not change with the layers' attributes.
+        self._counted = nullcontext if self._compiled else BatchCounters(method.model).counted_once
         self._passes: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __call__(self, batch: Batch) -> None:
@@ -163,8 +164,7 @@ class Steps:
 
     def _captured_part(self, *tensors: Any) -> Losses:
         batch = Batch(*tensors)
-        # A compiled pass counts by itself: what it was compiled with does not change with the layers' attributes.
-        with nullcontext() if self._compiled else self._counters.counted_once():
+        with self._counted():
             if self._method.captured_transform:
                 batch = transform(self._method, batch)
             return compute_gradients(self._method, batch)
