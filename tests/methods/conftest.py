@@ -78,19 +78,34 @@ def follows(first_batch) -> Callable[..., None]:
     """Compare the loss and the first two updates of a method with those of a formula, in float64.
 
     `formula(network, batch, adversarial)` is the loss, with every pass that counts; the images are the batch's, moved
-    by 0.1. Weights and batch statistics after each update agree up to `rtol`.
+    by 0.1. `perturbation(network, batch, adversarial)` returns what is added to the named weights before the loss, and
+    withdrawn after the update. Weights and batch statistics after each update agree up to `rtol` and `atol`.
     """
 
-    def follows(method: Method[Any], formula: Callable[..., torch.Tensor], rtol: float = 1e-9) -> None:
+    def follows(
+        method: Method[Any],
+        formula: Callable[..., torch.Tensor],
+        rtol: float = 1e-9,
+        *,
+        atol: float | None = None,
+        perturbation: Callable[..., dict[str, torch.Tensor]] = lambda *_: {},
+    ) -> None:
         method.model.double()
         batch, network = first_batch(method), copy.deepcopy(method.model)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
         adversarial = (batch.images + 0.1).clamp(max=1)
         for _ in range(2):
+            change = perturbation(network, batch, adversarial)
+            with torch.no_grad():
+                for name, value in change.items():
+                    network.get_parameter(name).add_(value)
             expected = formula(network, batch, adversarial)
             optimizer.zero_grad()
             expected.backward()
             optimizer.step()
+            with torch.no_grad():
+                for name, value in change.items():
+                    network.get_parameter(name).sub_(value)
             loss, logits = method.backward(batch, adversarial)
             assert logits.shape == (16, 10)
             method.optimizer.step()
@@ -100,7 +115,7 @@ def follows(first_batch) -> Callable[..., None]:
             for (name, ours), theirs in zip(
                 method.model.state_dict().items(), network.state_dict().values(), strict=True
             ):
-                torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol / 10, msg=name)
+                torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol or rtol / 10, msg=name)
 
     return follows
 

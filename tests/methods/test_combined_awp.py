@@ -25,36 +25,19 @@ def mart(network, batch, adversarial):
 
 
 @pytest.mark.parametrize(("name", "formula", "rtol"), [("trades_awp", trades, 1e-9), ("mart_awp", mart, 1e-5)])
-def test_two_updates_equal_those_by_hand(start, first_batch, trained, name, formula, rtol):
+def test_two_updates_equal_those_by_hand(start, follows, trained, name, formula, rtol):
+    def perturbation(network, batch, adversarial):
+        proxy = copy.deepcopy(network)
+        formula(proxy, batch, adversarial).backward()
+        return {
+            key: 0.005 * value.detach().norm() * value.grad / value.grad.norm()
+            for key, value in proxy.named_parameters()
+            if value.dim() > 1
+        }
+
     method = start(name, dtype=torch.float64, epochs=20, epoch=1)
     trained(method.model)
-    network = copy.deepcopy(method.model)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    batch = first_batch(method)
-    adversarial = (batch.images + 0.1).clamp(max=1)
-    for _ in range(2):
-        proxy, change = copy.deepcopy(network), {}
-        formula(proxy, batch, adversarial).backward()
-        for key, value in proxy.named_parameters():
-            if value.dim() > 1:
-                change[key] = 0.005 * value.detach().norm() * value.grad / value.grad.norm()
-        with torch.no_grad():
-            for key, value in change.items():
-                network.get_parameter(key).add_(value)
-        expected = formula(network, batch, adversarial)
-        optimizer.zero_grad()
-        expected.backward()
-        optimizer.step()
-        with torch.no_grad():
-            for key, value in change.items():
-                network.get_parameter(key).sub_(value)
-        loss, _ = method.backward(batch, adversarial)
-        method.optimizer.step()
-        method.optimizer.zero_grad()
-        method.after_step()
-        assert loss.item() == pytest.approx(expected.item(), rel=rtol)
-        for (key, ours), theirs in zip(method.model.state_dict().items(), network.state_dict().values(), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol / 10, msg=key)
+    follows(method, formula, rtol, perturbation=perturbation)
 
 
 @pytest.mark.parametrize("name", ["trades_awp", "mart_awp"])

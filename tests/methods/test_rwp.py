@@ -28,32 +28,15 @@ def perturbation_by_hand(network, images, labels, threshold, steps=10, rate=0.01
 
 
 @pytest.mark.parametrize("name", ["rwp", pytest.param("mlcat_wp", marks=pytest.mark.slow)])
-def test_two_updates_equal_those_by_hand(start, first_batch, trained, name):
+def test_two_updates_equal_those_by_hand(start, follows, trained, name):
     method = start(name, dtype=torch.float64, threshold=2.3)
     trained(method.model)
-    network = copy.deepcopy(method.model)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    batch = first_batch(method)
-    adversarial = (batch.images + 0.1).clamp(max=1)
-    for _ in range(2):
-        change = perturbation_by_hand(network, adversarial, batch.labels, 2.3)
-        with torch.no_grad():
-            for key, value in change.items():
-                network.get_parameter(key).add_(value)
-        expected = F.cross_entropy(network(adversarial), batch.labels)
-        optimizer.zero_grad()
-        expected.backward()
-        optimizer.step()
-        with torch.no_grad():
-            for key, value in change.items():
-                network.get_parameter(key).sub_(value)
-        loss, _ = method.backward(batch, adversarial)
-        method.optimizer.step()
-        method.optimizer.zero_grad()
-        method.after_step()
-        assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
-        for (key, ours), theirs in zip(method.model.state_dict().items(), network.state_dict().values(), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12, msg=key)  # running statistics too
+    follows(
+        method,
+        lambda network, batch, adversarial: F.cross_entropy(network(adversarial), batch.labels),
+        atol=1e-12,
+        perturbation=lambda network, batch, adversarial: perturbation_by_hand(network, adversarial, batch.labels, 2.3),
+    )
 
 
 def length(tensors):
