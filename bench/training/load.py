@@ -11,9 +11,9 @@ from torch import nn
 from bench import registry
 from bench.config.cell import Cell
 from bench.data.dataset import dataset_of
-from bench.errors import BenchError, DamagedFile, NothingMeasured
+from bench.errors import BenchError, DamagedFile
 from bench.storage.checkpoints import Checkpoints
-from bench.storage.run_folder import RunFolder, run_folders
+from bench.storage.find import find_run
 from bench.training.build import build_evaluated
 
 
@@ -37,7 +37,7 @@ def load_network(
             registered (a plug-in must be loaded first: `bench.load_plugin`), or it is a run of an external model.
         DamagedFile: a file of the run is not what was written.
     """
-    folder = _folder(run, results)
+    folder = find_run(run, results)
     record = folder.cell()
     try:
         cell = Cell.model_validate(record["cell"])
@@ -55,20 +55,3 @@ def load_network(
         raise BenchError(f"run '{folder.path.name}' has no checkpoint '{checkpoint:.40}'; it has {known}")
     weights = checkpoints.load(checkpoint)
     return build_evaluated(cell, dataset_of(cell.protocol.dataset), weights, torch.device(device))
-
-
-def _folder(run: str | Path, results: Path) -> RunFolder:
-    if (Path(run) / "cell.json").exists():
-        return RunFolder(Path(run))
-    name = str(run)
-    matches = [
-        folder
-        for folder in run_folders(results)
-        if folder.path.name.startswith(name) or folder.cell().get("fingerprint", "").startswith(name)
-    ]
-    if not matches:
-        raise NothingMeasured(f"no run in {results / 'runs'} begins with '{name:.100}'; `bench list runs` names them")
-    if len(matches) > 1:
-        names = " and ".join(folder.path.name for folder in matches[:2])
-        raise BenchError(f"'{name:.100}' is the beginning of several runs, such as {names}; write more of it")
-    return matches[0]
