@@ -22,6 +22,7 @@ LAYERS = (
     "training",
     "execution",
     "reporting",
+    "export",
     "regression",
     "testing",
     "speed",

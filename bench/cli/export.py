@@ -73,7 +73,7 @@ def robustbench(
 
     Fields that no option and no run states are left out, and named on stderr.
     """
-    from bench.reporting.robustbench import model_information
+    from bench.export.robustbench import model_information
     from bench.storage.store import Store
 
     stated = {

@@ -8,11 +8,22 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bench.config.cell import EVALUATED
 from bench.config.hyperparameters import AttackRegime, MethodInfo, MethodParams
 from bench.config.teacher import Teacher
 from bench.errors import BenchError
 from bench.registry import METHODS
 from bench.reporting.rows import Row
+
+ORIGINS = {
+    "paper": "in the paper",
+    "code": "in the authors' released code",
+    "log": "recomputed from a released training log",
+    "secondary": "as quoted by others",
+    "declared": "this benchmark's choice, because no readable source gives it",
+    "suite": "set in the suite, so the row is custom",
+}
+"""What the provenance of a parameter means, and what a suite sets."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +48,19 @@ class Description:
 
 def describe(row: Row, dataset: str, regime: AttackRegime) -> Description:
     """Describe the method of a row; `dataset` and attack regime choose its canonical parameters."""
-    recorded = tuple(Parameter(name, value) for name, value in row.params.items())
-    if row.evaluated_only:
+    return describe_method(row.method, row.version, row.params, dataset, regime)
+
+
+def describe_method(
+    method: str, version: int, params: Mapping[str, Any], dataset: str, regime: AttackRegime
+) -> Description:
+    """Describe a method with the version and the parameters that runs recorded, as `describe` does."""
+    recorded = tuple(Parameter(name, value) for name, value in params.items())
+    if method == EVALUATED:
         caveat = "A network that was trained elsewhere and only evaluated here: how it was trained is not known."
         return Description(None, recorded, caveat)
     try:
-        kind = METHODS.get(row.method)
+        kind = METHODS.get(method)
         info: MethodInfo = kind.info
         declared: type[MethodParams] = kind.Params
         hyperparameters, canonical = declared.hyperparameters(), declared.canonical(dataset, regime)
@@ -53,18 +71,18 @@ def describe(row: Row, dataset: str, regime: AttackRegime) -> Description:
             "This method is not installed here, so this is all that the runs recorded. A suite that runs it names the "
             "file that defines it under 'plugins'.",
         )
-    if info.version != row.version:
+    if info.version != version:
         caveat = (
-            f"The runs used version {row.version} of this method; installed here, and described, is {info.version}. "
+            f"The runs used version {version} of this method; installed here, and described, is {info.version}. "
             "Rerun it with the revision of the code that the runs recorded."
         )
         return Description(info, recorded, caveat)
     try:
-        values = declared.model_validate(row.params).model_dump(mode="json")
-        usual = declared.model_validate({**row.params, **{name: value for name, (value, _) in canonical.items()}})
+        values = declared.model_validate(params).model_dump(mode="json")
+        usual = declared.model_validate({**params, **{name: value for name, (value, _) in canonical.items()}})
     except ValidationError:
         values, usual = {}, None
-    if usual is None or values != row.params:
+    if usual is None or values != params:
         return Description(info, recorded, "The method as installed here has other parameters than the runs recorded.")
     reference = usual.model_dump(mode="json")
     for name, teacher in usual:

@@ -6,7 +6,7 @@ import pytest
 
 from bench.storage.store import Store
 
-from ..reporting.test_robustbench import cifar10, verdicts
+from ..export.test_robustbench import cifar10, verdicts
 from ..storage.conftest import make_run, results
 
 __all__ = ["make_run", "results"]

@@ -9,24 +9,24 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from bench.config.attacks import TrainingAttack
 from bench.reporting.leaderboard import Leaderboard
-from bench.reporting.method_card import Description, describe
+from bench.reporting.method_card import ORIGINS, Description, describe
 from bench.reporting.plots.data import FigureData, figures
 from bench.reporting.plots.render import NAMES, svg
 from bench.reporting.reproduction import Reproduction, reproduction
 from bench.reporting.rows import Row, device_of, row_key
+from bench.reporting.settings import protocol_settings, setting_text
 from bench.reporting.table import Cell, Column, Table, published_table, table
 from bench.storage.schema import RunRow
 from bench.storage.store import Store
@@ -39,18 +39,6 @@ DRAWN_ROWS = 12
 
 DRAWN_SIZE = 1_500_000
 """Characters of SVG in one report; later protocols have their figures in a report of their own."""
-
-_ORIGINS = {
-    "paper": "in the paper",
-    "code": "in the authors' released code",
-    "log": "recomputed from a released training log",
-    "secondary": "as quoted by others",
-    "declared": "this benchmark's choice, because no readable source gives it",
-    "suite": "set in the suite, so the row is custom",
-}
-
-_WORDS = {"model": "architecture", "threat": "threat model", "lr": "rate", "eps": "radius", "track": "every epoch"}
-_FRACTIONS = {"eps", "step_size"}  # which the field writes as k/255
 
 
 @dataclass(frozen=True)
@@ -115,7 +103,7 @@ def render_html(store: Store, boards: Sequence[Leaderboard]) -> str:
         policy=_policy(script),
         style=_asset("report.css"),
         script=script,
-        origins=_ORIGINS,
+        origins=ORIGINS,
         version=version("robust-overfitting-bench"),
     )
 
@@ -134,7 +122,7 @@ def _template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"groups": _groups, "headings": _headings, "setting": _setting}
+    environment.filters |= {"groups": _groups, "headings": _headings, "setting": setting_text}
     return environment.get_template(name)
 
 
@@ -183,7 +171,7 @@ def _section(store: Store, board: Leaderboard, anchor: str, *, draw: bool) -> Se
         figures=data,
         drawings={name: Markup(svg(data, name, f"{anchor}-")) for name in NAMES if draw and data.labels},  # noqa: S704
         drawn=len(data.labels),
-        settings=_settings(again.protocol),
+        settings=protocol_settings(again.protocol),
         identity=canonical_json(board.protocol),
         runs=_hardware(runs),
         reproduction=again,
@@ -211,48 +199,6 @@ def _headings(columns: Sequence[Column]) -> Iterable[Heading]:
 def _heading(index: int, column: Column, span: int) -> Heading:
     descending = bool(column.group) and column.title != "gap"  # the best first; the smallest gap first
     return Heading(column.title, index, span, column.numeric, descending)
-
-
-# --- the protocol ----------------------------------------------------------------------------------------------------
-
-
-def _settings(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return every setting of a protocol, as terms and what they are."""
-    terms: list[tuple[str, str]] = []
-    for key, value in protocol.items():
-        if key in ("training", "evaluation"):
-            terms += [(_term(key, inner), _setting(held, inner)) for inner, held in value.items()]
-        else:
-            terms.append((_term(key), _setting(value, key)))
-    return terms
-
-
-def _term(*keys: str) -> str:
-    return ": ".join(_WORDS.get(key, key.replace("_", " ")) for key in keys).capitalize()
-
-
-def _setting(value: Any, key: str = "") -> str:
-    """Return a setting as one line of text."""
-    match value:
-        case bool():
-            return "yes" if value else "no"
-        case float() if key in _FRACTIONS and abs(value * 255 - round(value * 255)) < 1e-6:
-            return f"{round(value * 255)}/255"
-        case float():
-            return f"{value:g}"
-        case None:
-            return "none"
-        case list() | tuple():
-            nested = any(isinstance(item, dict) for item in value)
-            return ("; " if nested else ", ").join(_setting(item, key) for item in value) or "none"
-        case dict():
-            parts = [str(value["name"])] if "name" in value else []
-            for inner, held in value.items():
-                if inner != "name":
-                    parts.append(f"{_term(inner).lower()} {_setting(held, inner)}")
-            return ", ".join(parts)
-        case _:
-            return str(value)
 
 
 # --- the runs --------------------------------------------------------------------------------------------------------

@@ -7,11 +7,13 @@ import pytest
 
 from bench.config.cell import EVALUATED
 from bench.errors import BenchError
+from bench.export.robustbench import FIELDS, model_information
 from bench.models.robustbench_zoo import import_robustbench
-from bench.reporting.robustbench import FIELDS, model_information
 
+from ..reporting.conftest import make_run, protocol_of, results, store, take
 from ..storage.conftest import first
-from .conftest import protocol_of
+
+__all__ = ["make_run", "results", "store", "take"]
 
 FINALS = ["clean", {"name": "pgd", "steps": 20}, "autoattack"]
 
