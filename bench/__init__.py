@@ -57,6 +57,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with _PUB
     from bench.models.weight_averaging import recompute_statistics as recompute_statistics
     from bench.models.weight_averaging import running_statistics_kept as running_statistics_kept
     from bench.registry import load_plugin as load_plugin
+    from bench.reporting.frames import classes_frame as classes_frame
     from bench.reporting.frames import curves_frame as curves_frame
     from bench.reporting.frames import outcomes_frame as outcomes_frame
     from bench.reporting.frames import results_frame as results_frame
@@ -107,6 +108,7 @@ _PUBLIC = {
     "SmoothReLU": "bench.models.activations",
     "Store": "bench.storage.store",
     "Teacher": "bench.config.teacher",
+    "classes_frame": "bench.reporting.frames",
     "conform": "bench.testing.conformance",
     "cross_entropy": "bench.attacks.pgd",
     "curves_frame": "bench.reporting.frames",

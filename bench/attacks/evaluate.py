@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from bench.attacks.autoattack import PASSES, BatchResult, Cascade, CascadeState,
 from bench.attacks.masking import PROBED, GradientAttack, masking_signs
 from bench.attacks.outcome import Correct, Outcome
 from bench.attacks.pgd import cross_entropy, frozen_parameters, margin, pgd, random_start, train_mode
-from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, Threat
+from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, Joint, Threat
 from bench.data.batches import to_float
 from bench.data.dataset import Images
 from bench.utils.cuda_graphs import Capture, capture_in_one_pool, capture_on, make_replay
@@ -36,6 +36,9 @@ EVALUATION_SEED = 0
 
 FixedAttack = Clean | FGSM | PGD | CW
 """The attacks that run every image through the same steps."""
+
+AttackOnImages = FixedAttack | AutoAttack
+"""The attacks that run the network; `joint` only combines their outcomes."""
 
 CorrectUnderAttack = Callable[[Tensor, Tensor], Tensor]
 """From the images and labels of a batch to which images are classified correctly under an attack: bool, [n]."""
@@ -156,6 +159,8 @@ def evaluated_images(attack: FinalAttack, test_images: int) -> int:
 
 def forward_passes(attack: FinalAttack) -> int:
     """Return the work of `attack` per image, in forward passes; an input gradient counts as one more."""
+    if isinstance(attack, Joint):
+        return 0
     if isinstance(attack, AutoAttack):
         return sum(PASSES[part] for part in attack.cascade)
     if isinstance(attack, PGD | CW):
@@ -163,10 +168,17 @@ def forward_passes(attack: FinalAttack) -> int:
     return 3 if isinstance(attack, FGSM) else 1
 
 
-def attack_identity(attack: FinalAttack, threat: Threat) -> dict[str, Any]:
+def ball_of(attack: AttackOnImages, threat: Threat) -> Threat:
+    """Return the ball of `attack`: its own, or the protocol's `threat`."""
+    own: Threat | None = getattr(attack, "threat", None)
+    return own or threat
+
+
+def attack_identity(attack: AttackOnImages, threat: Threat) -> dict[str, Any]:
     """Return everything that the outcome of `attack` depends on, besides weights and images."""
     identity: dict[str, Any] = {**attack.model_dump(mode="json", exclude_none=True), "precision": "fp32"}
     if not isinstance(attack, Clean):
+        threat = ball_of(attack, threat)
         identity |= {**threat.model_dump(mode="json"), "seed": EVALUATION_SEED}
     if isinstance(attack, AutoAttack):
         identity |= Cascade.identity(attack)
@@ -190,7 +202,7 @@ def evaluate(
     model: nn.Module,
     weights_sha256: str,
     images: Images,
-    attack: FinalAttack,
+    attack: AttackOnImages,
     threat: Threat,
     *,
     progress: ProgressCallback = no_progress,
@@ -210,7 +222,7 @@ def evaluate(
     Raises:
         BenchError: AutoAttack is not defined for this number of classes, or a label is out of range.
     """
-    started, identity = time.monotonic(), attack_identity(attack, threat)
+    started, identity, threat = time.monotonic(), attack_identity(attack, threat), ball_of(attack, threat)
     subset = _subset(images, attack)
     detail: dict[str, Any] = {}
     with exact_arithmetic():
@@ -231,7 +243,37 @@ def evaluate(
         if not isinstance(attack, Clean):
             most = min(PROBED, identity.get("reduced_batch_size", PROBED))
             detail["doubts"] = [*detail.get("doubts", ()), *_signs(model, subset, correct, attack, threat, most)]
+    detail["per_class"] = per_class(correct, subset.labels, images.labels)
     return Outcome(identity, attack.title, weights_sha256, correct, seconds, detail)
+
+
+def joint_outcome(identity: dict[str, Any], outcomes: Sequence[Outcome], labels: Tensor) -> Outcome:
+    """Return the outcome of all attacks together, of one checkpoint: an image must be correct in each of `outcomes`.
+
+    It is of the images that all of them saw. Subsets are nested (`balanced_subset`), so these are those of the attack
+    that saw fewest. `labels`: int64, [n], of the whole test set.
+    """
+    started = time.monotonic()
+    shared = balanced_subset(labels, min(len(outcome.correct) for outcome in outcomes))
+    correct = np.ones(len(shared), bool)
+    for outcome in outcomes:
+        seen = balanced_subset(labels, len(outcome.correct))
+        correct &= outcome.correct[torch.searchsorted(seen, shared).numpy()]
+    detail = {"per_class": per_class(correct, labels[shared.to(labels.device)], labels)}
+    return Outcome(identity, Joint().title, outcomes[0].weights_sha256, correct, time.monotonic() - started, detail)
+
+
+def per_class(correct: Correct, labels: Tensor, all_labels: Tensor) -> list[list[int]]:
+    """Return for each class how many images are correct, and how many were attacked.
+
+    Args:
+        correct: bool, [n].
+        labels: int64, [n].
+        all_labels: int64, of the whole test set: a small subset may lack a class.
+    """
+    own, classes = labels.cpu().numpy(), int(all_labels.max()) + 1
+    counts = [np.bincount(part, minlength=classes).tolist() for part in (own[correct], own)]
+    return [list(pair) for pair in zip(*counts, strict=True)]
 
 
 BatchAttack = Callable[[str, Index], BatchResult]
@@ -246,7 +288,7 @@ def batch_attack(
     Raises:
         BenchError: as `evaluate`.
     """
-    subset = _subset(images, attack)
+    subset, threat = _subset(images, attack), ball_of(attack, threat)
     pixels = to_float(torch.cat(list(subset.read(_batches(subset)))))
     cascade = _cascade(model, threat, attack, subset, heartbeat)
     classes = cascade.check(pixels, subset.labels)
@@ -258,7 +300,7 @@ def batch_attack(
     return attack_batch
 
 
-def _subset(images: Images, attack: FinalAttack) -> Images:
+def _subset(images: Images, attack: AttackOnImages) -> Images:
     return images.take(balanced_subset(images.labels, getattr(attack, "images", None)).to(images.labels.device))
 
 

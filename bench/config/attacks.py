@@ -31,6 +31,10 @@ class Threat(BaseConfig):
             raise PydanticCustomError("eps", f"eps {self.eps:g} exceeds the pixel range [0, 1]; {of_pixels(self.eps)}")
         return self
 
+    @property
+    def title(self) -> str:
+        return f"{self.norm.capitalize()} {radius(self.eps)}"
+
     def check_size(self, shape: Sequence[int]) -> None:
         """Raise BenchError if any image of `shape` can become uniformly grey, or the radius exceeds `MAX_L2`."""
         most = 0.5 if self.norm == "linf" else min(MAX_L2, 0.5 * math.sqrt(math.prod(shape)))
@@ -43,6 +47,12 @@ class Threat(BaseConfig):
         if step_size > 2 * self.eps * (1 + 1e-9):
             hint = of_pixels(step_size) if step_size >= 0.5 else f"write at most {2 * self.eps:.4g}"
             raise BenchError(f"{step_size:g} exceeds the diameter of the ball of radius {self.eps:.4g}; {hint}")
+
+
+def radius(eps: float) -> str:
+    """Return a radius as the literature writes it: 8/255 if it is a whole number of pixel values."""
+    pixels = round(eps * 255)
+    return f"{pixels}/255" if pixels < 255 and abs(eps * 255 - pixels) < 1e-6 else f"{eps:g}"
 
 
 def of_pixels(value: float) -> str:
@@ -82,22 +92,32 @@ class Clean(BaseConfig):
         return "Clean"
 
 
-class FGSM(BaseConfig):
+class _InBall(BaseConfig):
+    """What all attacks inside a ball have in common."""
+
+    images: int | None = Field(None, ge=1)
+    """Attack only this many test images: the class-balanced subset of `bench.attacks.evaluate.balanced_subset`."""
+    threat: Threat | None = None
+    """Another ball than the protocol's: a threat that training did not see."""
+
+    def _in_its_ball(self, title: str) -> str:
+        return f"{title} ({self.threat.title})" if self.threat else title
+
+
+class FGSM(_InBall):
     """One step as long as the ball is wide, from the image along the sign of the gradient; in L2 along the gradient.
 
     Goodfellow, Shlens and Szegedy, Explaining and harnessing adversarial examples, 2015.
     """
 
     name: Literal["fgsm"] = "fgsm"
-    images: int | None = Field(None, ge=1)
-    """Attack only this many test images: the class-balanced subset of `bench.attacks.evaluate.balanced_subset`."""
 
     @property
     def title(self) -> str:
-        return "FGSM"
+        return self._in_its_ball("FGSM")
 
 
-class _Ascent(BaseConfig):
+class _Ascent(_InBall):
     """What attacks by projected gradient ascent against the network in eval mode have in common."""
 
     steps: int = Field(20, ge=1, le=10_000)
@@ -107,8 +127,6 @@ class _Ascent(BaseConfig):
     """Number of runs from different random starts; a robust image must be correct in all of them. Default: one."""
     iterate: Literal["worst"] | None = None
     """worst: an image is broken if any iterate, start included, is misclassified. Default: only the last one counts."""
-    images: int | None = Field(None, ge=1)
-    """Attack only this many test images: the class-balanced subset of `bench.attacks.evaluate.balanced_subset`."""
 
     @model_validator(mode="after")
     def _restarts_differ(self) -> _Ascent:
@@ -116,9 +134,17 @@ class _Ascent(BaseConfig):
             raise PydanticCustomError("restarts", "without a random start all 'restarts' are the same")
         return self
 
+    @model_validator(mode="after")
+    def _step_fits_the_ball(self) -> _Ascent:
+        if self.threat and "step_size" not in self.model_fields_set:
+            # Madry et al., 2018, appendix B.2: 2.5 eps / steps reaches the boundary from any point of the ball.
+            step_size = self.threat.eps * min(1, 2.5 / self.steps)
+            object.__setattr__(self, "step_size", step_size)  # the model is frozen
+        return self
+
     def _titled(self, kind: str) -> str:
         restarts = f"x{self.restarts}" if self.restarts else ""
-        return f"{kind}-{self.steps}{restarts}{' (worst)' if self.iterate else ''}"
+        return self._in_its_ball(f"{kind}-{self.steps}{restarts}{' (worst)' if self.iterate else ''}")
 
 
 class PGD(_Ascent):
@@ -154,7 +180,7 @@ STANDARD: tuple[AutoAttackPart, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
 """AutoAttack's standard version."""
 
 
-class AutoAttack(BaseConfig):
+class AutoAttack(_InBall):
     """AutoAttack: apgd-ce, apgd-t, fab-t and square in a cascade, with the official parameters.
 
     Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks,
@@ -167,8 +193,6 @@ class AutoAttack(BaseConfig):
     counts a robust image as broken, but it is a different attack and is not ranked with the first."""
     attacks: tuple[AutoAttackPart, ...] | None = Field(None, min_length=1)
     """Only these attacks, in this order; the result is then not comparable with AutoAttack."""
-    images: int | None = Field(None, ge=1)
-    """Attack only this many test images: the class-balanced subset of `bench.attacks.evaluate.balanced_subset`."""
     batch_size: int = Field(250, ge=1)
     """Part of the attack's identity: every batch reseeds, so the perturbations depend on it."""
 
@@ -194,9 +218,22 @@ class AutoAttack(BaseConfig):
     @property
     def title(self) -> str:
         parts = f" ({', '.join(self.attacks)})" if self.attacks else ""
-        return f"AutoAttack{' (bf16-confirmed)' if self.version != 'standard' else ''}{parts}"
+        return self._in_its_ball(f"AutoAttack{' (bf16-confirmed)' if self.version != 'standard' else ''}{parts}")
 
 
-_FinalAttack = Annotated[Clean | FGSM | PGD | CW | AutoAttack, Field(discriminator="name")]
-_FinalAttackInput = _FinalAttack | Literal["clean", "fgsm", "pgd", "cw", "autoattack"]
+class Joint(BaseConfig):
+    """All other final attacks together, from their stored results: an image is robust if it is correct under each.
+
+    On the images that all of them saw, the smallest of their subsets.
+    """
+
+    name: Literal["joint"] = "joint"
+
+    @property
+    def title(self) -> str:
+        return "Joint"
+
+
+_FinalAttack = Annotated[Clean | FGSM | PGD | CW | AutoAttack | Joint, Field(discriminator="name")]
+_FinalAttackInput = _FinalAttack | Literal["clean", "fgsm", "pgd", "cw", "autoattack", "joint"]
 FinalAttack = Annotated[_FinalAttack, BeforeValidator(named, json_schema_input_type=_FinalAttackInput)]

@@ -10,7 +10,7 @@ from unicodedata import normalize
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
-from bench.config.attacks import PGD, AutoAttack, Clean, FinalAttack, NamedTrainingAttack, Threat, TrainingAttack
+from bench.config.attacks import PGD, AutoAttack, Clean, FinalAttack, Joint, NamedTrainingAttack, Threat, TrainingAttack
 from bench.config.augmentation import Augmentation, Mix
 from bench.config.base import BaseConfig, Indices, Number, named, parse_indices, ranges, unless
 from bench.config.optimization import SGD, OptimizerSettings, Piecewise, ScheduleSettings
@@ -230,6 +230,8 @@ class Track(BaseConfig):
     def _all_images(cls, attack: PGD) -> PGD:
         if attack.images is not None:
             raise PydanticCustomError("images", "'images' is for final attacks; tracking measures every image")
+        if attack.threat is not None:
+            raise PydanticCustomError("threat", "'threat' is for final attacks; tracking uses the protocol's threat")
         return attack
 
 
@@ -244,6 +246,8 @@ class Evaluation(BaseConfig):
     def _no_attack_twice(cls, final: tuple[FinalAttack, ...]) -> tuple[FinalAttack, ...]:
         if len(set(final)) < len(final):
             raise PydanticCustomError("final", "duplicate attack")
+        if Joint() in final and len(final) < 3:
+            raise PydanticCustomError("final", "'joint' needs two other attacks or more")
         return final
 
 

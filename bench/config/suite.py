@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from bench import registry
-from bench.config.attacks import CW, PGD, AutoAttack, FinalAttack, TrainingAttack
+from bench.config.attacks import CW, PGD, AutoAttack, FinalAttack, Threat, TrainingAttack
 from bench.config.augmentation import Crop, Mix
 from bench.config.base import BaseConfig, named
 from bench.config.cell import EVALUATED, Cell, ResolvedMethod
@@ -259,9 +259,16 @@ class LoadedSuite:
             **{("evaluation", "final", index): attack for index, attack in enumerate(evaluation.final)},
         }
         for location, attack in attacks.items():
+            own: Threat | None = getattr(attack, "threat", None)
+            if own is not None:
+                with self._at(*location, "threat"):
+                    if own == threat:
+                        raise BenchError("this is the threat of the suite; remove the key, or give another ball")
+                with self._at(*location, "threat", "eps"):
+                    own.check_size(shape)
             if isinstance(attack, TrainingAttack | PGD | CW) and "step_size" in attack.model_fields_set:
                 with self._at(*location, "step_size"):
-                    threat.check_step(attack.step_size)
+                    (own or threat).check_step(attack.step_size)
             if isinstance(attack, AutoAttack):
                 with self._at(*location):
                     attack.check_classes(classes)

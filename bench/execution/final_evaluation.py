@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from bench.attacks.autoattack import BatchResult, CascadeState
-from bench.attacks.evaluate import attack_identity, evaluate, evaluated_images, forward_passes
-from bench.config.attacks import AutoAttack, FinalAttack
+from bench.attacks.evaluate import attack_identity, evaluate, evaluated_images, forward_passes, joint_outcome
+from bench.attacks.outcome import Outcome
+from bench.config.attacks import AutoAttack, FinalAttack, Joint
 from bench.config.cell import Cell
 from bench.data.dataset import Dataset, Images
 from bench.errors import DamagedFile
@@ -39,7 +40,18 @@ AutoAttackElsewhere = Callable[[str, AutoAttack, str, CascadeState], BatchResult
 
 def attack_key(attack: FinalAttack, cell: Cell) -> str:
     """Return the short name of an attack in file names: its kind and the beginning of its identity's digest."""
-    return f"{attack.name}-{fingerprint(attack_identity(attack, cell.protocol.threat))[:8]}"
+    return f"{attack.name}-{fingerprint(_identity(attack, cell))[:8]}"
+
+
+def _identity(attack: FinalAttack, cell: Cell) -> dict[str, Any]:
+    if isinstance(attack, Joint):
+        return {"name": attack.name, "of": sorted(attack_key(other, cell) for other in _joined(cell))}
+    return attack_identity(attack, cell.protocol.threat)
+
+
+def _joined(cell: Cell) -> list[FinalAttack]:
+    """Return the attacks that `joint` combines."""
+    return [attack for attack in cell.protocol.evaluation.final if not isinstance(attack, Joint)]
 
 
 def evaluate_checkpoints(
@@ -61,7 +73,8 @@ def evaluate_checkpoints(
     for name in CHECKPOINTS:
         if name in checkpoints.entries:
             names.setdefault(checkpoints.entries[name].sha256, []).append(name)
-    attacks = [(attack_key(attack, cell), attack) for attack in cell.protocol.evaluation.final]
+    finals = sorted(cell.protocol.evaluation.final, key=lambda attack: isinstance(attack, Joint))  # the last
+    attacks = [(attack_key(attack, cell), attack) for attack in finals]
     stored = _valid_outcomes(folder)
     records = {(record["weights_sha256"], key): record for (_, key), record in stored.items()}
     work = [evaluated_images(attack, len(test)) * forward_passes(attack) for _, attack in attacks]
@@ -70,7 +83,11 @@ def evaluate_checkpoints(
     for weights, equal in names.items():
         model: nn.Module | None = None
         for (key, attack), amount in zip(attacks, work, strict=True):
-            if (weights, key) not in records:
+            if (weights, key) not in records and isinstance(attack, Joint):
+                combined = [Outcome.from_record(records[weights, attack_key(one, cell)]) for one in _joined(cell)]
+                records[weights, key] = joint_outcome(_identity(attack, cell), combined, test.labels).to_record()
+            elif (weights, key) not in records:
+                assert not isinstance(attack, Joint)
                 if model is None:
                     state = checkpoints.load(equal[0])
                     model = load_network(cell, dataset, state, device, network)

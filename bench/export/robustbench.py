@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench import registry
-from bench.config.attacks import STANDARD
+from bench.config.attacks import STANDARD, radius
 from bench.config.cell import EVALUATED
 from bench.config.protocol import DatasetSettings
 from bench.errors import BenchError
 from bench.models.architecture import Architecture
-from bench.reporting.leaderboard import radius
 
 DATASETS = {"cifar10": 10_000, "cifar100": 10_000}
 """Datasets of RobustBench that a suite may have, and how many test images its leaderboards rest on."""
@@ -56,7 +55,13 @@ def model_information(
         known = ", ".join(sorted({outcome["checkpoint"] for outcome in run["outcomes"]}))
         raise BenchError(f"{name} has no outcome of a checkpoint '{chosen:.40}'; it has {known or 'none'}")
     clean = _outcome(run, outcomes, {"name": "clean"}, "on clean images")
-    standard = {"name": "autoattack", "version": "standard", "precision": "fp32", "attacks": list(STANDARD)}
+    standard = {
+        "name": "autoattack",
+        "version": "standard",
+        "precision": "fp32",
+        "attacks": list(STANDARD),
+        "threat": None,
+    }
     robust = _outcome(run, outcomes, standard, "under standard AutoAttack")
     architecture, passes = _architecture(run)
     found = {

@@ -13,14 +13,13 @@ import numpy as np
 from bench.config.cell import EVALUATED
 from bench.config.protocol import NO_IMAGES
 from bench.errors import BenchError, NotComparable, NothingMeasured, did_you_mean
+from bench.reporting.labels import differences, disambiguate
 from bench.reporting.rows import (
     CompleteRun,
     Selection,
     collapsed,
     complete_run,
     correct,
-    differences,
-    disambiguate,
     ranking,
     row_key,
     variants,

@@ -20,6 +20,9 @@ the defences that AutoAttack broke that it was "often by more than 10%".
 
 ENOUGH = 100  # images classified correctly, of which an attack should break some
 
+UNCHECKED = frozenset({"clean", "joint"})
+"""What is no attack of its own, and has no flags."""
+
 ROUNDING = 1e-9  # of the difference of two shares
 
 
@@ -52,7 +55,8 @@ def flags_of(seed: int, best: Sequence[OutcomeRow], last: Sequence[OutcomeRow], 
                 continue
             reasons = list(outcome.detail.get("doubts", ()))
             for other in outcomes:
-                if (other.attack, outcome.attack) == ("pgd", "autoattack") and far_above(other, outcome):
+                kinds = other.attack, outcome.attack
+                if kinds == ("pgd", "autoattack") and same_ball(other, outcome) and far_above(other, outcome):
                     reasons.append(
                         f"gradients may be misleading: {other.title} accuracy {100 * other.accuracy:.1f} %, "
                         f"{outcome.title} {100 * outcome.accuracy:.1f} %"
@@ -68,13 +72,18 @@ def flags_of(seed: int, best: Sequence[OutcomeRow], last: Sequence[OutcomeRow], 
 
 def unchecked(outcomes: Sequence[OutcomeRow]) -> list[int]:
     """Return the indices of the attacks that older versions did not check for masked gradients."""
-    return [index for index, one in enumerate(outcomes) if one.attack != "clean" and "doubts" not in one.detail]
+    return [index for index, one in enumerate(outcomes) if one.attack not in UNCHECKED and "doubts" not in one.detail]
 
 
 def not_below(attacked: OutcomeRow, clean: OutcomeRow) -> bool:
     """Return whether an attack lowered accuracy on none of at least `ENOUGH` images, the same ones."""
-    comparable = attacked.attack != "clean" and attacked.count == clean.count and clean.right >= ENOUGH
+    comparable = attacked.attack not in UNCHECKED and attacked.count == clean.count and clean.right >= ENOUGH
     return comparable and attacked.accuracy >= clean.accuracy
+
+
+def same_ball(a: OutcomeRow, b: OutcomeRow) -> bool:
+    """Return whether two attacks have the same norm and radius."""
+    return all(a.identity.get(key) == b.identity.get(key) for key in ("norm", "eps"))
 
 
 def far_above(pgd: OutcomeRow, autoattack: OutcomeRow) -> bool:

@@ -64,6 +64,17 @@ OUTCOMES = RUN | {
 }
 """Columns of `outcomes_frame`."""
 
+CLASSES = RUN | {
+    "checkpoint": "string",
+    "attack": "string",
+    "attack_key": "string",
+    "class": "int64",
+    "images": "int64",
+    "correct": "int64",
+    "accuracy": "float64",
+}
+"""Columns of `classes_frame`."""
+
 
 def results_frame(store: Store, suite: LoadedSuite | None = None) -> pd.DataFrame:
     """Return one row for each run, checkpoint and attack; `RESULTS` names the columns.
@@ -136,6 +147,25 @@ def outcomes_frame(
                 images = {"image": np.arange(outcome.count), "correct": outcome.bits.unpack()}
                 parts.append(pd.DataFrame(values | images).astype(OUTCOMES)[list(OUTCOMES)])
     return pd.concat(parts, ignore_index=True) if parts else _frame(OUTCOMES, ())
+
+
+def classes_frame(store: Store, suite: LoadedSuite | None = None) -> pd.DataFrame:
+    """Return one row for each run, checkpoint, attack and class; `CLASSES` names the columns.
+
+    `class` is the label, from 0. Outcomes of older versions do not state their classes and have no row; a class without
+    attacked images has the accuracy NaN. Arguments and errors: see `results_frame`.
+    """
+    return _frame(
+        CLASSES,
+        (
+            _run(run)
+            | _attacked(checkpoint, outcome)
+            | {"class": label, "images": images, "correct": right, "accuracy": right / images if images else None}
+            for run in _runs(store, suite)
+            for checkpoint, outcome in _outcomes(run)
+            for label, (right, images) in enumerate(outcome.detail.get("per_class", ()))
+        ),
+    )
 
 
 def _frame(columns: dict[str, str], rows: Iterable[dict[str, Any]]) -> pd.DataFrame:

@@ -11,8 +11,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bench.config.attacks import Threat
 from bench.config.protocol import NO_IMAGES, DatasetSettings
 from bench.errors import BenchError, NothingMeasured, did_you_mean
+from bench.reporting.labels import disambiguate
 from bench.reporting.published import PublishedComparison
 from bench.reporting.rows import (
     BEST,
@@ -21,7 +23,6 @@ from bench.reporting.rows import (
     Selection,
     complete_run,
     device_of,
-    disambiguate,
     ranking,
     rows_of,
     variants,
@@ -69,11 +70,11 @@ class Leaderboard:
     @property
     def title(self) -> str:
         """The protocol in words."""
-        threat, epochs = self.protocol["threat"], self.protocol["training"]["epochs"]
+        epochs = self.protocol["training"]["epochs"]
         parts = (
             _images(self.dataset),
             self.protocol["model"],
-            f"{threat['norm'].capitalize()} {radius(threat['eps'])}",
+            Threat.model_validate(self.protocol["threat"]).title,
             f"{epochs} {'epoch' if epochs == 1 else 'epochs'}",
             *([] if self.dataset.held_out else ["best selected on test images"]),
             f"protocol {self.fingerprint[:12]}",
@@ -192,17 +193,12 @@ def _attacks(settings: Sequence[dict[str, Any]], done: Sequence[CompleteRun]) ->
             Attack(
                 title=title,
                 images=images[index],
-                balanced_subset=setting.get("images") is not None and images[index] < max(images),
+                balanced_subset=(setting.get("images") is not None or setting["name"] == "joint")
+                and images[index] < max(images),
                 variants=tuple(variants(done, index)),
             )
         )
     return tuple(attacks)
-
-
-def radius(eps: float) -> str:
-    """Return a radius as the literature writes it: 8/255 if it is a whole number of pixel values."""
-    pixels = round(eps * 255)
-    return f"{pixels}/255" if pixels < 255 and abs(eps * 255 - pixels) < 1e-6 else f"{eps:g}"
 
 
 # --- order of the rows ------------------------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ def column_of(
     `same_images`: the line's figures are of the images that the board's attacks see, whichever these are.
     """
     attacks = board.protocol["evaluation"]["final"]
-    found = [index for index, final in enumerate(attacks) if final["name"] == attack]
+    found = [index for index, final in enumerate(attacks) if final["name"] == attack and "threat" not in final]
     if not found:
         return None, [f"ours has no {attack_title(attack, line)}"]
     whole = [index for index in found if same_images or not board.attacks[index].balanced_subset]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from bench.config.attacks import STANDARD
 from bench.config.cell import EVALUATED
 from bench.config.hyperparameters import least_reliable
 from bench.reporting.flags import Flag, flags_of, unchecked
+from bench.reporting.labels import differences, disambiguate
 from bench.reporting.statistics import (
     CONFIDENCE,
     Estimate,
@@ -35,9 +35,6 @@ Selection = Literal["validation", "test"]
 
 BEST: Mapping[Selection, str] = {"validation": "best", "test": "best_on_test"}
 
-DIGEST = re.compile(r"[0-9a-f]{64}")
-"""A SHA-256, of which only the beginning is shown."""
-
 NEAR_ZERO = 0.01
 """Robust accuracy that counts as none, whatever the number of classes."""
 
@@ -47,7 +44,7 @@ REDUCED = "reduced_batch_size"
 RECORDED = {"code": "code", "kernels": "kernels in training"} | {f"data.{part}": words for part, words in DATA.items()}
 """What should be equal for all runs of a board: keys of a run's environment, each with its name in notes."""
 
-_UNSET = {"images": None, "restarts": None, "iterate": None, "attacks": list(STANDARD)}
+_UNSET = {"images": None, "restarts": None, "iterate": None, "attacks": list(STANDARD), "threat": None}
 """Defaults of settings that a protocol may omit; without them PGD would match PGD with five restarts."""
 
 
@@ -178,9 +175,13 @@ def row_key(of: Row | RunRow) -> str:
 
 
 def ranking(attacks: Sequence[Mapping[str, Any]]) -> int:
-    """Return the index of the final attack that ranks: AutoAttack, or if there is none, the last."""
-    names = [attack["name"] for attack in attacks]
-    return names.index("autoattack") if "autoattack" in names else len(names) - 1
+    """Return the index of the final attack that ranks: AutoAttack, or if there is none, the last.
+
+    `joint` and attacks with a threat of their own rank only if there are no others.
+    """
+    own = [index for index, attack in enumerate(attacks) if attack["name"] != "joint" and "threat" not in attack]
+    complete = [index for index in own if attacks[index]["name"] == "autoattack"]
+    return complete[0] if complete else own[-1] if own else len(attacks) - 1
 
 
 def correct(outcomes: Sequence[OutcomeRow]) -> Correct:
@@ -345,31 +346,6 @@ def device_of(run: RunRow) -> tuple[str, str]:
     """Return the kind ("CPU" or "GPU") and the name of the device a run used."""
     kind = "CPU" if run.environment.get("device", "cpu") == "cpu" else "GPU"
     return kind, run.environment.get(kind.lower()) or f"unknown {kind}"
-
-
-def disambiguate(names: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return `names`; those that occur several times with the settings in which they differ."""
-    twins: defaultdict[str, list[int]] = defaultdict(list)
-    for index, name in enumerate(names):
-        twins[name].append(index)
-    shown = list(names)
-    for indices in twins.values():
-        for index, text in zip(indices, differences([settings[index] for index in indices]), strict=True):
-            shown[index] += f" ({text})" if text else ""
-    return shown
-
-
-def differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return for each of `settings` the values that not all have, as "key=value, ..."; "" if they are equal."""
-    keys = sorted({key for one in settings for key in one})
-    varying = [key for key in keys if len({canonical_json(one.get(key)) for one in settings}) > 1]
-    return [", ".join(f"{key}={_text(one[key])}" for key in varying if key in one) for one in settings]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str) and DIGEST.fullmatch(value):
-        return value[:12]
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 # --- ranks -----------------------------------------------------------------------------------------------------------

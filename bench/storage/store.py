@@ -257,8 +257,29 @@ def _described(run: RunRow) -> dict[str, Any]:
         "last_five": mean_of_last_five(run.curve),
         "checkpoints": [_columns(row, "run") for row in checkpoints],
         "attacks": {outcome.key: outcome.identity for outcome in outcomes},
-        "outcomes": [_columns(outcome, "run", "attack", "identity", "correct") for outcome in outcomes],
+        "outcomes": [
+            {**_columns(outcome, "run", "attack", "identity", "correct"), "detail": _without_classes(outcome.detail)}
+            for outcome in outcomes
+        ],
+        "per_class": _per_class(outcomes),
     }
+
+
+def _without_classes(detail: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in detail.items() if key != "per_class"}
+
+
+def _per_class(outcomes: Sequence[OutcomeRow]) -> list[dict[str, Any]]:
+    """Return a row for each class with the accuracy of each outcome that states it; older ones do not."""
+    stated = {f"{row.checkpoint}.{row.key}": row.detail["per_class"] for row in outcomes if "per_class" in row.detail}
+    return [
+        {"class": number}
+        | {
+            name: counts[number][0] / counts[number][1] if counts[number][1] else None
+            for name, counts in stated.items()
+        }
+        for number in range(max(map(len, stated.values()), default=0))
+    ]
 
 
 def mean_of_last_five(curve: Sequence[EpochRow | Epoch]) -> dict[str, float] | None:

@@ -9,13 +9,13 @@ import yaml
 
 from bench.attacks import masking
 from bench.attacks.autoattack import PASSES, SQUARE_GAIN
-from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean
+from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean, Joint
 from bench.config.protocol import Evaluation
 from bench.reporting.flags import FAR_ABOVE
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "attacks.md").read_text(encoding="utf-8")
-ATTACKS = [Clean, FGSM, PGD, CW, AutoAttack]
+ATTACKS = [Clean, FGSM, PGD, CW, AutoAttack, Joint]
 
 
 def stated() -> dict[str, dict[str, str]]:

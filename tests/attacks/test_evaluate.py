@@ -6,7 +6,15 @@ import torch
 from pydantic import ValidationError
 
 from bench.attacks import evaluate as evaluation
-from bench.attacks.evaluate import attack_identity, balanced_subset, correct_under, evaluate, forward_passes
+from bench.attacks.evaluate import (
+    attack_identity,
+    balanced_subset,
+    correct_under,
+    evaluate,
+    forward_passes,
+    joint_outcome,
+)
+from bench.attacks.outcome import Outcome
 from bench.attacks.pgd import margin, pgd, random_start
 from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean, Threat
 from bench.data.batches import to_float
@@ -259,6 +267,43 @@ def test_titles_and_identities_tell_them_apart():
     assert forward_passes(PGD(restarts=10)) == 410
     assert forward_passes(FGSM()) == 3
     assert forward_passes(AutoAttack(attacks=("apgd-ce",))) == 200
+
+
+@pytest.mark.parametrize("attack", [FGSM, PGD, CW])
+def test_an_attack_may_have_a_ball_of_its_own(network, part, attack):
+    other = Threat(norm="l2", eps=0.7)
+    settings = {} if attack is FGSM else {"steps": 2, "step_size": 0.2}
+    outcome = evaluate(network, "abc", part, attack(threat=other, **settings), THREAT)
+    expected = evaluate(network, "abc", part, attack(**settings), other)
+    np.testing.assert_array_equal(outcome.correct, expected.correct)
+    assert not np.array_equal(outcome.correct, evaluate(network, "abc", part, attack(**settings), THREAT).correct)
+    assert {key: outcome.attack[key] for key in ("norm", "eps")} == {"norm": "l2", "eps": 0.7}
+
+
+def test_joint_is_correct_under_every_attack_on_the_images_of_all():
+    _, test = load()
+    random = np.random.default_rng(0)
+    outcomes = [Outcome({}, "", "abc", random.random(count) < 0.7, 0.0, {}) for count in (500, 30, 50)]
+    joint = joint_outcome({"name": "joint"}, outcomes, test.labels)
+    by_image = [
+        dict(zip(balanced_subset(test.labels, len(outcome.correct)).tolist(), outcome.correct, strict=True))
+        for outcome in outcomes
+    ]
+    shared = balanced_subset(test.labels, 30).tolist()
+    assert joint.correct.tolist() == [all(image[index] for image in by_image) for index in shared]
+    assert (len(joint.correct), joint.title, joint.weights_sha256) == (30, "Joint", "abc")
+
+
+def test_classes_are_counted(network):
+    _, test = load()
+    outcome = evaluate(network, "abc", test, Clean(), THREAT)
+    counts = np.array(outcome.detail["per_class"])
+    labels = test.labels.numpy()
+    assert counts.tolist() == [
+        [int(outcome.correct[labels == label].sum()), int((labels == label).sum())] for label in range(10)
+    ]
+    few = evaluate(network, "abc", test, FGSM(images=3), THREAT).detail["per_class"]
+    assert [attacked for _, attacked in few] == 3 * [1] + 7 * [0]
 
 
 def test_settings_that_mean_nothing_are_refused():

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from bench.config.attacks import PGD, AutoAttack, Clean, Threat, TrainingAttack
+from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean, Threat, TrainingAttack
 from bench.config.augmentation import Crop, Cutout, Enhance, Flip, Mix, RandomErasing, Rotate, Tones
 from bench.config.optimization import (
     LAMB,
@@ -54,6 +54,18 @@ def test_regime_of_a_training_attack(attack, regime):
 
 def test_titles():
     assert [attack.title for attack in (Clean(), PGD(steps=50), AutoAttack())] == ["Clean", "PGD-50", "AutoAttack"]
+    l2, larger = Threat(norm="l2", eps=0.5), Threat(norm="linf", eps=16 / 255)
+    titles = [attack.title for attack in (FGSM(threat=larger), PGD(threat=l2), CW(threat=l2), AutoAttack(threat=l2))]
+    assert titles == ["FGSM (Linf 16/255)", "PGD-20 (L2 0.5)", "CW-20 (L2 0.5)", "AutoAttack (L2 0.5)"]
+
+
+def test_the_step_of_an_unseen_threat_can_cross_its_ball():
+    l2 = {"norm": "l2", "eps": 0.5}
+    assert PGD.model_validate({"threat": l2, "steps": 20}).step_size == 2.5 * 0.5 / 20
+    assert CW.model_validate({"threat": l2, "steps": 1}).step_size == 0.5
+    assert PGD.model_validate({"threat": l2, "step_size": 0.01}).step_size == 0.01
+    again = PGD.model_validate(PGD.model_validate({"threat": l2}).model_dump(mode="json"))
+    assert again == PGD.model_validate({"threat": l2})
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,9 @@ WRONG = {
             "10: evaluation.track.attack.step_size: 0.31 exceeds the diameter of the ball of radius 0.15; "
             "write at most 0.3"
         ),
+        "{attack: {name: pgd, threat: {norm: l2, eps: 0.5}}}": (
+            "10: evaluation.track.attack: 'threat' is for final attacks; tracking uses the protocol's threat"
+        ),
         "{attack: {name: pgd, images: 5}}": (
             "10: evaluation.track.attack: 'images' is for final attacks; tracking measures every image"
         ),
@@ -171,6 +174,19 @@ WRONG = {
         "{name: pgd, stepz: 3}": "11: evaluation.final.1.stepz: unknown key 'stepz'; did you mean 'steps'?",
         "{name: pgd, steps: five}": "11: evaluation.final.1.steps: must be a whole number (got 'five')",
         "clean": "11: evaluation.final: duplicate attack",
+        "joint": "11: evaluation.final: 'joint' needs two other attacks or more",
+        "{name: pgd, threat: {norm: l3, eps: 1}}": (
+            "11: evaluation.final.1.threat.norm: must be 'linf' or 'l2' (got 'l3')"
+        ),
+        "{name: fgsm, threat: {norm: l2, eps: 12}}": (
+            "11: evaluation.final.1.threat.eps: must be at most 4 for pixels in [0, 1] (got 12); write 12/255, not 12"
+        ),
+        "{name: cw, step_size: 1, threat: {norm: linf, eps: 0.3}}": (
+            "11: evaluation.final.1.step_size: 1 exceeds the diameter of the ball of radius 0.3; write 1/255, not 1"
+        ),
+        "{name: autoattack, threat: {norm: linf, eps: 0.15}}": (
+            "11: evaluation.final.1.threat: this is the threat of the suite; remove the key, or give another ball"
+        ),
     },
     "[clean, {name: pgd, steps: 3, step_size: 0.05}]": {
         "[]": "11: evaluation.final: must not be empty",
@@ -425,6 +441,8 @@ CHANGES = {
     "evaluation.final.1.restarts": 5,
     "evaluation.final.1.iterate": "worst",
     "evaluation.final.1.name": "cw",
+    "evaluation.final.1.threat": {"norm": "l2", "eps": 0.5},
+    "evaluation.final   ": ["clean", "pgd", "autoattack", "joint"],
     "evaluation.final.2.images": 100,
     "evaluation.final.2.batch_size": 249,
     "evaluation.final.2.version": "standard-bf16-confirmed",

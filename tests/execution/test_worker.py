@@ -23,9 +23,11 @@ from bench.execution.plan import Rerun, plan
 from bench.execution.worker import Job, WorkerLost, attack_key, execute, reuse_training
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
+from bench.reporting.leaderboard import leaderboards
 from bench.storage import run_folder
 from bench.storage.checkpoints import Checkpoints
 from bench.storage.run_folder import RunFolder
+from bench.storage.store import Store
 from bench.storage.verify import folder_damage
 from bench.testing.conformance import curve
 from bench.training.trainer import Trainer
@@ -80,6 +82,31 @@ def test_nothing_is_done_twice(cell, finished, tmp_path, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in finished.outcomes.iterdir()}
     assert execute(job_of(cell, tmp_path)) == "finished"
     assert {path: path.stat().st_mtime_ns for path in finished.outcomes.iterdir()} == before
+
+
+def test_joint_comes_from_stored_outcomes(load, copy_of_results, monkeypatch):
+    """Nothing but the new attack is run, and `joint` may stand before what it combines."""
+    judged = []
+    real = final_evaluation.evaluate
+    monkeypatch.setattr(final_evaluation, "evaluate", lambda *a, **k: judged.append(a[3].title) or real(*a, **k))
+    more = load({"[clean,": "[joint, clean, {name: fgsm, images: 100, threat: {norm: l2, eps: 0.3}},"}).cells[0]
+    assert execute(job_of(more, copy_of_results)) == "finished"
+    assert set(judged) == {"FGSM (L2 0.3)"}
+    folder = RunFolder.of(more, copy_of_results)
+    last = {key.partition("-")[0]: record for (name, key), record in folder.read_outcomes().items() if name == "last"}
+    assert set(last) == {"joint", "clean", "fgsm", "pgd"}
+    assert last["joint"]["count"] == 100
+    assert last["joint"]["right"] <= min(last["fgsm"]["right"], last["pgd"]["right"])
+    assert sum(right for right, _ in last["joint"]["detail"]["per_class"]) == last["joint"]["right"]
+    with Store.of(copy_of_results) as store:
+        store.ingest(folder)
+        (board,) = [board for board in leaderboards(store) if len(board.attacks) == 4]
+        shown = store.show_run(folder.path.name)
+    assert [attack.title for attack in board.attacks] == ["Joint", "Clean", "FGSM (L2 0.3)", "PGD-3"]
+    assert (board.attacks[0].balanced_subset, board.ranked_by) == (True, 3)
+    assert len(shown["per_class"]) == 10
+    key = next(key for (name, key) in folder.read_outcomes() if (name, key[:5]) == ("last", "joint"))
+    assert shown["per_class"][3][f"last.{key}"] == last["joint"]["detail"]["per_class"][3][0] / 10
 
 
 def test_equal_weights_are_judged_once(load, tmp_path, monkeypatch):

@@ -12,9 +12,9 @@ from bench.attacks.outcome import PackedBits
 from bench.config.cell import EVALUATED
 from bench.errors import BenchError, NothingMeasured
 from bench.reporting import rows
+from bench.reporting.labels import differences, disambiguate
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.notes import notes
-from bench.reporting.rows import differences, disambiguate
 from bench.reporting.table import table
 from bench.storage.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
 
