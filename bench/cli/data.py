@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from bench.cli.options import Data, Json, interruptible
-from bench.cli.output import print_fields, print_json, print_rows
+from bench.cli.output import print_fields, print_json, print_rows, progress_bar
 from bench.errors import ExitCode
-from bench.utils.progress import ProgressCallback
 
 app = typer.Typer(
     help="List, check and prepare datasets.", no_args_is_help=True, rich_markup_mode=None
@@ -62,7 +59,7 @@ def check(
     """
     from bench.data import status
 
-    with _progress("decoding") as progress:
+    with progress_bar("decoding") as progress:
         facts = status.check(status.named(name), data, decode=decode, ignore_unread=ignore_unread, progress=progress)
     if json:
         print_json(facts)
@@ -82,22 +79,9 @@ def prepare(name: Name, data: Data = None) -> None:
     """
     from bench.data import status
 
-    with interruptible(lambda: "no incomplete file is left"), _progress("preparing") as progress:
+    with interruptible(lambda: "no incomplete file is left"), progress_bar("preparing") as progress:
         print(status.fetch(status.named(name), data, progress, _say))
 
 
 def _say(sentence: str) -> None:
     print(f"bench: {sentence}", file=sys.stderr)
-
-
-@contextmanager
-def _progress(verb: str) -> Iterator[ProgressCallback]:
-    """Yield a callback that draws a progress bar on stderr, on a terminal only."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(verb, total=None, visible=False)
-        yield lambda done, total, robust=None: bar.update(task, completed=done, total=total, visible=True)

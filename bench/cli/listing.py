@@ -77,7 +77,7 @@ def show(
     if suite is not None and thing is not Thing.METHOD:
         raise typer.BadParameter("--suite is for `bench show method`")
     shows: dict[Thing, Callable[[str], dict[str, Any]]] = {
-        Thing.METHOD: lambda name: show_method(name, suite),
+        Thing.METHOD: lambda name: _show_method(name, suite),
         Thing.MODEL: show_model,
         Thing.DATASET: show_dataset,
         Thing.SUITE: show_suite,
@@ -95,56 +95,10 @@ def list_methods() -> list[dict[str, Any]]:
     return [{key: getattr(info, key) for key in ("name", "title", "year", "description")} for info in infos]
 
 
-def show_method(name: str, suite: str | None = None) -> dict[str, Any]:
-    """Return all details of one method, with every parameter's unit, default and provenance.
+def _show_method(name: str, suite: str | None) -> dict[str, Any]:
+    from bench.reporting.method_card import show_method
 
-    With a suite also what the method's shares of training are in it.
-
-    Raises:
-        BenchError: no such method or suite.
-    """
-    from bench.config.base import BaseConfig
-    from bench.registry import METHODS
-
-    method = METHODS.get(name)
-    canonical = method.Params.canonical("", "multi_step")
-    parameters: list[dict[str, Any]] = []
-    for field, declared in method.Params.hyperparameters().items():
-        value = canonical[field].value if field in canonical else None
-        defaults = [(value, "any", declared.provenance)]
-        defaults += [(value, key, provenance) for key, (value, provenance) in declared.by_dataset.items()]
-        parameters += [
-            {
-                "name": field,
-                "default": value.model_dump(exclude_none=True) if isinstance(value, BaseConfig) else value,
-                "unit": declared.unit,
-                "for": key,
-                "source": provenance,
-                "note": declared.note,
-            }
-            for value, key, provenance in defaults
-        ]
-    stated = ("name", "title", "description", "paper", "year", "version", "final_is_best")
-    shown = {**{key: getattr(method.info, key) for key in stated}, "parameters": parameters}
-    return shown if suite is None else {**shown, "in_suite": _in_suite(name, suite)}
-
-
-def _in_suite(name: str, suite: str) -> list[dict[str, Any]]:
-    """Return the shares of training of a method's rows in a suite; of its canonical row if it has none."""
-    from bench.config.suite import MethodEntry, load_suite, resolve_method
-    from bench.registry import METHODS
-
-    loaded = load_suite(suite)
-    rows = [row for row in loaded.methods if row.name == name]
-    shares = []
-    for row in rows or [resolve_method(loaded.suite, MethodEntry(name=name))]:
-        params = METHODS.get(name).Params.model_validate(row.params)
-        texts = params.in_training(loaded.suite.training.epochs, loaded.steps)
-        shares += [
-            {"row": row.label, "name": field, "value": row.params[field], "in_training": text}
-            for field, text in texts.items()
-        ]
-    return shares
+    return show_method(name, suite)
 
 
 def list_models() -> list[dict[str, Any]]:

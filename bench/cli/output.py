@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from bench.reporting.leaderboard import Leaderboard
     from bench.reporting.table import Table
+    from bench.utils.progress import ProgressCallback
 
 
 class Format(StrEnum):
@@ -195,3 +197,16 @@ def write_file(path: Path, data: bytes, *, parents: bool = False) -> None:
             write_atomically(path, data)
     except OSError as error:
         raise BenchError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def progress_bar(verb: str) -> Iterator[ProgressCallback]:
+    """Yield a callback that draws a progress bar on stderr, on a terminal only."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(verb, total=None, visible=False)
+        yield lambda done, total, robust=None: bar.update(task, completed=done, total=total, visible=True)

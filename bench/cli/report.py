@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from bench.cli.options import Methods, OnlySuite, Output, Results, SelectedBy, Selection, StoreURL, words
 from bench.cli.output import Format, print_boards, render_boards, write_output
-
-if TYPE_CHECKING:
-    from bench.reporting.leaderboard import Leaderboard
-    from bench.storage.store import Store
 
 
 def report(
@@ -41,13 +36,14 @@ def report(
     """
     from bench.config.suite import load_suite
     from bench.reporting.leaderboard import leaderboards, sort_rows
+    from bench.reporting.published_comparison import with_published
     from bench.storage.store import Store
 
     protocol = load_suite(suite).suite.protocol.fingerprint if suite else None
     with Store.of(results, store, create=False) as opened:
         boards = leaderboards(opened, protocol=protocol, methods=words(methods), selection=selection.value)
         if published:
-            boards = _with_papers(boards, opened, protocol, selection)
+            boards = with_published(opened, boards, protocol, selection.value)
         if sort:
             boards = sort_rows(boards, sort)
         if format is Format.HTML:
@@ -60,21 +56,3 @@ def report(
         else:
             text = render_boards(boards, format)
     write_output(output, text)
-
-
-def _with_papers(
-    boards: Sequence[Leaderboard], store: Store, protocol: str | None, selection: Selection
-) -> list[Leaderboard]:
-    """Return `boards` with the papers' figures, which need our figures under the other selection too."""
-    from bench.errors import NothingMeasured
-    from bench.reporting.leaderboard import leaderboards
-    from bench.reporting.published import read_published
-    from bench.reporting.published_comparison import compare_with_published
-
-    papers = read_published()
-    other = Selection.TEST if selection is Selection.VALIDATION else Selection.VALIDATION
-    try:
-        others = leaderboards(store, protocol=protocol, selection=other.value)
-    except NothingMeasured:
-        others = []
-    return compare_with_published(boards, others, papers)

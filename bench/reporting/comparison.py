@@ -120,7 +120,7 @@ def compared(
     if different := different_data(used):
         raise NotComparable(f"not comparable: they used different data: {different}")
     titles = disambiguate([outcome.title for outcome in done_a[0].best], attacks)
-    figures = [figure for index, title in enumerate(titles) for figure in _figures(title, index, done_a, done_b)]
+    figures = [figure for index, title in enumerate(titles) for figure in figures_under(title, index, done_a, done_b)]
     return Comparison(chosen, selection, side_a, side_b, tuple(figures), _variants(titles, [*done_a, *done_b]))
 
 
@@ -231,8 +231,11 @@ def _side(
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
-def _figures(title: str, attack: int, a: Sequence[CompleteRun], b: Sequence[CompleteRun]) -> list[Figure]:
-    """Return the figures at best, at last and, if both sides have one, of the gap under one attack."""
+def figures_under(title: str, attack: int, a: Sequence[CompleteRun], b: Sequence[CompleteRun]) -> list[Figure]:
+    """Return the figures at best, at last and, if both sides have one, of the gap under one attack (by index).
+
+    Raises NotComparable if the sides have different numbers of test images.
+    """
     counts = {outcome.count for run in (*a, *b) for outcome in (run.best[attack], run.last[attack])}
     if len(counts) > 1:
         numbers = ", ".join(f"{count:,}" for count in sorted(counts))

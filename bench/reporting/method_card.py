@@ -1,4 +1,4 @@
-"""What a report says of a method: the facts it states of itself, next to the parameters that its runs recorded."""
+"""What is known of a method: the facts it states of itself, and the parameters that its runs recorded."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bench.config.base import BaseConfig
 from bench.config.cell import EVALUATED
 from bench.config.hyperparameters import AttackRegime, MethodInfo, MethodParams
+from bench.config.suite import MethodEntry, load_suite, resolve_method
 from bench.config.teacher import Teacher
 from bench.errors import BenchError
 from bench.registry import METHODS
@@ -128,3 +130,49 @@ def _instead(note: str, name: str, reference: Mapping[str, Any], canonical: Mapp
     """Return the note of a parameter that the suite set, with the value that it replaced if there is one."""
     replaced = [f"instead of {reference[name]}"] if name in canonical else []
     return "; ".join(part for part in (*replaced, note) if part)
+
+
+def show_method(name: str, suite: str | None = None) -> dict[str, Any]:
+    """Return all details of one method, with every parameter's unit, default and provenance.
+
+    With a suite also what the method's shares of training are in it.
+
+    Raises:
+        BenchError: no such method or suite.
+    """
+    method = METHODS.get(name)
+    canonical = method.Params.canonical("", "multi_step")
+    parameters: list[dict[str, Any]] = []
+    for field, declared in method.Params.hyperparameters().items():
+        value = canonical[field].value if field in canonical else None
+        defaults = [(value, "any", declared.provenance)]
+        defaults += [(value, key, provenance) for key, (value, provenance) in declared.by_dataset.items()]
+        parameters += [
+            {
+                "name": field,
+                "default": value.model_dump(exclude_none=True) if isinstance(value, BaseConfig) else value,
+                "unit": declared.unit,
+                "for": key,
+                "source": provenance,
+                "note": declared.note,
+            }
+            for value, key, provenance in defaults
+        ]
+    stated = ("name", "title", "description", "paper", "year", "version", "final_is_best")
+    shown = {**{key: getattr(method.info, key) for key in stated}, "parameters": parameters}
+    return shown if suite is None else {**shown, "in_suite": _in_suite(name, suite)}
+
+
+def _in_suite(name: str, suite: str) -> list[dict[str, Any]]:
+    """Return the shares of training of a method's rows in a suite; of its canonical row if it has none."""
+    loaded = load_suite(suite)
+    rows = [row for row in loaded.methods if row.name == name]
+    shares = []
+    for row in rows or [resolve_method(loaded.suite, MethodEntry(name=name))]:
+        params = METHODS.get(name).Params.model_validate(row.params)
+        texts = params.in_training(loaded.suite.training.epochs, loaded.steps)
+        shares += [
+            {"row": row.label, "name": field, "value": row.params[field], "in_training": text}
+            for field, text in texts.items()
+        ]
+    return shares

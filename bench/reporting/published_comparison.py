@@ -7,12 +7,28 @@ from dataclasses import replace
 
 from bench.config.attacks import TrainingAttack
 from bench.config.protocol import DatasetSettings
-from bench.reporting.leaderboard import Leaderboard
-from bench.reporting.published import ATTACKS, CheckpointComparison, Published, PublishedComparison
+from bench.errors import NothingMeasured
+from bench.reporting.leaderboard import Leaderboard, leaderboards
+from bench.reporting.published import ATTACKS, CheckpointComparison, Published, PublishedComparison, read_published
 from bench.reporting.rows import Row, Selection, row_key
+from bench.storage.store import Store
 
 SINGLE_STEP = {"fgsm_at", "fgsm_rs", "n_fgsm", "grad_align", "free_at"}
 """Methods of the file that take one step by definition, whatever the protocol's attack is, or FGSM itself."""
+
+
+def with_published(
+    store: Store, boards: Sequence[Leaderboard], protocol: str | None, selection: Selection
+) -> list[Leaderboard]:
+    """Return `boards` with the papers' figures, which need our figures under the other selection too.
+
+    `protocol` and `selection`: those that `boards` were made with.
+    """
+    try:
+        others = leaderboards(store, protocol=protocol, selection="test" if selection == "validation" else "validation")
+    except NothingMeasured:
+        others = []
+    return compare_with_published(boards, others, read_published())
 
 
 def compare_with_published(

@@ -86,12 +86,26 @@ class Store:
                 log.warning("%s; the run folders are read instead", error)
             store = cls("sqlite://")
         if url is None and not create:
-            for folder in run_folders(results):
-                try:
-                    store.ingest_if_new(folder)
-                except (DamagedFile, OSError) as error:
-                    log.warning("left out: %s", problem(error))
+            store.complete(results)
         return store
+
+    @classmethod
+    def of_folders(cls, folders: Sequence[Path]) -> Store:
+        """Return a store in memory of the run folders of several results folders. Raises NoStore: one has none."""
+        store = cls("sqlite://")
+        for results in folders:
+            if not run_folders(results):
+                raise NoStore(f"{results} holds no run folders; name a results folder, as `bench run` writes it")
+            store.complete(results)
+        return store
+
+    def complete(self, results: Path) -> None:
+        """Import the run folders of `results` that are not stored as they are; damaged ones are named in the log."""
+        for folder in run_folders(results):
+            try:
+                self.ingest_if_new(folder)
+            except (DamagedFile, OSError) as error:
+                log.warning("left out: %s", problem(error))
 
     def __enter__(self) -> Store:
         return self

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli.listing import show_method
 from bench.config.suite import load_suite
 from bench.registry import METHODS
+from bench.reporting.method_card import show_method
 
 DOCS = Path(__file__).parents[2] / "docs"
 suite = cache(load_suite)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -57,9 +57,13 @@ class Heading:
 
 @dataclass(frozen=True)
 class Member:
-    """A row of the leaderboard with its method's description and the command that reruns it."""
+    """A row of the leaderboard with its method's description and the command that reruns it.
+
+    `anchor`: the id of the description. `href`: where the row's name leads.
+    """
 
     anchor: str
+    href: str
     row: Row
     cells: tuple[Cell, ...]
     description: Description
@@ -96,12 +100,12 @@ def render_html(store: Store, boards: Sequence[Leaderboard]) -> str:
     sections: list[Section] = []
     for number, board in enumerate(boards, start=1):
         drawn = sum(len(drawing) for section in sections for drawing in section.drawings.values())
-        sections.append(_section(store, board, f"b{number}", draw=drawn < DRAWN_SIZE))
-    script = _asset("report.js")
-    return _template("report.html.jinja").render(
+        sections.append(section_of(store, board, f"b{number}", draw=drawn < DRAWN_SIZE))
+    script = asset("report.js")
+    return template("report.html.jinja").render(
         sections=sections,
-        policy=_policy(script),
-        style=_asset("report.css"),
+        policy=policy(script),
+        style=asset("report.css"),
         script=script,
         origins=ORIGINS,
         version=version("robust-overfitting-bench"),
@@ -110,13 +114,14 @@ def render_html(store: Store, boards: Sequence[Leaderboard]) -> str:
 
 def render_tables_html(tables: Sequence[Table]) -> str:
     """Return tables as one HTML document without a script."""
-    return _template("tables.html.jinja").render(tables=tables, policy=_policy(None), style=_asset("report.css"))
+    return template("tables.html.jinja").render(tables=tables, policy=policy(None), style=asset("report.css"))
 
 
 @cache
-def _template(name: str) -> Template:
+def template(name: str, folder: Path = ASSETS) -> Template:
+    """Return a template of `folder`, which may import those of the reports."""
     environment = Environment(
-        loader=FileSystemLoader(ASSETS),
+        loader=FileSystemLoader([folder, ASSETS]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -127,12 +132,12 @@ def _template(name: str) -> Template:
 
 
 @cache
-def _asset(name: str) -> Markup:
+def asset(name: str, folder: Path = ASSETS) -> Markup:
     """Return a file of the package as it is; nothing in it comes from the store."""
-    return Markup((ASSETS / name).read_text(encoding="utf-8"))  # noqa: S704
+    return Markup((folder / name).read_text(encoding="utf-8"))  # noqa: S704
 
 
-def _policy(script: str | None) -> str:
+def policy(script: str | None) -> str:
     """Return a content security policy under which only this script runs, and nothing is fetched or sent."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() if script else ""
     allowed = f"'sha256-{digest}'" if script else "'none'"
@@ -143,7 +148,10 @@ def _policy(script: str | None) -> str:
     )
 
 
-def _section(store: Store, board: Leaderboard, anchor: str, *, draw: bool) -> Section:
+def section_of(
+    store: Store, board: Leaderboard, anchor: str, *, draw: bool, page_of: Callable[[str], str] = lambda _method: ""
+) -> Section:
+    """Return a leaderboard for the template. `anchor`: of its ids; `page_of`: the page that describes a method."""
     shown, runs = table(board), _runs_of(store, board)
     data = figures(store, replace(board, rows=board.rows[:DRAWN_ROWS]), runs)
     threads = {run.environment.get("threads") for run in runs}
@@ -152,6 +160,7 @@ def _section(store: Store, board: Leaderboard, anchor: str, *, draw: bool) -> Se
     members = tuple(
         Member(
             anchor=f"{anchor}-row{number}",
+            href=f"{page_of(row.method)}#{anchor}-row{number}",
             row=row,
             cells=cells,
             description=describe(row, board.dataset.name, regime),

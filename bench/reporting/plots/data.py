@@ -18,10 +18,10 @@ from bench.errors import BenchError
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.published_comparison import other_images, plain, threat_of
 from bench.reporting.released_curves import read_curves
-from bench.reporting.rows import BEST, CompleteRun, Row, complete_run, correct, device_of, row_key
+from bench.reporting.rows import BEST, CompleteRun, Row, Selection, complete_run, correct, device_of, row_key
 from bench.reporting.statistics import Floats
 from bench.storage.schema import RunRow
-from bench.storage.store import Store
+from bench.storage.store import Epoch, Store
 from bench.utils.environment import different_data
 
 CURVES = (
@@ -111,6 +111,7 @@ def figures(store: Store, board: Leaderboard, runs: Sequence[RunRow] | None = No
     """
     rows = [row for row in board.rows if row.figures]
     seeds = _seeds(store.runs(protocol=board.fingerprint, bits=True) if runs is None else runs, board, rows)
+    epochs = store.curves([seed.run.fingerprint for group in seeds for seed in group])
     costs, device, hardware = _costs(rows, seeds)
     titles = tuple(attack.title for attack in board.attacks)
     return FigureData(
@@ -118,7 +119,16 @@ def figures(store: Store, board: Leaderboard, runs: Sequence[RunRow] | None = No
         attacks=titles,
         ranked_by=board.ranked_by,
         tracking=f"PGD-{board.protocol['evaluation']['track']['attack']['steps']}",
-        curves=_curves(store, rows, seeds, BEST[board.selection]),
+        curves=_curves(
+            [
+                line
+                for number, (row, group) in enumerate(zip(rows, seeds, strict=True))
+                for seed in group
+                for line in _epochs(
+                    number, row.label, seed.run, epochs.get(seed.run.fingerprint, []), BEST[board.selection]
+                )
+            ]
+        ),
         released=_released(board, rows),
         results=_results(rows, titles, costs),
         unit="PFLOP" if device is None else "hours",
@@ -142,21 +152,38 @@ def _seeds(runs: Sequence[RunRow], board: Leaderboard, rows: Sequence[Row]) -> l
     return [[complete[(row_key(row), seed)] for seed in row.seeds] for row in rows]
 
 
-def _curves(store: Store, rows: Sequence[Row], seeds: Sequence[Sequence[CompleteRun]], best: str) -> pd.DataFrame:
-    epochs = store.curves([seed.run.fingerprint for group in seeds for seed in group])
-    records = []
-    for number, (row, group) in enumerate(zip(rows, seeds, strict=True)):
-        for seed in group:
-            checkpoints = seed.run.checkpoints
-            at = (None, None) if row.evaluated_only else (checkpoints[best].epoch, checkpoints["last"].epoch)
-            records += [
-                (
-                    *(number, row.label, row.method, seed.run.seed, epoch.epoch + 1, epoch.lr),
-                    *(epoch.train_robust, epoch.validation_robust, epoch.test_robust),
-                    *(epoch.epoch == at[0], epoch.epoch == at[1]),
-                )
-                for epoch in epochs.get(seed.run.fingerprint, [])
-            ]
+def run_figures(run: RunRow, label: str, epochs: Sequence[Epoch], selection: Selection) -> FigureData:
+    """Return the data of the figure `curves` of one run, which need not be complete."""
+    results = [(0, label, run.method, False, "", "best", *[math.nan] * 4)]
+    steps = run.protocol.content["evaluation"]["track"]["attack"]["steps"]
+    return FigureData(
+        title=label,
+        attacks=("",),
+        ranked_by=0,
+        tracking=f"PGD-{steps}",
+        curves=_curves(_epochs(0, label, run, epochs, BEST[selection])),
+        results=pd.DataFrame(results, columns=RESULTS),
+        unit="PFLOP",
+        device=None,
+        hardware={},
+        **_agreement([], 0),
+    )
+
+
+def _epochs(row: int, label: str, run: RunRow, epochs: Sequence[Epoch], best: str) -> list[tuple[Any, ...]]:
+    """Return the lines of a run in the table of curves, without the last column."""
+    ends = {name: checkpoint.epoch for name, checkpoint in run.checkpoints.items()}
+    return [
+        (
+            *(row, label, run.method, run.seed, epoch.epoch + 1, epoch.lr),
+            *(epoch.train_robust, epoch.validation_robust, epoch.test_robust),
+            *(epoch.epoch == ends.get(best), epoch.epoch == ends.get("last")),
+        )
+        for epoch in epochs
+    ]
+
+
+def _curves(records: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
     curves = pd.DataFrame(records, columns=CURVES[:-1])
     accuracies = ["train", "validation", "test"]
     curves[accuracies] = 100 * curves[accuracies].astype(float)
