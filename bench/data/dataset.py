@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,10 @@ from bench.config.protocol import NO_IMAGES, DatasetSettings, Subset
 from bench.data.readers import ArrayReader, AveragingReader, Reader
 from bench.data.streaming import ImageStream
 from bench.errors import BenchError, NotFound
+from bench.utils.progress import ProgressCallback
 from bench.utils.rng import generator
+
+log = logging.getLogger(__name__)
 
 LARGE_PIXELS = 128 * 128
 """Images with more pixels than this are streamed from files instead of being kept on the device."""
@@ -29,6 +33,12 @@ CHUNK = 256
 
 SHOWN = 5
 """Files that a sentence names."""
+
+OFFICIAL = "official indices"
+"""The identity of images whose names or official sums tell their official indices."""
+
+ROWS = "row numbers of the files: the official order is not known"
+"""The identity of images that nothing tells the official indices of."""
 
 ABSENT = -1
 """The label of an official index whose image is not among the files."""
@@ -138,6 +148,8 @@ class Located:
     `test` is None for files without test images. `digest()` returns the SHA-256 of the files' names and contents.
     `state()` returns that of their names, sizes and times, which is quick: where it is equal, so are the contents.
     `unread()` returns the paths of what lies among the files and is none of the images, nor known to belong there.
+
+    `layout` says what kind of files they are, `identity` what the indices of the images mean and how that is known.
     """
 
     where: Path | None
@@ -146,6 +158,8 @@ class Located:
     digest: Callable[[], str] | None = None
     state: Callable[[], str] | None = None
     unread: Callable[[], list[str]] | None = None
+    layout: str = "files"
+    identity: str = OFFICIAL
 
     def not_read(self) -> str | None:
         """Return a sentence on the files that are not read, None if there are none."""
@@ -161,6 +175,7 @@ class Dataset:
     `mean` and `std` are per channel in units of [0, 1]. `augmentation` is the default for suites that name none.
     `train_images` and `test_images` are None if only the files tell. `obtain` says in one sentence how to get the
     files, and is empty for images that ship with a package. `download` fetches and verifies them into a data root.
+    `unpack` writes the files that `find` reads from others in the data root, and raises NotFound if there are none.
 
     `find(root, settings)` returns the files below the data root, and reads as little of them as possible. It raises
     NotFound if there are none, and BenchError, which names the file, if a file is not the official one.
@@ -180,6 +195,7 @@ class Dataset:
     augmentation: tuple[Augmentation, ...] = ()
     obtain: str = ""
     download: Callable[[Path], None] | None = None
+    unpack: Callable[[Path, ProgressCallback], None] | None = None
     own_files: bool = False
     """The suite describes the files in its setting `files`."""
     settings: DatasetSettings | None = None
@@ -274,6 +290,8 @@ class Dataset:
             NotFound, BenchError: as `locate` and `select` do, or an image cannot be read.
         """
         located = self.locate(root)
+        if located.identity == ROWS:
+            log.warning("%s: the indices of the images are %s", located.where, ROWS)
         files = located.state() if located.state else None  # before they are read: they may be replaced meanwhile
         train, validation, test = (self._load(selection) for selection in self.select(located))
         return Splits(train, validation, test, files, located.digest)
@@ -328,29 +346,10 @@ def dataset_of(settings: DatasetSettings) -> Dataset:
     return dataset.configured(settings)
 
 
-def own_dataset(name: str, title: str, find: Callable[[Path | None, DatasetSettings], Located], obtain: str) -> Dataset:
-    """Return a dataset of the user's own files, which the setting `files` of a suite describes."""
-    return Dataset(
-        name=name,
-        title=title,
-        classes=0,
-        shape=(0, 0, 0),
-        mean=(),
-        std=(),
-        train_images=None,
-        test_images=None,
-        licence="yours to know.",
-        citation="",
-        find=find,
-        obtain=obtain,
-        own_files=True,
-    )
-
-
 def arrays(train: ImageSet, test: ImageSet) -> Located:
     """Return images in memory in the form that `Dataset.find` returns."""
     first, second = (Split(ArrayReader(images.pixels.numpy()), images.labels.numpy()) for images in (train, test))
-    return Located(None, first, second)
+    return Located(None, first, second, layout="part of a package")
 
 
 def missing(dataset: Dataset, tried: Sequence[Path], root: Path | None) -> NotFound:

@@ -115,7 +115,7 @@ class ImageFiles:
             if damage:
                 log.warning("%s; reading the image files instead", damage)
             elif prepared and prepared.made_of(located):
-                located = replace(prepared.located, unread=located.unread)
+                located = replace(prepared.located, unread=located.unread, identity=located.identity)
             elif prepared:
                 log.warning(
                     "%s was prepared from other files than those in %s, or by an older version; reading the files; "
@@ -187,7 +187,8 @@ class Prepared:
             splits[name] = with_gaps(MappedReader(self.folder / entry["pixels"]["name"]), labels)
         arrays = [self.folder / file["name"] for file in self.files()]
         state = partial(state_of, self.folder, arrays)
-        return Located(self.folder, splits["train"], splits.get("test"), lambda: self.digest, state)
+        test = splits.get("test")
+        return Located(self.folder, splits["train"], test, lambda: self.digest, state, layout="prepared images")
 
     def verify(self) -> None:
         """Read every array. Raises DamagedFile, which names the file, if a SHA-256 does not match the record."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from bench.errors import BenchError
 from bench.utils.progress import ProgressCallback, no_progress
 
 Pixels = NDArray[np.uint8]
+T = TypeVar("T")
 
 
 class Reader(Protocol):
@@ -67,42 +69,13 @@ class FileReader:
         return len(self.paths)
 
     def load(self, index: NDArray[np.int64], progress: ProgressCallback = no_progress) -> Pixels:
-        """Decode the images at `index`; 32 or more in threads, because decoding releases the interpreter lock."""
-        pixels = np.empty((len(index), *self.shape), np.uint8)
-        if len(index) < 32:
-            for place, position in enumerate(index):
-                pixels[place] = self._decode(self.paths[position])
-            return pixels
-        with ThreadPoolExecutor(_workers()) as pool:
-            for place, image in enumerate(pool.map(lambda position: self._decode(self.paths[position]), index)):
-                pixels[place] = image
-                progress(place + 1, len(index))
-        return pixels
+        """Decode the images at `index`."""
 
-    def _decode(self, path: Path) -> Pixels:
-        from PIL import Image, ImageFile
+        def decoded(position: int) -> Pixels:
+            path = self.paths[position]
+            return decode(path, f"image {path}", self.shape, self.shorter_side, self.formats)
 
-        channels, height, width = self.shape
-        try:
-            with Image.open(path, formats=self.formats) as opened:
-                if opened.mode[0] in "IF":  # Pillow would clip values above 255
-                    raise ValueError(f"its pixels have more than 8 bits (mode {opened.mode})")
-                image = opened.convert("L" if channels == 1 else "RGB")
-        except FileNotFoundError:
-            raise BenchError(f"image {path}: no such file") from None
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            assert not ImageFile.LOAD_TRUNCATED_IMAGES  # else a truncated image would be accepted
-            raise BenchError(f"image {path} cannot be read: {error}") from error
-        if self.shorter_side is not None:
-            image = _centre_crop(image, self.shorter_side, height, width)
-        if image.size != (width, height):
-            raise BenchError(
-                f"image {path} has {image.width}x{image.height} pixels (width x height), not {width}x{height}"
-            )
-        pixels: Pixels = np.asarray(image).reshape(height, width, -1).transpose(2, 0, 1)
-        if len(pixels) != channels:
-            raise BenchError(f"image {path} has {len(pixels)} channels; the dataset states {channels}")
-        return pixels
+        return decode_each(decoded, index.tolist(), self.shape, progress)
 
 
 @dataclass(frozen=True)
@@ -127,6 +100,63 @@ class AveragingReader:
         sums = squares.sum(axis=(3, 5), dtype=np.uint32)
         means: Pixels = ((2 * sums + factor**2) // (2 * factor**2)).astype(np.uint8)
         return means
+
+
+def decode_each(
+    read: Callable[[T], Pixels],
+    images: Sequence[T],
+    shape: tuple[int, int, int],
+    progress: ProgressCallback = no_progress,
+) -> Pixels:
+    """Return the decoded images, [n, *shape]; 32 or more in threads, because decoding releases the interpreter lock."""
+    pixels = np.empty((len(images), *shape), np.uint8)
+    if len(images) < 32:
+        for place, image in enumerate(images):
+            pixels[place] = read(image)
+        return pixels
+    with ThreadPoolExecutor(_workers()) as pool:
+        for place, decoded in enumerate(pool.map(read, images)):
+            pixels[place] = decoded
+            progress(place + 1, len(images))
+    return pixels
+
+
+def decode(
+    source: Path | BytesIO,
+    name: str,
+    shape: tuple[int, int, int],
+    shorter_side: int | None = None,
+    formats: tuple[str, ...] | None = None,
+) -> Pixels:
+    """Return the image in a file or in bytes, uint8, [channels, height, width]; arguments as those of `FileReader`.
+
+    Raises:
+        BenchError: it cannot be read, or has another shape; the sentence begins with `name`.
+    """
+    from PIL import Image, ImageFile, UnidentifiedImageError
+
+    channels, height, width = shape
+    try:
+        with Image.open(source, formats=formats) as opened:
+            if opened.mode[0] in "IF":  # Pillow would clip values above 255
+                raise ValueError(f"its pixels have more than 8 bits (mode {opened.mode})")
+            image = opened.convert("L" if channels == 1 else "RGB")
+    except FileNotFoundError:
+        raise BenchError(f"{name}: no such file") from None
+    except UnidentifiedImageError as error:
+        kind = f"{' or '.join(formats)} image" if formats else "format"
+        raise BenchError(f"{name} cannot be read: cannot identify the {kind}") from error
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        assert not ImageFile.LOAD_TRUNCATED_IMAGES  # else a truncated image would be accepted
+        raise BenchError(f"{name} cannot be read: {error}") from error
+    if shorter_side is not None:
+        image = _centre_crop(image, shorter_side, height, width)
+    if image.size != (width, height):
+        raise BenchError(f"{name} has {image.width}x{image.height} pixels (width x height), not {width}x{height}")
+    pixels: Pixels = np.asarray(image).reshape(height, width, -1).transpose(2, 0, 1)
+    if len(pixels) != channels:
+        raise BenchError(f"{name} has {len(pixels)} channels; the dataset states {channels}")
+    return pixels
 
 
 def _centre_crop(image: Any, shorter_side: int, height: int, width: int) -> Any:

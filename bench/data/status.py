@@ -95,15 +95,16 @@ def check(
 
     `prepared` is None for a dataset without image files, else "no", "yes" (every array verified), "outdated" or
     "damaged". `digest` is the value for a suite's `digest`. `unread` counts the files that are not read, a problem
-    unless `ignore_unread`. With `decode`, every image file is decoded, and `progress` is called with the numbers of
-    finished and of all images.
+    unless `ignore_unread`. `layout` and `identity` are those of `Located`. With `decode`, every image file is decoded,
+    and `progress` is called with the numbers of finished and of all images.
     """
     problems: list[str] = []
     facts: dict[str, Any] = {"name": dataset.name}
-    facts |= dict.fromkeys(("where", "train", "test", "digest", "unread"))
+    facts |= dict.fromkeys(("where", "layout", "identity", "train", "test", "digest", "unread"))
     try:
         located = dataset.locate(root)
-        facts["where"] = located.where and str(located.where)
+        facts |= {"where": located.where and str(located.where)}
+        facts |= {"layout": located.layout, "identity": located.identity}
         facts |= {"train": _counts(located.train), "test": located.test and _counts(located.test)}
         facts["digest"] = located.digest and located.digest()
         facts["unread"] = located.unread and len(located.unread())
@@ -149,7 +150,13 @@ def fetch(dataset: Dataset, root: Path | None, progress: ProgressCallback, say: 
     if isinstance(dataset.find, ImageFiles):
         if root is None:
             raise missing(dataset, [], root)
-        prepared, existed = prepare(dataset, root, progress, say=say)
+        try:
+            prepared, existed = prepare(dataset, root, progress, say=say)
+        except NotFound:
+            if dataset.unpack is None:
+                raise
+            dataset.unpack(root, progress)
+            prepared, existed = prepare(dataset, root, progress, say=say)
         gib = sum(file["bytes"] for file in prepared.files()) / 2**30
         state = "were prepared already, nothing to do; verified" if existed else "are prepared"
         return f"the images of {dataset.name} {state}: {prepared.folder}, {gib:.2f} GiB"

@@ -122,6 +122,19 @@ def test_what_lies_beside_the_images_is_named(root):
     assert tiny().locate(root).unread() == [f"{folder}/train/{name}" for name in names]
 
 
+@pytest.mark.parametrize("images", ["images", "."])
+def test_validation_images_in_class_folders(root, images):
+    official = tiny().locate(root).test
+    folder = root / "tiny-imagenet-200" / "val"
+    for number in (0, 2, 10):
+        place = folder / WNIDS[number + 1] / images
+        place.mkdir(parents=True)
+        (folder / "images" / f"val_{number}.JPEG").rename(place / f"val_{number}.JPEG")
+    (folder / "val_annotations.txt").unlink()
+    assert np.array_equal(tiny().locate(root).test.labels, official.labels)
+    assert tiny().locate(root).unread() == []
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(
         NotFound, match=r"'tiny_imagenet' not found: looked for \S+/tiny-imagenet-200/wnids.txt or \S+/wnids"

@@ -1,11 +1,12 @@
-"""CIFAR-10 and CIFAR-100: from the official files, or from loss-free images named by their official index."""
+"""CIFAR-10 and CIFAR-100: the official files, loss-free images named by their official index, or a hub's parquet."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 from bench import registry
 from bench.config.augmentation import Crop, Flip, Rotate
 from bench.config.protocol import DatasetSettings
-from bench.data.dataset import ABSENT, Dataset, Located, Split, missing
+from bench.data.dataset import ABSENT, OFFICIAL, ROWS, Dataset, Located, Split, missing
 from bench.data.downloads import OfficialFile, torchvision_datasets, unpack
 from bench.data.folder import state_of, unread
+from bench.data.parquet import Rows, read_rows, shard_folder
+from bench.data.prepared import SelectionReader
 from bench.data.readers import ArrayReader, FileReader, Pixels
 from bench.errors import BenchError, NotFound, did_you_mean
 
@@ -36,6 +39,12 @@ skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table ta
 tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """
 CIFAR100_CLASSES = tuple(_CIFAR100.split())
+_COARSE = """
+aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices household_furniture
+insects large_carnivores large_man-made_outdoor_things large_natural_outdoor_scenes large_omnivores_and_herbivores
+medium_mammals non-insect_invertebrates people reptiles small_mammals trees vehicles_1 vehicles_2
+"""
+COARSE_CLASSES = tuple(_COARSE.split())
 """The official names, in the order of the labels."""
 
 
@@ -45,6 +54,10 @@ class Cifar:
 
     `listed` is torchvision's class that lists the official files, `labels` the key of the labels in them.
     An official index is the place in the official files, one after the other.
+
+    `columns`: the labels in a hub's parquet files, the last one those to train on. `train_sums` and `test_sums`: MD5
+    sums of the files of the official binary version, in official order, which hold nothing but these labels, a byte
+    each, and the pixels of one image after the other (https://www.cs.toronto.edu/~kriz/cifar.html).
     """
 
     name: str
@@ -53,16 +66,20 @@ class Cifar:
     archive: str
     labels: bytes
     classes: tuple[str, ...]
+    columns: dict[str, Sequence[str]]
+    train_sums: tuple[str, ...]
+    test_sums: tuple[str, ...]
     train_images: int = 50_000
     test_images: int = 10_000
 
     def find(self, root: Path | None, _settings: DatasetSettings) -> Located:
-        """Return the official files, else the folder of images, that lie below `root`.
+        """Return the official files, else the folder of images, else the parquet files, that lie below `root`.
 
-        Images lie at `{cifar10,cifar10-exact,.}/{train,test}/<class>/<official index>.png`, not necessarily all.
+        Images lie at `{cifar10,cifar10-exact,.}/{train,test}/<class>/<official index>.png`, not necessarily all,
+        parquet files in `cifar10/plain_text` or `cifar100/cifar100`, as at uoft-cs/cifar10 and uoft-cs/cifar100.
 
         Raises:
-            NotFound: there is neither.
+            NotFound: there is none.
             BenchError: files are missing or damaged, or no loss-free images named by official indices.
         """
         if root is None:
@@ -76,7 +93,9 @@ class Cifar:
                 paths = train_paths + test_paths
                 places = [folder / "train", folder / "test"] if folder == root else [folder]
                 described = partial(state_of, folder, paths), partial(unread, places, paths)
-                return Located(folder, train, test, None, *described)
+                return Located(folder, train, test, None, *described, "images in class folders")
+            if shards := shard_folder(root, (self.name,), ("plain_text", self.name)):
+                return self._parquet(shards)
             if (archive := root / self.archive).is_file():
                 raise NotFound(f"{archive} is not unpacked; run `bench data prepare {self.name}`")
         except OSError as error:
@@ -125,11 +144,32 @@ class Cifar:
     def _official(self, folder: Path) -> Located:
         train, test = self._files(folder)
         state = partial(state_of, folder, [file.path for file in (*train, *test)])
-        return Located(folder, self._batches(train), self._batches(test), state=state)
+        return Located(folder, self._batches(train), self._batches(test), state=state, layout="official files")
 
     def _batches(self, files: list[OfficialFile]) -> Split:
         pixels, labels = zip(*(read_batch(file, self.labels, len(self.classes)) for file in files), strict=True)
         return Split(ArrayReader(np.concatenate(pixels)), np.concatenate(labels))
+
+    def _parquet(self, folder: Path) -> Located:
+        """Return the images of parquet files: by official index if the official sums tell their order, else by row."""
+        train, test = (
+            read_rows(folder, (name,), self.columns, SHAPE, count=count, formats=("PNG",))
+            for name, count in (("train", self.train_images), ("test", self.test_images))
+        )
+        state = partial(state_of, folder, [*train.paths, *test.paths])
+        key = folder, state()
+        if key not in _orders:
+            _orders[key] = _official_order(train, self.train_sums), _official_order(test, self.test_sums)
+        first, second = (self._ordered(rows, order) for rows, order in zip((train, test), _orders[key], strict=True))
+        known = all(order is not None for order in _orders[key])
+        identity = f"{OFFICIAL}, by MD5 sums of labels and pixels" if known else ROWS
+        return Located(folder, first, second, state=state, layout="parquet files", identity=identity)
+
+    def _ordered(self, rows: Rows, order: NDArray[np.int64] | None) -> Split:
+        labels = rows.labels[next(reversed(self.columns))]
+        return (
+            Split(rows.reader, labels) if order is None else Split(SelectionReader(rows.reader, order), labels[order])
+        )
 
     def _image_folders(self, root: Path) -> Iterator[Path]:
         """Yield the folders that hold images by class. `root` itself must have every class: it could be anything."""
@@ -176,6 +216,24 @@ class Cifar:
         if (index := int(path.stem)) >= count:
             raise BenchError(f"{path}: index {index} is beyond the {count} images of this part of {self.name}")
         return index
+
+
+_orders: dict[tuple[Path, str], tuple[NDArray[np.int64] | None, ...]] = {}  # of this process, by folder and state
+
+
+def _official_order(rows: Rows, sums: tuple[str, ...]) -> NDArray[np.int64] | None:
+    """Return the row of each official index, None unless the rows are the official files in any order.
+
+    Args:
+        rows: of a split, with the columns of labels that the binary version has.
+        sums: the MD5 sums of the files of the split, of equal length, in the binary version.
+    """
+    index = np.arange(len(rows.reader))
+    labels = np.stack([*rows.labels.values()], axis=1).astype(np.uint8)
+    content = np.concatenate([labels, rows.reader.load(index).reshape(len(index), -1)], axis=1)
+    found = [hashlib.md5(part.data, usedforsecurity=False).hexdigest() for part in np.split(content, len(sums))]
+    parts = np.split(index, len(sums))
+    return np.concatenate([parts[found.index(md5)] for md5 in sums]) if {*found} == {*sums} else None
 
 
 def read_batch(file: OfficialFile, key: bytes, classes: int) -> tuple[Pixels, NDArray[np.int64]]:
@@ -238,9 +296,34 @@ class _ArraysOnly(pickle.Unpickler):
         return _KNOWN[module, name]
 
 
-CIFAR10 = Cifar("cifar10", "CIFAR10", "cifar-10-batches-py", "cifar-10-python.tar.gz", b"labels", CIFAR10_CLASSES)
+# the sums: rai-project/dldataset, vision/cifar10.go and cifar100.go; those of CIFAR-10 also in other public code
+CIFAR10 = Cifar(
+    "cifar10",
+    "CIFAR10",
+    "cifar-10-batches-py",
+    "cifar-10-python.tar.gz",
+    b"labels",
+    CIFAR10_CLASSES,
+    columns={"label": CIFAR10_CLASSES},
+    train_sums=(
+        "5dd7e06a14cb22eb9f671a540d1b7c25",
+        "5ea93a67294ea407fff1d09f752e9692",
+        "942cd6a4bcdd0dd3c604fbe906cb4421",
+        "ae636b3ba5c66a11e91e8cb52e771fcb",
+        "53f37980c15c3d472c316c40844f3f0d",
+    ),
+    test_sums=("803d5f7f4d78ea53de84dbe85f74fb6d",),
+)
 CIFAR100 = Cifar(
-    "cifar100", "CIFAR100", "cifar-100-python", "cifar-100-python.tar.gz", b"fine_labels", CIFAR100_CLASSES
+    "cifar100",
+    "CIFAR100",
+    "cifar-100-python",
+    "cifar-100-python.tar.gz",
+    b"fine_labels",
+    CIFAR100_CLASSES,
+    columns={"coarse_label": COARSE_CLASSES, "fine_label": CIFAR100_CLASSES},
+    train_sums=("6172c7755cfe09b2fe270c85cebc1b15",),
+    test_sums=("4499cfba6c016c1be1438163640a0898",),
 )
 
 _LICENCE = "none stated by the authors, who ask to be cited; used for research."

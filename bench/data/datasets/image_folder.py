@@ -8,15 +8,35 @@ The label of a class is its rank among the sorted names.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from bench.config.protocol import DatasetSettings
-from bench.data.dataset import Located, Split, missing, own_dataset
+from bench.data.dataset import Dataset, Located, Split, missing
 from bench.data.folder import below, classes_in, content_digest, labelled, state_of, unread
 from bench.data.prepared import ImageFiles
 from bench.data.readers import FileReader
 from bench.errors import BenchError
+
+
+def own_dataset(name: str, title: str, find: Callable[[Path | None, DatasetSettings], Located], obtain: str) -> Dataset:
+    """Return a dataset of the user's own files, which the setting `files` of a suite describes."""
+    return Dataset(
+        name=name,
+        title=title,
+        classes=0,
+        shape=(0, 0, 0),
+        mean=(),
+        std=(),
+        train_images=None,
+        test_images=None,
+        licence="yours to know.",
+        citation="",
+        find=find,
+        obtain=obtain,
+        own_files=True,
+    )
 
 
 def locate(root: Path | None, settings: DatasetSettings) -> Located:
@@ -43,7 +63,9 @@ def locate(root: Path | None, settings: DatasetSettings) -> Located:
     paths = [path for part, _ in parts for path in part]
     train, *test = (Split(FileReader(part, files.shape), labels) for part, labels in parts)
     described = partial(content_digest, folder, paths), partial(state_of, folder, paths)
-    return Located(folder, train, test[0] if test else None, *described, partial(unread, [folder], paths))
+    rest = partial(unread, [folder], paths)
+    layout, identity = "images in class folders", "order of the names of the files"
+    return Located(folder, train, test[0] if test else None, *described, rest, layout, identity)
 
 
 image_folder = own_dataset(

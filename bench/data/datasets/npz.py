@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.config.protocol import DatasetSettings, Files
-from bench.data.dataset import Located, Split, missing, own_dataset
+from bench.data.dataset import Located, Split, missing
+from bench.data.datasets.image_folder import own_dataset
 from bench.data.folder import below, state_of
 from bench.data.readers import ArrayReader, Pixels
 from bench.errors import BenchError
@@ -44,7 +45,8 @@ def find(root: Path | None, settings: DatasetSettings) -> Located:
         raise BenchError(f"{path} has no key 'train_images' or 'x_train'; it has {', '.join(arrays.files) or 'none'}")
     used = {key for part in NAMES for key in _keys(arrays, part) or ()} | UNUSED
     rest = [str(path / key) for key in arrays.files if key not in used]
-    return Located(path, train, test, partial(file_sha256, path), lambda: state, lambda: rest)
+    described = partial(file_sha256, path), lambda: state, lambda: rest
+    return Located(path, train, test, *described, ".npz file", "order of the arrays")
 
 
 def open_npz(path: Path) -> Any:

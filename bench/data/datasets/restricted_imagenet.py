@@ -1,4 +1,8 @@
-"""`restricted_imagenet`: nine super-classes of ImageNet, from a local copy of ImageNet sorted into synset folders."""
+"""`restricted_imagenet`: nine super-classes of ImageNet, from a local copy of ImageNet sorted into synset folders.
+
+A hub's parquet files are unpacked into such folders first: their rows are shuffled, and reading one image of a parquet
+file means reading its whole row group.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import re
 import warnings
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -13,9 +18,11 @@ from bench.config.augmentation import Crop, Flip
 from bench.config.protocol import DatasetSettings
 from bench.data.dataset import Dataset, Located, Split, missing
 from bench.data.folder import classes_in, content_digest, images_in, labelled, state_of, unread
+from bench.data.parquet import read_rows, shard_folder
 from bench.data.prepared import ImageFiles
 from bench.data.readers import FileReader
-from bench.errors import BenchError
+from bench.errors import BenchError, NotFound
+from bench.utils.progress import ProgressCallback
 
 SUPER_CLASSES = {
     "dog": range(151, 269),
@@ -36,10 +43,20 @@ SHORTER_SIDE = 256  # pixels; the middle 224x224 are cut out
 SYNSET = "n[0-9]{8}"  # its name
 SHOWN = 5  # missing synsets that an error names
 FOLDERS = ("imagenet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC", ".")
+UNPACKED = "ILSVRC2012"
+NAME = r"((?:(n[0-9]{8})_[0-9]+)|ILSVRC2012_val_[0-9]{8})(?:_(n[0-9]{8}))?\.JPEG"
+"""A name in parquet files: the official one, with the synset appended before the suffix."""
 
 
 def synsets() -> dict[str, int]:
-    """Return the label of each of the 203 synsets, sorted by synset.
+    """Return the label of each of the 203 synsets, sorted by synset."""
+    known = all_synsets()
+    labels = {known[index]: label for label, indices in enumerate(SUPER_CLASSES.values()) for index in indices}
+    return dict(sorted(labels.items()))
+
+
+def all_synsets() -> list[str]:
+    """Return the 1,000 synsets of ImageNet, in the order of its class indices.
 
     A class index of ImageNet is the rank of the synset among all 1,000, so the list is timm's and never that of a
     folder, which may hold some of them only.
@@ -48,9 +65,7 @@ def synsets() -> dict[str, int]:
         warnings.simplefilter("ignore")
         from timm.data import ImageNetInfo
 
-    known = sorted(ImageNetInfo("imagenet-1k").label_names())
-    labels = {known[index]: label for label, indices in enumerate(SUPER_CLASSES.values()) for index in indices}
-    return dict(sorted(labels.items()))
+    return sorted(ImageNetInfo("imagenet-1k").label_names())
 
 
 def locate(root: Path | None, settings: DatasetSettings) -> Located:
@@ -62,6 +77,10 @@ def locate(root: Path | None, settings: DatasetSettings) -> Located:
     folders = [root / name for name in FOLDERS] if root else []
     folder = next((folder for folder in folders if _holds_imagenet(folder, named=folder != root)), None)
     if folder is None:
+        if root and (shards := _shards(root)):
+            raise NotFound(
+                f"the parquet files in {shards} are not unpacked; run `bench data prepare restricted_imagenet`"
+            )
         raise missing(restricted_imagenet, [folder / "train" for folder in folders], root)
     labels = synsets()
     parts, paths, problems, others = [], [], [], set[str]()
@@ -91,7 +110,64 @@ def locate(root: Path | None, settings: DatasetSettings) -> Located:
             f"images states 'digest: {digest()}'"
         )
     rest = partial(unread, [folder / "train", folder / "val"], paths, others)
-    return Located(folder, parts[0], parts[1], digest, partial(state_of, folder, paths), rest)
+    state = partial(state_of, folder, paths)
+    return Located(
+        folder, parts[0], parts[1], digest, state, rest, "images in class folders", "order of the names of the files"
+    )
+
+
+def unpack(root: Path, progress: ProgressCallback) -> None:
+    """Write the images of the 203 synsets in the parquet files below `root` into class folders, under official names.
+
+    Images without an official name are named by their rows.
+
+    Raises:
+        NotFound: there are no parquet files.
+        BenchError: a file cannot be read or written, or the name of an image contradicts its label.
+    """
+    shards = _shards(root)
+    if shards is None:
+        raise missing(restricted_imagenet, [root / name for name in FOLDERS], root)
+    known = all_synsets()
+    indices = [known.index(synset) for synset in synsets()]
+    parts = {
+        part: read_rows(shards, names, {"label": known}, SHAPE)
+        for part, names in (("train", ("train",)), ("val", ("validation", "val")))
+    }
+    chosen = {part: np.flatnonzero(np.isin(rows.labels["label"], indices)) for part, rows in parts.items()}
+    done, total = 0, sum(map(len, chosen.values()))
+    try:
+        with TemporaryDirectory(prefix=".unpack-", dir=root) as temporary:
+            unpacked = Path(temporary) / UNPACKED
+            for part, rows in parts.items():
+                for places, images in rows.reader.encoded(chosen[part]):
+                    for row, (where, content) in zip(chosen[part][places], images, strict=True):
+                        synset = known[rows.labels["label"][row]]
+                        name = _official_name(rows.names[row], synset, where) or f"{part}_{row:07}.JPEG"
+                        folder = unpacked / part / synset
+                        folder.mkdir(parents=True, exist_ok=True)
+                        with (folder / name).open("xb") as file:
+                            file.write(content)
+                    done += len(places)
+                    progress(done, total)
+            unpacked.rename(root / UNPACKED)
+    except OSError as error:
+        raise BenchError(f"{shards} cannot be unpacked into {root / UNPACKED}: {error}") from error
+
+
+def _official_name(name: str | None, synset: str, where: str) -> str | None:
+    """Return the official name of an image by its name in a parquet file, None if that is of another kind."""
+    match = re.fullmatch(NAME, name or "")
+    if match is None:
+        return None
+    official, *stated = match.groups()
+    if any(other not in (None, synset) for other in stated):
+        raise BenchError(f"{where}: its name {name} contradicts its label, which is that of {synset}")
+    return f"{official}.JPEG"
+
+
+def _shards(root: Path) -> Path | None:
+    return shard_folder(root, ("imagenet-1k", "imagenet"), ("data", "default"))
 
 
 def _holds_imagenet(folder: Path, *, named: bool) -> bool:
@@ -118,6 +194,7 @@ restricted_imagenet = Dataset(
     "Tsipras et al., Robustness May Be at Odds with Accuracy, ICLR, 2019",
     find=ImageFiles(locate),
     augmentation=(Crop(padding=16, mode="reflect"), Flip()),  # both declared
+    unpack=unpack,
     obtain="Get ILSVRC 2012 from https://www.image-net.org, and put its images there as train/<synset>/* and "
     "val/<synset>/*.",
 )

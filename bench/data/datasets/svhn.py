@@ -1,4 +1,4 @@
-"""SVHN, cropped digits: house numbers from street photographs, in the official MATLAB files."""
+"""SVHN, cropped digits: house numbers from street photographs, in the official MATLAB files or a hub's parquet."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.config.protocol import DatasetSettings
-from bench.data.dataset import Dataset, Located, Split, missing
+from bench.data.dataset import ROWS, Dataset, Located, Split, missing
 from bench.data.downloads import OfficialFile, torchvision_datasets
 from bench.data.folder import state_of
+from bench.data.parquet import read_rows, shard_folder
 from bench.data.readers import ArrayReader, Pixels
 from bench.errors import BenchError
 from bench.utils.progress import ProgressCallback, no_progress
 
 NAMES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
+DIGITS = tuple("0123456789")
+IMAGES = {"train": 73_257, "test": 26_032}
+SHAPE = (3, 32, 32)
 
 
 @dataclass(frozen=True)
@@ -44,23 +48,38 @@ class _MatPixels:
 
 
 def find(root: Path | None, _settings: DatasetSettings) -> Located:
-    """Return the official files, which lie in `root` or in its folder `svhn`. Nothing but labels is read of them yet.
+    """Return the official files, in `root` or in its folder `svhn`, else the parquet files in `svhn/cropped_digits`.
+
+    Nothing but labels is read of them yet. The rows of parquet files are numbered as they come: official sums of the
+    pixels are not known.
 
     Raises:
-        NotFound: they lie in neither.
+        NotFound: there is neither.
         BenchError: one of them is missing, damaged or not the official file.
     """
     if root is None:
         raise missing(svhn, (), root)
     try:
         folder = _folder(root)
+        if folder is None and (shards := shard_folder(root, ("svhn",), ("cropped_digits",))):
+            return _parquet(shards)
     except OSError as error:
         raise BenchError(f"the files of svhn below {root} cannot be read: {error}") from error
     if folder is None:
         raise missing(svhn, [place / NAMES["train"] for place in (root, root / "svhn")], root)
     (train, _), (test, _) = _files(folder)
     state = partial(state_of, folder, [train.path, test.path])
-    return Located(folder, _part(train), _part(test), state=state)
+    return Located(folder, _part(train), _part(test), state=state, layout="official files")
+
+
+def _parquet(folder: Path) -> Located:
+    train, test = (
+        read_rows(folder, (part,), {"label": DIGITS}, SHAPE, count=count, formats=("PNG",))
+        for part, count in IMAGES.items()
+    )
+    first, second = (Split(rows.reader, rows.labels["label"]) for rows in (train, test))
+    state = partial(state_of, folder, [*train.paths, *test.paths])
+    return Located(folder, first, second, state=state, layout="parquet files", identity=ROWS)
 
 
 def download(root: Path) -> None:
@@ -112,11 +131,11 @@ svhn = Dataset(
     name="svhn",
     title="SVHN, cropped digits",
     classes=10,
-    shape=(3, 32, 32),
+    shape=SHAPE,
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
-    train_images=73_257,
-    test_images=26_032,
+    train_images=IMAGES["train"],
+    test_images=IMAGES["test"],
     licence="no licence text; its authors state that it is for non-commercial use only.",
     citation="Netzer, Wang, Coates, Bissacco, Wu and Ng, Reading Digits in Natural Images with Unsupervised Feature "
     "Learning, NIPS workshop, 2011",
