@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from bench.cli import (
+    bundle,
     check,
     clean,
     compare,
@@ -68,6 +69,8 @@ app.command("list")(listing.list_)
 app.command("show")(listing.show)
 app.command("validate")(validate.validate)
 app.command("ingest")(ingest.ingest)
+app.command("bundle")(bundle.bundle)
+app.command("check-bundle")(bundle.check_bundle)
 app.command("clean")(clean.clean)
 app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")

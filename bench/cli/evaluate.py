@@ -143,7 +143,7 @@ def _label(state: CellState) -> str:
 
 
 def _as_json(state: CellState) -> dict[str, Any]:
-    from bench.execution.final_evaluation import attack_key
+    from bench.attacks.identity import attack_key
     from bench.storage.rows import read_run
 
     cell, folder = state.cell, state.folder

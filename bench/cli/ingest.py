@@ -1,9 +1,10 @@
-"""`bench ingest`: import the run folders into the database."""
+"""`bench ingest`: import run folders into the database, or bundles into the results folder."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -12,12 +13,27 @@ from bench.cli.output import print_json
 from bench.errors import ExitCode
 
 
-def ingest(results: Results = Path("results"), store: StoreURL = None, json: Json = False) -> None:
-    """Import run folders into the database.
+def ingest(
+    bundles: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="BUNDLE", help="Bundles to take in; default: import the run folders that are there."),
+    ] = None,
+    results: Results = Path("results"),
+    store: StoreURL = None,
+    json: Json = False,
+) -> None:
+    """Import run folders or bundles of runs.
 
-    Creates the database if necessary. Use it to rebuild a lost or damaged database: delete it, then import. Run folders
-    archived by `--rerun` are left out. Exit 3 if a run folder is damaged; the others are imported.
+    Without BUNDLE, import every run folder into the database, which is created if necessary. Use it to rebuild a lost
+    or damaged database: delete it, then import. Run folders archived by `--rerun` are left out. Exit 3 if a run folder
+    is damaged; the others are imported.
+
+    With BUNDLE, a file that `bench bundle` wrote, add its runs to the results folder and the database, each marked with
+    its origin. Exit 2 if the bundle is not valid, or a run exists with other contents; nothing of it is written then.
     """
+    if bundles:
+        _ingest_bundles(bundles, results, store, json)
+        return
     from bench.storage.ingest import ingest_results
 
     imported = ingest_results(results, store)
@@ -30,3 +46,17 @@ def ingest(results: Results = Path("results"), store: StoreURL = None, json: Jso
         print(f"{len(imported) - len(damaged)} of {len(imported)} run folders imported")
     if damaged:
         raise typer.Exit(ExitCode.SOME_FAILED)
+
+
+def _ingest_bundles(bundles: list[Path], results: Path, store: str | None, json: bool) -> None:
+    from bench.storage.ingest import ingest_bundle
+
+    rows = []
+    for path in bundles:
+        received = ingest_bundle(path, results, store)
+        rows += [{"name": run.name, "ok": True, "reason": "" if run.new else "exists already"} for run in received]
+        if not json:
+            new = sum(run.new for run in received)
+            print(f"{path}: {new} runs ingested, {len(received) - new} exist already")
+    if json:
+        print_json(rows)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ValidationError
+
 from bench.config.base import shown
 from bench.errors import did_you_mean
 
@@ -48,6 +50,13 @@ def sentence(problem: Any) -> str:
     if kind == "missing" or not isinstance(value, str | int | float | None):
         return text
     return f"{text} (got {shown(value)})"
+
+
+def complaint(error: ValidationError) -> str:
+    """Return pydantic's first complaint, after the keys that lead to it."""
+    first = error.errors(include_url=False)[0]
+    keys = ".".join(f"{part!s:.100}" for part in first["loc"])
+    return f"{keys}: {sentence(first)}" if keys else sentence(first)
 
 
 def _quoted(words: str) -> list[str]:

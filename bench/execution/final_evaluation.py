@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from bench.attacks.autoattack import BatchResult, CascadeState
-from bench.attacks.evaluate import attack_identity, evaluate, evaluated_images, forward_passes, joint_outcome
+from bench.attacks.evaluate import evaluate, evaluated_images, forward_passes, joint_outcome
+from bench.attacks.identity import attack_key, joined_attacks, outcome_identity
 from bench.attacks.outcome import Outcome
-from bench.config.attacks import AutoAttack, FinalAttack, Joint
+from bench.config.attacks import AutoAttack, Joint
 from bench.config.cell import Cell
 from bench.data.dataset import Dataset, Images
 from bench.errors import DamagedFile
@@ -25,7 +26,7 @@ from bench.storage.checkpoints import Checkpoints
 from bench.storage.run_folder import CHECKPOINTS, RunFolder
 from bench.training.build import build_evaluated
 from bench.training.trainer import LAST_EPOCH
-from bench.utils.files import fingerprint, read_record, write_record
+from bench.utils.files import read_record, write_record
 from bench.utils.progress import ProgressCallback
 
 log = logging.getLogger(__name__)
@@ -36,22 +37,6 @@ LAYOUT = torch.channels_last
 
 AutoAttackElsewhere = Callable[[str, AutoAttack, str, CascadeState], BatchResult]
 """From checkpoint, settings, the attack's name and the state to the result of the next batch."""
-
-
-def attack_key(attack: FinalAttack, cell: Cell) -> str:
-    """Return the short name of an attack in file names: its kind and the beginning of its identity's digest."""
-    return f"{attack.name}-{fingerprint(_identity(attack, cell))[:8]}"
-
-
-def _identity(attack: FinalAttack, cell: Cell) -> dict[str, Any]:
-    if isinstance(attack, Joint):
-        return {"name": attack.name, "of": sorted(attack_key(other, cell) for other in _joined(cell))}
-    return attack_identity(attack, cell.protocol.threat)
-
-
-def _joined(cell: Cell) -> list[FinalAttack]:
-    """Return the attacks that `joint` combines."""
-    return [attack for attack in cell.protocol.evaluation.final if not isinstance(attack, Joint)]
 
 
 def evaluate_checkpoints(
@@ -84,8 +69,10 @@ def evaluate_checkpoints(
         model: nn.Module | None = None
         for (key, attack), amount in zip(attacks, work, strict=True):
             if (weights, key) not in records and isinstance(attack, Joint):
-                combined = [Outcome.from_record(records[weights, attack_key(one, cell)]) for one in _joined(cell)]
-                records[weights, key] = joint_outcome(_identity(attack, cell), combined, test.labels).to_record()
+                combined = [
+                    Outcome.from_record(records[weights, attack_key(one, cell)]) for one in joined_attacks(cell)
+                ]
+                records[weights, key] = joint_outcome(outcome_identity(attack, cell), combined, test.labels).to_record()
             elif (weights, key) not in records:
                 assert not isinstance(attack, Joint)
                 if model is None:

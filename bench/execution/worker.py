@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from bench import registry
+from bench.attacks.identity import attack_key
 from bench.config.cell import Cell, ExternalModel
 from bench.config.suite import teachers_of
 from bench.data.dataset import Dataset, dataset_of
@@ -26,7 +27,7 @@ from bench.data.streaming import ImageStream
 from bench.errors import BenchError, DamagedFile
 from bench.execution.data_identity import identify_data
 from bench.execution.distributed import ProcessDied, train_together
-from bench.execution.final_evaluation import attack_key, evaluate_checkpoints
+from bench.execution.final_evaluation import evaluate_checkpoints
 from bench.execution.parallel_autoattack import Devices
 from bench.models.external import load_external, same_network
 from bench.storage.checkpoints import INDEX, Checkpoints, load_latest_valid

@@ -24,6 +24,7 @@ from bench.reporting.rows import (
     complete_run,
     device_of,
     ranking,
+    row_key,
     rows_of,
     variants,
 )
@@ -47,6 +48,15 @@ class Attack:
 
 
 @dataclass(frozen=True)
+class IngestedBundle:
+    """A bundle that runs came in: its SHA-256, its origin in words, and label of the row and seed of each run."""
+
+    sha256: str
+    origin: str | None
+    runs: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
 class Leaderboard:
     """The rows of one protocol, best first. `ranked_by` is an index of `attacks`; `hardware` counts runs by device.
 
@@ -61,6 +71,7 @@ class Leaderboard:
     rows: tuple[Row, ...]
     hardware: dict[str, int]
     published: tuple[PublishedComparison, ...] | None = None
+    bundles: tuple[IngestedBundle, ...] = ()
 
     @property
     def dataset(self) -> DatasetSettings:
@@ -160,14 +171,29 @@ def _board(runs: Sequence[RunRow], selection: Selection) -> Leaderboard | None:
     if not done and all(run.status != "diverged" for run in runs):
         return None
     _check_same_images(done)
+    rows = rows_of(runs, {complete.run.fingerprint: complete for complete in done}, ranked_by, selection)
     return Leaderboard(
         fingerprint=protocol.fingerprint,
         protocol=protocol.content,
         selection="test" if protocol.content["dataset"]["validation"] == NO_IMAGES else selection,
         attacks=_attacks(attacks, done),
         ranked_by=ranked_by,
-        rows=rows_of(runs, {complete.run.fingerprint: complete for complete in done}, ranked_by, selection),
+        rows=rows,
         hardware=dict(Counter(device_of(complete.run)[1] for complete in done).most_common()),
+        bundles=_bundles(runs, rows),
+    )
+
+
+def _bundles(runs: Sequence[RunRow], rows: Sequence[Row]) -> tuple[IngestedBundle, ...]:
+    """Return the bundles that some of the runs came in, with their runs in the order of the rows."""
+    labels = {row_key(row): (number, row.label) for number, row in enumerate(rows)}
+    members: defaultdict[tuple[str, str | None], list[tuple[int, str, int]]] = defaultdict(list)
+    for run in runs:
+        if origin := run.environment.get("ingested"):
+            members[origin["bundle"], origin["origin"]].append((*labels[row_key(run)], run.seed))
+    return tuple(
+        IngestedBundle(*bundle, tuple((label, seed) for _, label, seed in sorted(ingested)))
+        for bundle, ingested in sorted(members.items(), key=lambda item: item[0][0])
     )
 
 

@@ -34,6 +34,7 @@ def notes(board: Leaderboard) -> list[str]:
         *_on_flags(board),
         *_on_variants(board),
         *_on_records(board),
+        *_on_bundles(board),
         "Time a seed: wall-clock time of training + evaluation, which includes tracking after every epoch. PFLOP a "
         "seed: work of training; a multiply-add counts as two. Memory: peak memory of a seed, of the GPU, or on a CPU "
         "of the process." + (f" Hardware: {_counted(board.hardware)}." if board.hardware else ""),
@@ -222,6 +223,19 @@ def _on_records(board: Leaderboard) -> list[str]:
     for rows, names in unknown.items():
         what = " or ".join([", ".join(names[:-1])] * (len(names) > 1) + names[-1:])
         notes.append(f"Older versions did not record {what}: unknown, and may differ, for {rows}.")
+    return notes
+
+
+def _on_bundles(board: Leaderboard) -> list[str]:
+    """Return which runs were not measured in this results folder, and where they come from."""
+    notes = []
+    for bundle in board.bundles:
+        origin = f", origin: {bundle.origin}" if bundle.origin else ""
+        seeds: defaultdict[str, list[str]] = defaultdict(list)
+        for label, seed in bundle.runs:
+            seeds[label].append(str(seed))
+        runs = "; ".join(f"{label} seed {', '.join(numbers)}" for label, numbers in seeds.items())
+        notes.append(f"Measured elsewhere and ingested from bundle {bundle.sha256[:12]}{origin}: {runs}.")
     return notes
 
 

@@ -137,10 +137,11 @@ class Checkpoints:
         """
         return _unpack(self._read(self.entries[name]))
 
-    def verify(self) -> None:
-        """Read every file that the index names. Raises DamagedFile as `load` does."""
+    def verify(self, *, missing_ok: bool = False) -> None:
+        """Read every file that the index names, with `missing_ok` those that are there; raises as `load`."""
         for entry in {entry.file: entry for entry in self.entries.values()}.values():
-            self._read(entry)
+            if not missing_ok or (self.folder / entry.file).exists():
+                self._read(entry)
 
     def _content(self) -> dict[str, Any]:
         return {
@@ -182,9 +183,12 @@ def load_latest_valid(folder: RunFolder) -> tuple[Checkpoints, DamagedFile | Non
 
 
 def load_verified(folder: RunFolder, index: str = INDEX) -> Checkpoints:
-    """Return the checkpoints of an index. Raises DamagedFile if one of their files or the curve is damaged."""
+    """Return the checkpoints of an index. Raises DamagedFile if one of their files or the curve is damaged.
+
+    A run that was ingested from a bundle has no weights.
+    """
     checkpoints = Checkpoints(folder.checkpoints, index)
-    checkpoints.verify()
+    checkpoints.verify(missing_ok=folder.origin() is not None)
     folder.committed_epochs(checkpoints.finished_epochs, checkpoints.curve_sha256)
     return checkpoints
 

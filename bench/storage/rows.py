@@ -70,7 +70,7 @@ def _run(folder: RunFolder, cell: dict[str, Any]) -> tuple[RunRow, list[dict[str
         reason=_printed(ending.get("reason")),
         diverged_in=ending.get("epoch"),
         classes=ending.get("classes"),
-        environment=cell["environment"],
+        environment=cell["environment"] | ({"ingested": origin} if (origin := folder.origin()) else {}),
         folder="/".join(folder.path.absolute().parts[-2:]),
         epochs=len(curve),
         **{

@@ -6,6 +6,7 @@
     outcomes/        one file per checkpoint and attack         (records)
     partial/         state of AutoAttack, while it runs         (records)
     incidents.json   what went wrong and was repaired, if anything (record)
+    origin.json      the bundle that the run came in, if any    (record)
     log.txt          output of the worker
     progress.json    current position, and heartbeat; may be lost
     done.json        last: finished, diverged or failed         (record)
@@ -36,14 +37,13 @@ from bench.utils.files import read_record, write_atomically, write_record
 CHECKPOINTS = ("best", "best_on_test", "last")
 """The checkpoints that are evaluated; `resume` is the fourth, there only while training is unfinished."""
 
+ORIGIN = "origin.json"
 ARCHIVED = ".aside-"  # in the name of an archived folder, before a number
-
 PROGRESS_SECONDS = 0.5  # between two updates of the progress file, at least
+INCIDENTS = 100  # kept for each run, the latest ones
 
 _NUMBERS = {"training": ("epoch", "epochs", "done", "of"), "evaluation": ("share",)}
 """The numbers of the progress file in each phase."""
-
-INCIDENTS = 100  # kept for each run, the latest ones
 
 
 class CellStatus(StrEnum):
@@ -149,6 +149,10 @@ class RunFolder:
                 next(path.iterdir(), None)
             elif not path.is_file() and path.exists():  # it may have been removed meanwhile
                 raise DamagedFile(f"{path} is neither a file nor a folder; remove it")
+
+    def origin(self) -> dict[str, Any] | None:
+        """Return the `bundle` (SHA-256) that a run was ingested from and its `origin` in words; None for others."""
+        return _read_if_there(self.path / ORIGIN)
 
     # --- identity ----------------------------------------------------------------------------------------------------
 
@@ -294,10 +298,8 @@ class RunFolder:
 
     def incidents(self) -> list[str]:
         """Return the recorded incidents, oldest first. Raises DamagedFile as `read_record` does."""
-        try:
-            return list(map(str, read_record(self._incidents)["incidents"]))
-        except FileNotFoundError:
-            return []
+        record = _read_if_there(self._incidents)
+        return [] if record is None else list(map(str, record["incidents"]))
 
     # --- status ------------------------------------------------------------------------------------------------------
 
@@ -307,10 +309,7 @@ class RunFolder:
 
     def result(self) -> dict[str, Any] | None:
         """Return the content of `done.json`, or None while there is none."""
-        try:
-            return read_record(self._done)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return _read_if_there(self._done)
 
     def reopen(self) -> None:
         """Remove `done.json` of a run that failed or diverged, so that it can resume."""
@@ -372,6 +371,13 @@ class RunFolder:
         except (OSError, ValueError, RecursionError, AttributeError, LookupError, TypeError):
             return {}
         return state if valid and 0 not in (state.get("of"), state.get("epochs")) else {}
+
+
+def _read_if_there(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_record(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def run_folders(results: Path) -> list[RunFolder]:

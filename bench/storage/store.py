@@ -185,6 +185,11 @@ class Store:
         if stored != (digest(folder.result()), cell.get("cell", {}).get("method", {}).get("label")):
             self.ingest(folder)
 
+    def result_digest(self, fingerprint: str) -> str | None:
+        """Return the digest of the result of a run that has ended, by its fingerprint; None for any other."""
+        with reported(self.engine), Session(self.engine) as session:
+            return session.scalar(select(RunRow.done_sha256).where(RunRow.fingerprint == fingerprint))
+
     # --- queries ---------------------------------------------------------------------------------------------------
 
     def runs(self, *, protocol: str | None = None, bits: bool = False) -> list[RunRow]:

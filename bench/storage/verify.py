@@ -102,7 +102,14 @@ def _bits(run: RunRow) -> dict[tuple[str, str], Any]:
 def folder_damage(folder: RunFolder) -> list[str]:
     """Return what is damaged or missing in a run folder, a sentence each. Reads every file, writes nothing."""
     problems = []
-    for read in (folder.refuse_links, folder.cell, folder.result, folder.incidents, lambda: load_verified(folder)):
+    for read in (
+        folder.refuse_links,
+        folder.cell,
+        folder.result,
+        folder.incidents,
+        folder.origin,
+        lambda: load_verified(folder),
+    ):
         try:
             read()
         except FileNotFoundError:  # no cell.json

@@ -58,10 +58,15 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
         sync_folder(path.parent)
 
 
-def write_record(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as readable JSON next to the SHA-256 of its canonical form."""
+def record_bytes(content: dict[str, Any]) -> bytes:
+    """Return `content` as readable JSON next to the SHA-256 of its canonical form."""
     record = {"sha256": fingerprint(content), "content": content}
-    write_atomically(path, (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    return (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_record(path: Path, content: dict[str, Any]) -> None:
+    """Write `record_bytes` of `content` atomically."""
+    write_atomically(path, record_bytes(content))
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from bench.attacks.evaluate import attack_identity
+from bench.attacks.identity import attack_key
 from bench.attacks.outcome import Outcome
 from bench.attacks.pgd import cross_entropy  # noqa: F401  (what a worker has loaded)
-from bench.execution.worker import Job, WorkerResult, attack_key
+from bench.execution.worker import Job, WorkerResult
 from bench.storage.checkpoints import Checkpoints
 from bench.utils.files import write_record
 

@@ -14,13 +14,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from bench.attacks.identity import attack_key
 from bench.attacks.outcome import Outcome
 from bench.config.attacks import STANDARD
 from bench.data.datasets.digits import digits
 from bench.errors import BenchError, DamagedFile
 from bench.execution import final_evaluation, worker
 from bench.execution.plan import Rerun, plan
-from bench.execution.worker import Job, WorkerLost, attack_key, execute, reuse_training
+from bench.execution.worker import Job, WorkerLost, execute, reuse_training
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
 from bench.reporting.leaderboard import leaderboards

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bench.reporting.leaderboard import Leaderboard
+from bench.reporting.leaderboard import IngestedBundle, Leaderboard
 from bench.reporting.published import PublishedComparison
 from bench.reporting.rows import Cost, Row
 from bench.reporting.statistics import CONFIDENCE
@@ -43,7 +43,13 @@ def _board(board: Leaderboard) -> dict[str, Any]:
         "rows": list(map(_row, board.rows)),
         "hardware": board.hardware,
         "published": None if board.published is None else list(map(_paper, board.published)),
+        **({"bundles": list(map(_bundle, board.bundles))} if board.bundles else {}),
     }
+
+
+def _bundle(bundle: IngestedBundle) -> dict[str, Any]:
+    runs = [{"label": label, "seed": seed} for label, seed in bundle.runs]
+    return {"sha256": bundle.sha256, "origin": bundle.origin, "runs": runs}
 
 
 def _row(row: Row) -> dict[str, Any]:
