@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from bench.attacks.autoattack import PASSES, BatchResult, Cascade, CascadeState, Elsewhere, Index
 from bench.attacks.masking import PROBED, GradientAttack, masking_signs
-from bench.attacks.outcome import Correct, Outcome
+from bench.attacks.outcome import Correct, Outcome, per_class
 from bench.attacks.pgd import cross_entropy, frozen_parameters, margin, pgd, random_start, train_mode
-from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean, FinalAttack, Joint, Threat
+from bench.config.attacks import CW, FGSM, PGD, Attack, AutoAttack, Clean, FinalAttack, Joint, Threat
+from bench.config.corruptions import Corruptions
 from bench.data.batches import to_float
 from bench.data.dataset import Images
 from bench.utils.cuda_graphs import Capture, capture_in_one_pool, capture_on, make_replay
@@ -36,9 +37,6 @@ EVALUATION_SEED = 0
 
 FixedAttack = Clean | FGSM | PGD | CW
 """The attacks that run every image through the same steps."""
-
-AttackOnImages = FixedAttack | AutoAttack
-"""The attacks that run the network; `joint` only combines their outcomes."""
 
 CorrectUnderAttack = Callable[[Tensor, Tensor], Tensor]
 """From the images and labels of a batch to which images are classified correctly under an attack: bool, [n]."""
@@ -161,6 +159,8 @@ def forward_passes(attack: FinalAttack) -> int:
     """Return the work of `attack` per image, in forward passes; an input gradient counts as one more."""
     if isinstance(attack, Joint):
         return 0
+    if isinstance(attack, Corruptions):
+        return len(attack.versions)
     if isinstance(attack, AutoAttack):
         return sum(PASSES[part] for part in attack.cascade)
     if isinstance(attack, PGD | CW):
@@ -168,13 +168,13 @@ def forward_passes(attack: FinalAttack) -> int:
     return 3 if isinstance(attack, FGSM) else 1
 
 
-def ball_of(attack: AttackOnImages, threat: Threat) -> Threat:
+def ball_of(attack: Attack, threat: Threat) -> Threat:
     """Return the ball of `attack`: its own, or the protocol's `threat`."""
     own: Threat | None = getattr(attack, "threat", None)
     return own or threat
 
 
-def attack_identity(attack: AttackOnImages, threat: Threat) -> dict[str, Any]:
+def attack_identity(attack: Attack, threat: Threat) -> dict[str, Any]:
     """Return everything that the outcome of `attack` depends on, besides weights and images."""
     identity: dict[str, Any] = {**attack.model_dump(mode="json", exclude_none=True), "precision": "fp32"}
     if not isinstance(attack, Clean):
@@ -202,7 +202,7 @@ def evaluate(
     model: nn.Module,
     weights_sha256: str,
     images: Images,
-    attack: AttackOnImages,
+    attack: Attack,
     threat: Threat,
     *,
     progress: ProgressCallback = no_progress,
@@ -247,35 +247,6 @@ def evaluate(
     return Outcome(identity, attack.title, weights_sha256, correct, seconds, detail)
 
 
-def joint_outcome(identity: dict[str, Any], outcomes: Sequence[Outcome], labels: Tensor) -> Outcome:
-    """Return the outcome of all attacks together, of one checkpoint: an image must be correct in each of `outcomes`.
-
-    It is of the images that all of them saw. Subsets are nested (`balanced_subset`), so these are those of the attack
-    that saw fewest. `labels`: int64, [n], of the whole test set.
-    """
-    started = time.monotonic()
-    shared = balanced_subset(labels, min(len(outcome.correct) for outcome in outcomes))
-    correct = np.ones(len(shared), bool)
-    for outcome in outcomes:
-        seen = balanced_subset(labels, len(outcome.correct))
-        correct &= outcome.correct[torch.searchsorted(seen, shared).numpy()]
-    detail = {"per_class": per_class(correct, labels[shared.to(labels.device)], labels)}
-    return Outcome(identity, Joint().title, outcomes[0].weights_sha256, correct, time.monotonic() - started, detail)
-
-
-def per_class(correct: Correct, labels: Tensor, all_labels: Tensor) -> list[list[int]]:
-    """Return for each class how many images are correct, and how many were attacked.
-
-    Args:
-        correct: bool, [n].
-        labels: int64, [n].
-        all_labels: int64, of the whole test set: a small subset may lack a class.
-    """
-    own, classes = labels.cpu().numpy(), int(all_labels.max()) + 1
-    counts = [np.bincount(part, minlength=classes).tolist() for part in (own[correct], own)]
-    return [list(pair) for pair in zip(*counts, strict=True)]
-
-
 BatchAttack = Callable[[str, Index], BatchResult]
 """From a part of AutoAttack and the indices of images to the result."""
 
@@ -300,7 +271,7 @@ def batch_attack(
     return attack_batch
 
 
-def _subset(images: Images, attack: AttackOnImages) -> Images:
+def _subset(images: Images, attack: Attack) -> Images:
     return images.take(balanced_subset(images.labels, getattr(attack, "images", None)).to(images.labels.device))
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.attacks.evaluate import AttackOnImages, attack_identity
-from bench.config.attacks import FinalAttack, Joint
+from bench.attacks.evaluate import attack_identity
+from bench.config.attacks import Attack, FinalAttack, Joint
 from bench.config.cell import Cell
+from bench.config.corruptions import Corruptions
+from bench.data.corruptions import SEED
 from bench.utils.files import fingerprint
 
-RESULTS = {"reduced_batch_size"}
+RESULTS = {"reduced_batch_size", "images_sha256"}
 """Keys of an outcome's identity that the evaluation adds."""
 
 
@@ -28,9 +30,18 @@ def outcome_identity(attack: FinalAttack, cell: Cell) -> dict[str, Any]:
     """Return what the outcome of an attack depends on, besides weights and images."""
     if isinstance(attack, Joint):
         return {"name": attack.name, "of": sorted(attack_key(other, cell) for other in joined_attacks(cell))}
+    if isinstance(attack, Corruptions):
+        return corruptions_identity(attack)
     return attack_identity(attack, cell.protocol.threat)
 
 
-def joined_attacks(cell: Cell) -> list[AttackOnImages]:
+def corruptions_identity(settings: Corruptions) -> dict[str, Any]:
+    """Return what the outcome depends on, besides weights and images; `versions`: the number for each image."""
+    stated = settings.model_dump(mode="json", exclude_none=True)
+    seed = {} if settings.path else {"seed": SEED}
+    return {**stated, **seed, "precision": "fp32", "versions": len(settings.versions)}
+
+
+def joined_attacks(cell: Cell) -> list[Attack]:
     """Return the attacks that `joint` combines."""
-    return [attack for attack in cell.protocol.evaluation.final if not isinstance(attack, Joint)]
+    return [attack for attack in cell.protocol.evaluation.final if isinstance(attack, Attack)]

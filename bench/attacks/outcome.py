@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+
+if TYPE_CHECKING:  # the store opens without torch
+    from torch import Tensor
 
 Correct: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 """bool, [n]: is the prediction correct for each image?"""
@@ -83,3 +86,16 @@ class Outcome:
         correct = PackedBits.from_text(record["correct"], record["count"]).unpack()
         fields = ("attack", "title", "weights_sha256", "seconds", "detail")
         return cls(correct=correct, **{name: record[name] for name in fields})
+
+
+def per_class(correct: Correct, labels: Tensor, all_labels: Tensor) -> list[list[int]]:
+    """Return for each class how many images are correct, and how many were attacked.
+
+    Args:
+        correct: bool, [n].
+        labels: int64, [n].
+        all_labels: int64, of the whole test set: a small subset may lack a class.
+    """
+    own, classes = labels.cpu().numpy(), int(all_labels.max()) + 1
+    counts = [np.bincount(part, minlength=classes).tolist() for part in (own[correct], own)]
+    return [list(pair) for pair in zip(*counts, strict=True)]

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from bench.config.base import BaseConfig, Number, named
+from bench.config.corruptions import Corruptions
 from bench.config.hyperparameters import AttackRegime
 from bench.errors import BenchError
 
@@ -224,7 +225,7 @@ class AutoAttack(_InBall):
 class Joint(BaseConfig):
     """All other final attacks together, from their stored results: an image is robust if it is correct under each.
 
-    On the images that all of them saw, the smallest of their subsets.
+    On the images that all of them saw, the smallest of their subsets. Corruptions are no attack.
     """
 
     name: Literal["joint"] = "joint"
@@ -234,6 +235,9 @@ class Joint(BaseConfig):
         return "Joint"
 
 
-_FinalAttack = Annotated[Clean | FGSM | PGD | CW | AutoAttack | Joint, Field(discriminator="name")]
-_FinalAttackInput = _FinalAttack | Literal["clean", "fgsm", "pgd", "cw", "autoattack", "joint"]
+Attack = Clean | FGSM | PGD | CW | AutoAttack
+"""What runs the network on the test images."""
+
+_FinalAttack = Annotated[Attack | Joint | Corruptions, Field(discriminator="name")]
+_FinalAttackInput = _FinalAttack | Literal["clean", "fgsm", "pgd", "cw", "autoattack", "joint", "corruptions"]
 FinalAttack = Annotated[_FinalAttack, BeforeValidator(named, json_schema_input_type=_FinalAttackInput)]

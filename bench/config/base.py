@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from typing import Annotated, Any
+from unicodedata import normalize
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from bench.errors import did_you_mean
@@ -96,6 +97,18 @@ Number = Annotated[float, BeforeValidator(parse_number, json_schema_input_type=f
 
 Indices = Annotated[str, BeforeValidator(parse_indices, json_schema_input_type=str)]
 """A set of indices from 0, written as ranges with both ends included: "0-3999" or "0-99,500-599"."""
+
+
+def _below_the_data_root(path: str) -> str:
+    if path.startswith("/") or ".." in path.split("/") or not path.strip("./"):
+        raise PydanticCustomError("path", "the path must stay below the data root: no '..' and no '/' in front")
+    if not path.isprintable() or path != path.strip():
+        raise PydanticCustomError("path", "the path must be printable, without spaces around it")
+    return normalize("NFC", path)
+
+
+DataPath = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_below_the_data_root)]
+"""A path below the data root, with / between names; in Unicode normal form C."""
 
 
 class BaseConfig(BaseModel):

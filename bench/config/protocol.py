@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
-from unicodedata import normalize
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
-from bench.config.attacks import PGD, AutoAttack, Clean, FinalAttack, Joint, NamedTrainingAttack, Threat, TrainingAttack
+from bench.config.attacks import (
+    PGD,
+    Attack,
+    AutoAttack,
+    Clean,
+    FinalAttack,
+    Joint,
+    NamedTrainingAttack,
+    Threat,
+    TrainingAttack,
+)
 from bench.config.augmentation import Augmentation, Mix
-from bench.config.base import BaseConfig, Indices, Number, named, parse_indices, ranges, unless
+from bench.config.base import BaseConfig, DataPath, Indices, Number, named, parse_indices, ranges, unless
 from bench.config.optimization import SGD, OptimizerSettings, Piecewise, ScheduleSettings
 from bench.errors import BenchError
 from bench.utils.files import fingerprint
@@ -55,15 +64,6 @@ class Subset(BaseConfig):
     test: Indices | None = None
 
 
-def _below_the_data_root(path: str) -> str:
-    if path.startswith("/") or ".." in path.split("/") or not path.strip("./"):
-        raise PydanticCustomError("path", "the path must stay below the data root: no '..' and no '/' in front")
-    if not path.isprintable() or path != path.strip():
-        raise PydanticCustomError("path", "the path must be printable, without spaces around it")
-    return normalize("NFC", path)
-
-
-DataPath = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_below_the_data_root)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -246,7 +246,7 @@ class Evaluation(BaseConfig):
     def _no_attack_twice(cls, final: tuple[FinalAttack, ...]) -> tuple[FinalAttack, ...]:
         if len(set(final)) < len(final):
             raise PydanticCustomError("final", "duplicate attack")
-        if Joint() in final and len(final) < 3:
+        if Joint() in final and sum(isinstance(attack, Attack) for attack in final) < 2:
             raise PydanticCustomError("final", "'joint' needs two other attacks or more")
         return final
 

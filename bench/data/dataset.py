@@ -293,7 +293,7 @@ class Dataset:
         if located.identity == ROWS:
             log.warning("%s: the indices of the images are %s", located.where, ROWS)
         files = located.state() if located.state else None  # before they are read: they may be replaced meanwhile
-        train, validation, test = (self._load(selection) for selection in self.select(located))
+        train, validation, test = (self.load(selection) for selection in self.select(located))
         return Splits(train, validation, test, files, located.digest)
 
     def select(self, located: Located) -> tuple[Selection, Selection, Selection]:
@@ -306,9 +306,9 @@ class Dataset:
         self.check_split()
         settings, subset = self.settings, self.settings.subset or Subset()
         shuffled = generator(settings.split_seed, "split")
-        pool = _positions(located.train.labels, subset.train, f"training images of {self.name}")
+        pool = positions(located.train.labels, subset.train, f"training images of {self.name}")
         if isinstance(settings.validation, str) and settings.held_out:
-            validation = _positions(located.train.labels, settings.validation, f"training images of {self.name}")
+            validation = positions(located.train.labels, settings.validation, f"training images of {self.name}")
             pool = pool[~torch.isin(pool, validation)]
             if located.test is None:
                 pool = pool[torch.randperm(len(pool), generator=shuffled)]
@@ -316,7 +316,7 @@ class Dataset:
             pool = pool[torch.randperm(len(pool), generator=shuffled)]
             validation, pool = pool[: settings.held_out], pool[settings.held_out :]
         if located.test is not None:
-            test = Selection(located.test, _positions(located.test.labels, subset.test, f"test images of {self.name}"))
+            test = Selection(located.test, positions(located.test.labels, subset.test, f"test images of {self.name}"))
         elif settings.files and settings.files.test:
             test = Selection(located.train, pool[: settings.files.test])
             pool = pool[settings.files.test :]
@@ -328,7 +328,7 @@ class Dataset:
             raise BenchError(f"no images of {self.name} remain to train on: all are held out")
         return Selection(located.train, pool), Selection(located.train, validation), test
 
-    def _load(self, selection: Selection) -> Images:
+    def load(self, selection: Selection) -> Images:
         """Return the images: loaded if small, streamed if large."""
         assert self.settings is not None
         reader, index = selection.split.reader, selection.index
@@ -374,7 +374,7 @@ def _count(official: int | None, subset: str | None, validation: int | str | Non
     return len(used)
 
 
-def _positions(labels: NDArray[np.int64], indices: str | None, what: str) -> Tensor:
+def positions(labels: NDArray[np.int64], indices: str | None, what: str) -> Tensor:
     """Return the official indices (all of them if None), int64, [k]; each must have its image."""
     if indices is None:
         index = torch.arange(len(labels))

@@ -14,11 +14,14 @@ import torch
 from torch import nn
 
 from bench.attacks.autoattack import BatchResult, CascadeState
-from bench.attacks.evaluate import evaluate, evaluated_images, forward_passes, joint_outcome
+from bench.attacks.combined import evaluate_corruptions, joint_outcome
+from bench.attacks.evaluate import evaluate, evaluated_images, forward_passes
 from bench.attacks.identity import attack_key, joined_attacks, outcome_identity
 from bench.attacks.outcome import Outcome
 from bench.config.attacks import AutoAttack, Joint
 from bench.config.cell import Cell
+from bench.config.corruptions import Corruptions
+from bench.data.corrupted import versions
 from bench.data.dataset import Dataset, Images
 from bench.errors import DamagedFile
 from bench.models.architecture import Network
@@ -47,11 +50,13 @@ def evaluate_checkpoints(
     device: torch.device,
     network: nn.Module | None = None,
     elsewhere: AutoAttackElsewhere | None = None,
+    data: Path | None = None,
 ) -> None:
     """Evaluate every checkpoint under every final attack, skipping outcomes that exist.
 
     Checkpoints with equal weights are evaluated once, and share one network. `network`: into which weights are loaded,
     if the cell's method does not build one. `elsewhere`: what runs the batches of AutoAttack, if not this process.
+    `data`: the data root, with published corrupted images.
     """
     checkpoints = Checkpoints(folder.checkpoints)
     names: dict[str, list[str]] = {}  # of the checkpoints with the same weights, by their SHA-256
@@ -68,24 +73,30 @@ def evaluate_checkpoints(
     for weights, equal in names.items():
         model: nn.Module | None = None
         for (key, attack), amount in zip(attacks, work, strict=True):
-            if (weights, key) not in records and isinstance(attack, Joint):
+            if (weights, key) in records:
+                pass
+            elif isinstance(attack, Joint):
                 combined = [
                     Outcome.from_record(records[weights, attack_key(one, cell)]) for one in joined_attacks(cell)
                 ]
                 records[weights, key] = joint_outcome(outcome_identity(attack, cell), combined, test.labels).to_record()
-            elif (weights, key) not in records:
-                assert not isinstance(attack, Joint)
+            else:
                 if model is None:
                     state = checkpoints.load(equal[0])
                     model = load_network(cell, dataset, state, device, network)
                     model.register_forward_pre_hook(lambda *_: folder.heartbeat())  # a batch of AutoAttack takes long
-                path = folder.partial / f"{weights[:16]}.{key}.json"
-                outcome = evaluate(
-                    model, weights, test, attack, cell.protocol.threat,
-                    progress=progress.start(equal[0], attack.title, done / total, amount / total),
-                    state=_read_state(path), commit=partial(_write_state, path), heartbeat=folder.heartbeat,
-                    elsewhere=elsewhere and partial(elsewhere, equal[0], cast("AutoAttack", attack)),
-                )  # fmt: skip
+                path, threat = folder.partial / f"{weights[:16]}.{key}.json", cell.protocol.threat
+                update = progress.start(equal[0], attack.title, done / total, amount / total)
+                if isinstance(attack, Corruptions):
+                    corrupted = versions(attack, dataset, test, data)
+                    outcome = evaluate_corruptions(model, weights, attack, corrupted, threat, update)
+                else:
+                    outcome = evaluate(
+                        model, weights, test, attack, threat,
+                        progress=update, state=_read_state(path), commit=partial(_write_state, path),
+                        heartbeat=folder.heartbeat,
+                        elsewhere=elsewhere and partial(elsewhere, equal[0], cast("AutoAttack", attack)),
+                    )  # fmt: skip
                 log.info("%s under %s: %.4f of %d", equal[0], attack.title, outcome.accuracy, len(outcome.correct))
                 records[weights, key] = outcome.to_record()
             done += amount

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from bench.config.cell import Cell
+from bench.config.corruptions import Corruptions
 from bench.config.protocol import Protocol
 from bench.config.suite import teachers_of
+from bench.data.corrupted import check_corruptions
 from bench.data.dataset import dataset_of
 from bench.data.extra import extra_images
 from bench.errors import BenchError, DamagedFile
@@ -189,11 +191,15 @@ def check_data(states: Sequence[CellState], root: Path | None) -> None:
     Files of a dataset that are not read are named in a warning.
 
     Raises:
-        NotFound, BenchError: as `Dataset.locate`, `Dataset.choose` and `extra_images` do.
+        NotFound, BenchError: as `Dataset.locate`, `Dataset.select`, `extra_images` and `check_corruptions` do.
     """
     protocols = {state.cell.protocol for state in states if state.action is not Action.SKIP}
     for protocol in protocols:
-        extra_images(protocol, dataset_of(protocol.dataset), root)
+        dataset = dataset_of(protocol.dataset)
+        extra_images(protocol, dataset, root)
+        for final in protocol.evaluation.final:
+            if isinstance(final, Corruptions):
+                check_corruptions(final, dataset, root)
     for settings in {protocol.dataset for protocol in protocols}:
         dataset = dataset_of(settings)
         located = dataset.locate(root)

@@ -178,7 +178,7 @@ def execute(job: Job) -> CellStatus:
             several = None
             if network is None and len(job.devices) > 1:
                 several = stack.enter_context(Devices(cell, job.results, job.devices, job.data, job.threads)).attack
-            evaluate_checkpoints(cell, dataset, splits.test.to(device), folder, device, network, several)
+            evaluate_checkpoints(cell, dataset, splits.test.to(device), folder, device, network, several, job.data)
         if isinstance(splits.test, ImageStream):  # it was read all the time, and must be what it was
             identify_data(cell, folder, dataset.splits(job.data))
     except Diverged as error:

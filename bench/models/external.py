@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bench import outside, registry
 from bench.config.attacks import AutoAttack, Clean, FinalAttack, Joint, Threat
 from bench.config.cell import ExternalModel
+from bench.config.corruptions import Corruptions
 from bench.config.protocol import Protocol, check_normalisation
 from bench.data.dataset import Dataset
 from bench.errors import BenchError, did_you_mean
@@ -314,7 +315,9 @@ def _check(network: nn.Module, source: str, dataset: Dataset, protocol: Protocol
 
 
 def _works_without_gradient(attack: FinalAttack) -> bool:
-    return isinstance(attack, Clean | Joint) or (isinstance(attack, AutoAttack) and set(attack.cascade) == {"square"})
+    return isinstance(attack, Clean | Joint | Corruptions) or (
+        isinstance(attack, AutoAttack) and set(attack.cascade) == {"square"}
+    )
 
 
 def _has_gradient(logits: Tensor, images: Tensor) -> bool:

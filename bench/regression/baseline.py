@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bench.attacks.outcome import Correct, PackedBits
+from bench.attacks.outcome import PackedBits
 from bench.config.suite import LoadedSuite
 from bench.errors import BenchError, DamagedFile, NotComparable, NothingMeasured
 from bench.reporting.rows import collapsed, complete_run, ranking
@@ -36,22 +37,29 @@ class Record(BaseModel):
 
 
 class AttackResult(Record):
-    """One checkpoint under one attack: `right` of `count` images are correct; `verdicts`: the text of `PackedBits`."""
+    """One checkpoint under one attack: `right` of `count` images are correct; `verdicts`: the text of `PackedBits`.
+
+    `versions`: of each image, under corruptions; each counts.
+    """
 
     attack: str
     count: int = Field(ge=1)
     right: int = Field(ge=0)
     verdicts: str
+    versions: int | None = Field(None, ge=2)
 
     @model_validator(mode="after")
     def _agree(self) -> AttackResult:
         if PackedBits.from_text(self.verdicts, self.count).total() != self.right:
             raise ValueError("'verdicts' does not have 'right' of 'count' bits set")
+        if self.count % (self.versions or 1):
+            raise ValueError("'count' is not a multiple of 'versions'")
         return self
 
-    def correct(self) -> Correct:
-        """Return whether each image is classified correctly: bool, [count]."""
-        return PackedBits.from_text(self.verdicts, self.count).unpack()
+    def correct(self) -> NDArray[Any]:
+        """Return whether each image is classified correctly (bool), or the share of its versions (float): [images]."""
+        bits = PackedBits.from_text(self.verdicts, self.count).unpack()
+        return bits.reshape(-1, self.versions).mean(1) if self.versions else bits
 
 
 class CheckpointResult(Record):
@@ -232,6 +240,7 @@ def _checkpoint(name: str, outcomes: Sequence[OutcomeRow], run: RunRow) -> Check
                 count=outcome.count,
                 right=outcome.right,
                 verdicts=outcome.bits.text,
+                versions=outcome.versions if outcome.versions > 1 else None,
             )
             for outcome in outcomes
         ),

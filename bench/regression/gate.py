@@ -34,7 +34,7 @@ from bench.errors import NotComparable, NothingMeasured
 from bench.regression.baseline import CHECKPOINTS, CheckpointResult, Row, SeedResult, Snapshot, check_same_images
 from bench.regression.evidence import least_spread, students_t
 from bench.reporting.comparison import differing_settings
-from bench.reporting.statistics import holm, mcnemar
+from bench.reporting.statistics import Floats, holm, mcnemar
 
 LEVEL = 0.01
 """Share of checks of unchanged code that may raise an alarm; also the level at which a figure counts as changed."""
@@ -337,7 +337,7 @@ def _images_test(finding: Change, row: Row, baseline: Row, checkpoint: str, atta
     if not same or len(both) < max(finding.seeds[1], 1):
         return finding
     now, before = _paired(both, checkpoint, attack)
-    balance = now.sum(0, dtype=np.int64) - before.sum(0, dtype=np.int64)
+    balance = now.sum(0, dtype=np.float64) - before.sum(0, dtype=np.float64)
     return replace(
         finding,
         baseline=float(before.mean()),
@@ -369,8 +369,10 @@ def _flips(row: Row, baseline: Row, name: str, checkpoint: str, attack: int, tol
     ]  # fmt: skip
 
 
-def _paired(both: dict[int, tuple[SeedResult, SeedResult]], checkpoint: str, attack: int) -> tuple[Correct, Correct]:
-    """Return whether the runs and the baseline are correct on the same images: bool, [n, m] each."""
+def _paired(
+    both: dict[int, tuple[SeedResult, SeedResult]], checkpoint: str, attack: int
+) -> tuple[Correct | Floats, Correct | Floats]:
+    """Return whether the runs and the baseline are correct on the same images, as `AttackResult.correct`: [n, m]."""
     now, before = (
         np.stack([_at(pair[side], checkpoint).judged[attack].correct() for pair in both.values()]) for side in (0, 1)
     )

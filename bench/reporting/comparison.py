@@ -240,7 +240,7 @@ def figures_under(title: str, attack: int, a: Sequence[CompleteRun], b: Sequence
     if len(counts) > 1:
         numbers = ", ".join(f"{count:,}" for count in sorted(counts))
         raise NotComparable(f"not comparable: under {title} they have different numbers of test images: {numbers}")
-    (images,) = counts
+    images = a[0].best[attack].images
     best_a, best_b = (correct([run.best[attack] for run in side]) for side in (a, b))
     last_a, last_b = (correct([run.last[attack] for run in side]) for side in (a, b))
     figures = []
@@ -260,7 +260,8 @@ def figures_under(title: str, attack: int, a: Sequence[CompleteRun], b: Sequence
         )
     if any(run.run.method == EVALUATED for run in (*a, *b)):
         return figures
-    gaps = best_a.astype(np.int8) - last_a.astype(np.int8), best_b.astype(np.int8) - last_b.astype(np.int8)
+    number = np.int8 if best_a.dtype == bool else np.float64
+    gaps = [np.subtract(best, last, dtype=number) for best, last in ((best_a, last_a), (best_b, last_b))]
     gap_a, gap_b = (float(gap.mean()) for gap in gaps)
     return [*figures, Figure(title, "gap", images, gap_a, gap_b, compare_gaps(*gaps))]
 

@@ -20,7 +20,7 @@ the defences that AutoAttack broke that it was "often by more than 10%".
 
 ENOUGH = 100  # images classified correctly, of which an attack should break some
 
-UNCHECKED = frozenset({"clean", "joint"})
+UNCHECKED = frozenset({"clean", "joint", "corruptions"})
 """What is no attack of its own, and has no flags."""
 
 ROUNDING = 1e-9  # of the difference of two shares

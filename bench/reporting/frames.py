@@ -61,6 +61,7 @@ OUTCOMES = RUN | {
     "attack_key": "string",
     "image": "int64",
     "correct": "bool",
+    "version": "string",
 }
 """Columns of `outcomes_frame`."""
 
@@ -79,8 +80,8 @@ CLASSES = RUN | {
 def results_frame(store: Store, suite: LoadedSuite | None = None) -> pd.DataFrame:
     """Return one row for each run, checkpoint and attack; `RESULTS` names the columns.
 
-    `accuracy` is `correct / images`. A run without a finished attack has no row. Costs are those of the whole run and
-    repeat on each of its rows; an unknown cost is NaN.
+    `accuracy` is `correct / images`; under corruptions every version of an image counts. A run without a finished
+    attack has no row. Costs are those of the whole run and repeat on each of its rows; an unknown cost is NaN.
 
     Args:
         store: an open database of runs.
@@ -128,7 +129,8 @@ def outcomes_frame(
 
     `image` is the position among the images that the attack was run on. The images and their order are equal for all
     runs of a protocol, so outcomes pair by `protocol`, `attack_key` and `image`. `correct` says whether the prediction
-    is right under the attack.
+    is right under the attack. Under corruptions an image has one row for each of its versions, and `version` names
+    corruption and severity ("gaussian_noise 3").
 
     Args:
         store: an open database of runs.
@@ -144,7 +146,10 @@ def outcomes_frame(
         for row, outcome in _outcomes(run):
             if checkpoint in (None, row.name) and attack in (None, outcome.title, outcome.key):
                 values = _run(run) | _attacked(row, outcome)
-                images = {"image": np.arange(outcome.count), "correct": outcome.bits.unpack()}
+                image = np.repeat(np.arange(outcome.images), outcome.versions)
+                names = [version["version"] for version in outcome.detail.get("versions", ())]
+                version = names * outcome.images or None
+                images = {"image": image, "correct": outcome.bits.unpack(), "version": version}
                 parts.append(pd.DataFrame(values | images).astype(OUTCOMES)[list(OUTCOMES)])
     return pd.concat(parts, ignore_index=True) if parts else _frame(OUTCOMES, ())
 

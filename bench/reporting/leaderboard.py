@@ -212,7 +212,7 @@ def _check_same_images(done: Sequence[CompleteRun]) -> None:
 
 def _attacks(settings: Sequence[dict[str, Any]], done: Sequence[CompleteRun]) -> tuple[Attack, ...]:
     titles = [done[0].best[index].title if done else setting["name"] for index, setting in enumerate(settings)]
-    images = [done[0].best[index].count if done else 0 for index in range(len(settings))]
+    images = [done[0].best[index].images if done else 0 for index in range(len(settings))]
     attacks = []
     for index, (title, setting) in enumerate(zip(disambiguate(titles, settings), settings, strict=True)):
         attacks.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from bench.config.corruptions import Corruptions
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.method_card import params_of_row
 from bench.reporting.rows import NEAR_ZERO, RECORDED, Row, SeedResult
@@ -57,8 +58,11 @@ def _on_selection(board: Leaderboard) -> str:
 
 def _on_images(board: Leaderboard) -> str:
     parts = []
-    for index, attack in enumerate(board.attacks):
+    settings = board.protocol["evaluation"]["final"]
+    for index, (attack, setting) in enumerate(zip(board.attacks, settings, strict=True)):
         part = f"{attack.title} {attack.images:,}"
+        if setting["name"] == "corruptions":
+            part += f" (the mean over {len(Corruptions.model_validate(setting).versions)} versions of each image)"
         means = [row.figures[index].best.mean for row in board.rows if row.figures]
         if attack.balanced_subset and means:
             error = max(binomial_error(mean, attack.images) for mean in means)

@@ -18,9 +18,11 @@ from bench.reporting.labels import differences, disambiguate
 from bench.reporting.statistics import (
     CONFIDENCE,
     Estimate,
+    Floats,
     Interval,
     binomial_error,
     estimate,
+    mean_interval,
     paired_interval,
     pairwise,
     rank_intervals,
@@ -44,7 +46,9 @@ REDUCED = "reduced_batch_size"
 RECORDED = {"code": "code", "kernels": "kernels in training"} | {f"data.{part}": words for part, words in DATA.items()}
 """What should be equal for all runs of a board: keys of a run's environment, each with its name in notes."""
 
-_UNSET = {"images": None, "restarts": None, "iterate": None, "attacks": list(STANDARD), "threat": None}
+_UNSET = {"images": None, "restarts": None, "iterate": None, "attacks": list(STANDARD), "threat": None} | dict.fromkeys(
+    ("severity", "path", "kinds")
+)
 """Defaults of settings that a protocol may omit; without them PGD would match PGD with five restarts."""
 
 
@@ -177,16 +181,21 @@ def row_key(of: Row | RunRow) -> str:
 def ranking(attacks: Sequence[Mapping[str, Any]]) -> int:
     """Return the index of the final attack that ranks: AutoAttack, or if there is none, the last.
 
-    `joint` and attacks with a threat of their own rank only if there are no others.
+    `joint`, corruptions, and attacks with a threat of their own rank only if there are no others.
     """
-    own = [index for index, attack in enumerate(attacks) if attack["name"] != "joint" and "threat" not in attack]
+    never = {"joint", "corruptions"}
+    own = [index for index, attack in enumerate(attacks) if attack["name"] not in never and "threat" not in attack]
     complete = [index for index in own if attacks[index]["name"] == "autoattack"]
     return complete[0] if complete else own[-1] if own else len(attacks) - 1
 
 
-def correct(outcomes: Sequence[OutcomeRow]) -> Correct:
-    """Return for several seeds and the same images whether the prediction is correct: bool, [n, m]."""
-    return np.stack([outcome.bits.unpack() for outcome in outcomes])
+def correct(outcomes: Sequence[OutcomeRow]) -> Correct | Floats:
+    """Return for several seeds and the same images whether the prediction is correct: bool, [n, m].
+
+    Under corruptions it is the share of an image's versions that are classified correctly: float, [n, m].
+    """
+    stacked: Correct | Floats = np.stack([outcome.per_image() for outcome in outcomes])
+    return stacked
 
 
 def variants(done: Sequence[CompleteRun], attack: int) -> list[str]:
@@ -219,7 +228,7 @@ def rows_of(
         [Counter(run.label for run in group).most_common(1)[0][0] for group in members],
         [{**group[0].params, "method": group[0].method, "version": group[0].version} for group in members],
     )
-    rows: list[tuple[Row, Correct | None]] = []
+    rows: list[tuple[Row, Correct | Floats | None]] = []
     for label, group in zip(labels, members, strict=True):
         complete = [done[run.fingerprint] for run in group if run.fingerprint in done]
         averaged = [run for run in complete if not collapsed(run.best[ranked_by], run.run)]
@@ -310,11 +319,18 @@ def _figures(seeds: Sequence[CompleteRun], attack: int) -> AttackSummary:
     over_images: list[Interval | None] = [None, None, None]
     if len(seeds) == 1:
         (before,), (after,) = best, last
-        over_images = [wilson_interval(outcome.right, outcome.count) for outcome in (before, after)]
+        over_images = [interval_of(outcome) for outcome in (before, after)]
         over_images.append(paired_interval(*correct([before, after])))
     values = [outcome.accuracy for outcome in best], [outcome.accuracy for outcome in last], gaps
     at_best, at_last, gap = map(estimate, values, over_images)
     return AttackSummary(at_best, at_last, None if seeds[0].run.method == EVALUATED else gap)
+
+
+def interval_of(outcome: OutcomeRow) -> Interval:
+    """Return the interval of one seed's accuracy over images."""
+    if outcome.versions > 1:
+        return mean_interval(outcome.per_image())
+    return wilson_interval(outcome.right, outcome.count)
 
 
 def _costs(runs: Sequence[RunRow]) -> tuple[Cost, ...]:
@@ -351,7 +367,7 @@ def device_of(run: RunRow) -> tuple[str, str]:
 # --- ranks -----------------------------------------------------------------------------------------------------------
 
 
-def _ranked(rows: Sequence[tuple[Row, Correct | None]], ranked_by: int, *, same_data: bool) -> tuple[Row, ...]:
+def _ranked(rows: Sequence[tuple[Row, Correct | Floats | None]], ranked_by: int, *, same_data: bool) -> tuple[Row, ...]:
     """Return the rows, best first, with their ranks; those without an averaged seed come last and have none.
 
     No row has a rank unless all were measured with the same data: a test pairs the results of each image.

@@ -95,14 +95,23 @@ def wilson_interval(right: int, count: int, confidence: float = CONFIDENCE) -> I
     return (max(0.0, (centre - reach) / (1 + z**2 / count)), min(1.0, (centre + reach) / (1 + z**2 / count)))
 
 
-def paired_interval(a: Correct, b: Correct, confidence: float = CONFIDENCE) -> Interval:
+def mean_interval(values: Correct | Floats, confidence: float = CONFIDENCE) -> Interval:
+    """Return the interval of the mean of one value for each image, [m]: mean +- z sd / sqrt(m)."""
+    mean = float(values.mean())
+    reach = float(special.ndtri((1 + confidence) / 2)) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return mean - reach, mean + reach
+
+
+def paired_interval(a: Correct | Floats, b: Correct | Floats, confidence: float = CONFIDENCE) -> Interval:
     """Return the interval of the difference of two accuracies on the same images, a - b; both bool, [m].
 
     If only `a` is correct on n10 images and only `b` on n01, the difference is d = (n10 - n01) / m and its variance
     (n10 + n01 - (n10 - n01)^2 / m) / m^2. Source: Agresti, Categorical data analysis, section on the comparison of
-    dependent proportions.
+    dependent proportions. Of shares of an image's versions, it is the interval of the mean of their differences.
     """
-    only_a, only_b, count = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
+    if a.dtype != bool:
+        return mean_interval(np.subtract(a, b), confidence)
+    only_a, only_b, count = int((a > b).sum()), int((b > a).sum()), len(a)
     difference = (only_a - only_b) / count
     variance = (only_a + only_b - (only_a - only_b) ** 2 / count) / count**2
     reach = float(special.ndtri((1 + confidence) / 2)) * math.sqrt(variance)
@@ -140,11 +149,14 @@ class Pairs:
     p: Floats
 
 
-def compare(a: Correct, b: Correct) -> Difference:
+def compare(a: Correct | Floats, b: Correct | Floats) -> Difference:
     """Return the difference a - b of two rows' mean accuracies; bool, [n, m] each.
 
     With one seed each: McNemar's exact test and the paired interval. Both cover images only, not what another seed
     would give. Otherwise Student's t over images and seeds; see `pairwise`.
+
+    Values may also be shares from 0 to 1, of each image's versions under corruptions. An image is then one unit, with
+    the normal distribution instead of McNemar's test for one seed each.
     """
     pairs = pairwise([a, b])
     if len(a) == len(b) == 1:
@@ -152,7 +164,7 @@ def compare(a: Correct, b: Correct) -> Difference:
     return _difference(pairs, "images and seeds")
 
 
-def compare_gaps(a: Gaps, b: Gaps) -> Difference:
+def compare_gaps(a: Gaps | Floats, b: Gaps | Floats) -> Difference:
     """Return the difference a - b of two rows' mean gaps, by Student's t over images and seeds.
 
     The variance is that of `pairwise` without the subtraction of E, so the test is conservative. With one seed each it
@@ -237,7 +249,7 @@ def _mcnemar(only_a: Floats, only_b: Floats) -> Floats:
     return p
 
 
-def pairwise(rows: Sequence[Correct]) -> Pairs:
+def pairwise(rows: Sequence[Correct | Floats]) -> Pairs:
     """Compare every row with every other one: bool, [n, m] each; n may differ between rows, the m images are the same.
 
     Two rows with one seed each: McNemar's exact test. Otherwise images and seeds are two crossed random factors: every
@@ -263,7 +275,7 @@ def pairwise(rows: Sequence[Correct]) -> Pairs:
         ValueError: the rows were evaluated on different numbers of images.
     """
     pairs = _student(rows, interaction=True)
-    single = [index for index, row in enumerate(rows) if len(row) == 1]
+    single = [index for index, row in enumerate(rows) if len(row) == 1 and row.dtype == bool]
     if single:
         only = np.concatenate([rows[index] for index in single]).astype(np.float64)
         only = only @ (1 - only).T  # [k, k]: images on which the first is correct and the second is not
@@ -271,10 +283,10 @@ def pairwise(rows: Sequence[Correct]) -> Pairs:
     return pairs
 
 
-def _student(rows: Sequence[Correct | Gaps], *, interaction: bool) -> Pairs:
+def _student(rows: Sequence[Correct | Gaps | Floats], *, interaction: bool) -> Pairs:
     """Return the pairs of `pairwise` by Student's t; without `interaction`, E is taken to be 0.
 
-    Values are integers from -1 to 1.
+    Values are from -1 to 1.
     """
     if len({row.shape[1] for row in rows}) > 1:
         raise ValueError("rows that were evaluated on different images cannot be compared")
@@ -282,7 +294,8 @@ def _student(rows: Sequence[Correct | Gaps], *, interaction: bool) -> Pairs:
         return Pairs(*(np.zeros((0, 0)) for _ in range(4)))
     seeds = np.array([len(row) for row in rows])
     images = rows[0].shape[1]
-    exact = np.float32 if images * int(seeds.max()) ** 2 <= EXACT_FLOAT32 else np.float64
+    whole = all(row.dtype.kind in "bi" for row in rows)
+    exact = np.float32 if whole and images * int(seeds.max()) ** 2 <= EXACT_FLOAT32 else np.float64
     counts = np.stack([row.sum(0, dtype=exact) for row in rows])  # over seeds, of each image
     both = (counts @ counts.T).astype(np.float64)
     total = counts.sum(1, dtype=np.float64)
@@ -294,7 +307,7 @@ def _student(rows: Sequence[Correct | Gaps], *, interaction: bool) -> Pairs:
     squares = own[a] + own[b] - 2 * both[a, b] / (seeds[a] * seeds[b]) - images * mean**2
     over_images = np.maximum(squares, 0.0) / max(images - 1, 1) / images
 
-    spread, peculiar = _over_seeds(rows, total - seeds * own)
+    spread, peculiar = _over_seeds(rows, np.array([float((row * row).sum()) for row in rows]) - seeds * own)
     if not interaction:
         peculiar[:] = 0
     single = seeds == 1
@@ -316,7 +329,7 @@ def _student(rows: Sequence[Correct | Gaps], *, interaction: bool) -> Pairs:
     return Pairs(_square(mean, -mean), _square(error, error), _square(freedom, freedom), _square(p, p, diagonal=1.0))
 
 
-def _over_seeds(rows: Sequence[Correct | Gaps], within: Floats) -> tuple[Floats, Floats]:
+def _over_seeds(rows: Sequence[Correct | Gaps | Floats], within: Floats) -> tuple[Floats, Floats]:
     """Return, for each row, the variance over seeds of their means, and MS / m of `pairwise`: [k] each.
 
     `within`: [k], the sum over images of the squared deviations of a row's values from their mean over seeds. Rows with

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from numpy.typing import NDArray
 from sqlalchemy import JSON, BigInteger, Double, ForeignKey, ForeignKeyConstraint, LargeBinary, MetaData, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, attribute_keyed_dict, mapped_column, relationship
 
@@ -119,7 +120,10 @@ class CheckpointRow(Base):
 
 
 class OutcomeRow(Base):
-    """One checkpoint under one attack: `right` of `count` images; `correct`: the data of `PackedBits`."""
+    """One checkpoint under one attack: `right` of `count` images; `correct`: the data of `PackedBits`.
+
+    Under corruptions every image counts once for each of its versions, which follow one another.
+    """
 
     __tablename__ = "outcome"
     __table_args__ = (
@@ -130,7 +134,7 @@ class OutcomeRow(Base):
     checkpoint: Mapped[str] = mapped_column(String(20), primary_key=True)
     key: Mapped[str] = mapped_column(String(100), primary_key=True)
     attack: Mapped[str] = mapped_column(String(20))
-    """clean, fgsm, pgd, cw or autoattack."""
+    """clean, fgsm, pgd, cw, autoattack, joint or corruptions."""
     title: Mapped[str] = mapped_column(Text)
     identity: Mapped[dict[str, Any]] = mapped_column(JSON)
     count: Mapped[int]
@@ -144,3 +148,18 @@ class OutcomeRow(Base):
     def bits(self) -> PackedBits:
         """Which images are classified correctly, if they were loaded."""
         return PackedBits(self.correct, self.count)
+
+    @property
+    def versions(self) -> int:
+        """The number of versions of each image; more than one under corruptions."""
+        return int(self.identity.get("versions", 1))
+
+    @property
+    def images(self) -> int:
+        """The number of images; `count` counts each version of them."""
+        return self.count // self.versions
+
+    def per_image(self) -> NDArray[Any]:
+        """Return whether each image is classified correctly (bool), or the share of its versions (float): [images]."""
+        bits = self.bits.unpack()
+        return bits if self.versions == 1 else bits.reshape(-1, self.versions).mean(1)

@@ -277,15 +277,20 @@ def _described(run: RunRow) -> dict[str, Any]:
         "checkpoints": [_columns(row, "run") for row in checkpoints],
         "attacks": {outcome.key: outcome.identity for outcome in outcomes},
         "outcomes": [
-            {**_columns(outcome, "run", "attack", "identity", "correct"), "detail": _without_classes(outcome.detail)}
+            {**_columns(outcome, "run", "attack", "identity", "correct"), "detail": _without_tables(outcome.detail)}
             for outcome in outcomes
         ],
         "per_class": _per_class(outcomes),
+        "corruptions": [
+            {"checkpoint": outcome.checkpoint, "key": outcome.key, **version}
+            for outcome in outcomes
+            for version in outcome.detail.get("versions", ())
+        ],
     }
 
 
-def _without_classes(detail: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in detail.items() if key != "per_class"}
+def _without_tables(detail: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in detail.items() if key not in {"per_class", "versions"}}
 
 
 def _per_class(outcomes: Sequence[OutcomeRow]) -> list[dict[str, Any]]:

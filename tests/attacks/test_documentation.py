@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -10,12 +11,13 @@ import yaml
 from bench.attacks import masking
 from bench.attacks.autoattack import PASSES, SQUARE_GAIN
 from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean, Joint
+from bench.config.corruptions import BENCHMARK, COMPUTED, Corruptions, Read
 from bench.config.protocol import Evaluation
 from bench.reporting.flags import FAR_ABOVE
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "attacks.md").read_text(encoding="utf-8")
-ATTACKS = [Clean, FGSM, PGD, CW, AutoAttack, Joint]
+ATTACKS = [Clean, FGSM, PGD, CW, AutoAttack, Joint, Corruptions]
 
 
 def stated() -> dict[str, dict[str, str]]:
@@ -42,11 +44,17 @@ def test_every_setting_is_described(attack):
 
 
 def test_the_example_is_valid_and_the_default_is_the_default():
-    (example,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    example, corruptions = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    assert len(Evaluation.model_validate(yaml.safe_load(corruptions)["evaluation"]).final) == 4
     final = Evaluation.model_validate(yaml.safe_load(example)["evaluation"]).final
     assert {attack.name for attack in final} == {attack().name for attack in ATTACKS}
     default = re.search(r"Default: `\[(.*?)\]`", TEXT)[1].split(", ")
     assert [attack.name for attack in Evaluation().final] == default
+
+
+def test_every_corruption_is_named():
+    named = set(re.findall(r"`(\w+)`", TEXT.partition("## Natural corruptions")[2].partition("\n## ")[0]))
+    assert set(COMPUTED) | set(get_args(Read)) | set(BENCHMARK) <= named
 
 
 def test_the_numbers_are_those_of_the_code():

@@ -6,13 +6,13 @@ import torch
 from pydantic import ValidationError
 
 from bench.attacks import evaluate as evaluation
+from bench.attacks.combined import joint_outcome
 from bench.attacks.evaluate import (
     attack_identity,
     balanced_subset,
     correct_under,
     evaluate,
     forward_passes,
-    joint_outcome,
 )
 from bench.attacks.outcome import Outcome
 from bench.attacks.pgd import margin, pgd, random_start

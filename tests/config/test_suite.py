@@ -175,6 +175,14 @@ WRONG = {
         "{name: pgd, steps: five}": "11: evaluation.final.1.steps: must be a whole number (got 'five')",
         "clean": "11: evaluation.final: duplicate attack",
         "joint": "11: evaluation.final: 'joint' needs two other attacks or more",
+        "{name: corruptions, severity: 6}": "11: evaluation.final.1.severity: must be at most 5 (got 6)",
+        "{name: corruptions, kinds: [fog]}": (
+            "11: evaluation.final.1: 'fog' is not computed; give the 'path' of published images, or leave it out"
+        ),
+        "{name: corruptions, path: x, kinds: [fog, fog]}": "11: evaluation.final.1: duplicate corruption",
+        "{name: corruptions, path: ../x}": (
+            "11: evaluation.final.1.path: the path must stay below the data root: no '..' and no '/' in front"
+        ),
         "{name: pgd, threat: {norm: l3, eps: 1}}": (
             "11: evaluation.final.1.threat.norm: must be 'linf' or 'l2' (got 'l3')"
         ),
@@ -442,6 +450,9 @@ CHANGES = {
     "evaluation.final.1.iterate": "worst",
     "evaluation.final.1.name": "cw",
     "evaluation.final.1.threat": {"norm": "l2", "eps": 0.5},
+    "evaluation.final    ": ["clean", "pgd", "autoattack", {"name": "corruptions", "severity": 3}],
+    "evaluation.final     ": ["clean", "pgd", "autoattack", {"name": "corruptions", "path": "CIFAR-10-C"}],
+    "evaluation.final      ": ["clean", "pgd", "autoattack", {"name": "corruptions", "kinds": ["contrast"]}],
     "evaluation.final   ": ["clean", "pgd", "autoattack", "joint"],
     "evaluation.final.2.images": 100,
     "evaluation.final.2.batch_size": 249,
@@ -490,7 +501,8 @@ def test_every_setting_of_the_protocol_changes_the_fingerprint():
     prints = {path: changed(path).fingerprint for path in CHANGES}
     assert len({base.fingerprint, *prints.values()}) == len(CHANGES) + 1
     known = {key for group in Protocol.model_json_schema()["$defs"].values() for key in group["properties"]}
-    untested = known - {path.strip().rpartition(".")[2] for path in CHANGES} - {"name", "attack", "optimizer", "track"}
+    whole = {"name", "attack", "optimizer", "track", "severity", "path", "kinds"}  # the last ones within a list
+    untested = known - {path.strip().rpartition(".")[2] for path in CHANGES} - whole
     assert not untested, f"add to CHANGES: {untested}"
 
 

@@ -99,6 +99,13 @@ def test_images_that_are_asked_for_and_are_not_there_fail_before_anything_starts
     check_data(plan(small, tmp_path / "results"), None)
 
 
+def test_corrupted_images_are_looked_for_before_anything_starts(load, tmp_path):
+    published = load({"[clean,": "[clean, {name: corruptions, path: CIFAR-10-C},"}).cells
+    with pytest.raises(NotFound, match="CIFAR-10-C does not exist; unpack the published archive there"):
+        check_data(plan(published, tmp_path / "results"), tmp_path)
+    check_data(plan(load({"[clean,": "[clean, corruptions,"}).cells, tmp_path / "results"), tmp_path)
+
+
 def test_other_initial_weights_are_another_cell(load, tmp_path):
     network = build_network(small_cnn, digits, seed=1)
     fingerprints = set()

@@ -24,7 +24,9 @@ from bench.execution.plan import Rerun, plan
 from bench.execution.worker import Job, WorkerLost, execute, reuse_training
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
+from bench.reporting.frames import outcomes_frame
 from bench.reporting.leaderboard import leaderboards
+from bench.reporting.notes import notes
 from bench.storage import run_folder
 from bench.storage.checkpoints import Checkpoints
 from bench.storage.run_folder import RunFolder
@@ -85,26 +87,41 @@ def test_nothing_is_done_twice(cell, finished, tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in finished.outcomes.iterdir()} == before
 
 
-def test_joint_comes_from_stored_outcomes(load, copy_of_results, monkeypatch):
+def test_joint_comes_from_stored_outcomes_and_corruptions_are_a_column(load, copy_of_results, monkeypatch):
     """Nothing but the new attack is run, and `joint` may stand before what it combines."""
     judged = []
     real = final_evaluation.evaluate
     monkeypatch.setattr(final_evaluation, "evaluate", lambda *a, **k: judged.append(a[3].title) or real(*a, **k))
-    more = load({"[clean,": "[joint, clean, {name: fgsm, images: 100, threat: {norm: l2, eps: 0.3}},"}).cells[0]
+    corrupted = "{name: corruptions, severity: 5, kinds: [contrast, impulse_noise]}"
+    new = "{name: fgsm, images: 100, threat: {norm: l2, eps: 0.3}}"
+    more = load({"[clean,": f"[joint, {corrupted}, clean, {new},"}).cells[0]
     assert execute(job_of(more, copy_of_results)) == "finished"
     assert set(judged) == {"FGSM (L2 0.3)"}
     folder = RunFolder.of(more, copy_of_results)
     last = {key.partition("-")[0]: record for (name, key), record in folder.read_outcomes().items() if name == "last"}
-    assert set(last) == {"joint", "clean", "fgsm", "pgd"}
+    assert set(last) == {"joint", "corruptions", "clean", "fgsm", "pgd"}
     assert last["joint"]["count"] == 100
     assert last["joint"]["right"] <= min(last["fgsm"]["right"], last["pgd"]["right"])
     assert sum(right for right, _ in last["joint"]["detail"]["per_class"]) == last["joint"]["right"]
+    assert (last["corruptions"]["count"], last["clean"]["count"]) == (1000, 500)
     with Store.of(copy_of_results) as store:
         store.ingest(folder)
-        (board,) = [board for board in leaderboards(store) if len(board.attacks) == 4]
-        shown = store.show_run(folder.path.name)
-    assert [attack.title for attack in board.attacks] == ["Joint", "Clean", "FGSM (L2 0.3)", "PGD-3"]
-    assert (board.attacks[0].balanced_subset, board.ranked_by) == (True, 3)
+        (board,) = [board for board in leaderboards(store) if len(board.attacks) == 5]
+        shown, outcomes = store.show_run(folder.path.name), outcomes_frame(store, checkpoint="last")
+    titles = ["Joint", "Corruptions (severity 5)", "Clean", "FGSM (L2 0.3)", "PGD-3"]
+    assert [attack.title for attack in board.attacks] == titles
+    assert (board.attacks[0].balanced_subset, board.attacks[1].images, board.ranked_by) == (True, 500, 4)
+    corrupted = outcomes[outcomes.attack == titles[1]]
+    assert "Corruptions (severity 5) 500 (the mean over 2 versions of each image)" in notes(board)[1]
+    assert corrupted.groupby("image").size().to_list() == 500 * [2]
+    of_version = [row for row in shown["corruptions"] if row["checkpoint"] == "last"]
+    assert [row["version"] for row in of_version] == ["contrast 5", "impulse_noise 5"]
+    assert corrupted.groupby("version").correct.mean().to_list() == [row["accuracy"] for row in of_version]
+    assert all(0.1 < row["accuracy"] < last["clean"]["right"] / 500 for row in of_version)
+    figure = board.rows[0].figures[1].last
+    shares = corrupted.groupby("image").correct.mean()
+    reach = 1.959964 * shares.std() / 500**0.5
+    assert figure.interval == pytest.approx((shares.mean() - reach, shares.mean() + reach))
     assert len(shown["per_class"]) == 10
     key = next(key for (name, key) in folder.read_outcomes() if (name, key[:5]) == ("last", "joint"))
     assert shown["per_class"][3][f"last.{key}"] == last["joint"]["detail"]["per_class"][3][0] / 10

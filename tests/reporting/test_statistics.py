@@ -247,3 +247,29 @@ def test_rank_intervals_go_by_accuracy_not_by_place():
     assert rank_intervals(pairwise(rows)) == [(3, 3), (1, 1), (2, 2)]
     assert rank_intervals(pairwise(rows[:1])) == [(1, 1)]
     assert rank_intervals(pairwise([])) == []
+
+
+# --- shares of an image's versions ------------------------------------------------------------------------------------
+
+
+def test_versions_of_an_image_are_one_unit():
+    """Copies of every image, which agree, add no information; as independent images they would."""
+    random = np.random.default_rng(0)
+    once = [random.random((3, 400)) < share for share in (0.6, 0.55)]
+    as_shares = [seeds.astype(float) for seeds in once]
+    assert compare(*as_shares) == compare(*once)
+    repeated = [np.repeat(seeds, 10, axis=1) for seeds in once]
+    assert compare(*repeated).p < compare(*once).p
+    pooled = [seeds.reshape(3, -1, 4).mean(2) for seeds in once]
+    assert compare(*pooled).mean == pytest.approx(compare(*once).mean)
+
+
+def test_one_seed_each_is_compared_by_the_mean_difference():
+    random = np.random.default_rng(1)
+    a, b = (random.integers(0, 5, (1, 300)) / 4 for _ in range(2))
+    difference = compare(a, b)
+    apart = (a - b)[0]
+    error = apart.std(ddof=1) / 300**0.5
+    assert difference.covers == "images"
+    assert difference.interval == pytest.approx((apart.mean() - 1.959964 * error, apart.mean() + 1.959964 * error))
+    assert difference.p == pytest.approx(2 * stats.norm.sf(abs(apart.mean()) / error), rel=1e-3)
