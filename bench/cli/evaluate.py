@@ -42,7 +42,9 @@ def complete_normalisation(incomplete: str) -> list[str]:
 def evaluate(
     network: Annotated[
         str,
-        typer.Argument(help="A weights file, robustbench:<threat>/<name>, or <file>.py:<factory>, which is executed."),
+        typer.Argument(
+            help="A weights file, a hub folder, robustbench:<threat>/<name>, or <file>.py:<factory>, which is executed."
+        ),
     ],
     suite: Annotated[
         str,

@@ -1,19 +1,21 @@
-"""`bench export`: write a run in the format of another benchmark."""
+"""`bench export`: write a run in the format of another program."""
 
 from __future__ import annotations
 
 import json
 import sys
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bench.cli.options import Output, Results, StoreURL
-from bench.cli.output import write_output
+from bench.cli.options import Data, Json, Output, Results, StoreURL
+from bench.cli.output import print_json, write_output
+from bench.export.formats import WeightsFormat
 
-app = typer.Typer(help="Write a run in another benchmark's format.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Write a run in another program's format.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def complete_run(incomplete: str) -> list[str]:
@@ -34,17 +36,52 @@ def complete_checkpoint(incomplete: str) -> list[str]:
 
 @app.callback()
 def _export() -> None:
-    """Write a run in another benchmark's format."""
+    """Write a run in another program's format."""
+
+
+Run = Annotated[
+    str, typer.Argument(help="The beginning of a run's folder name or fingerprint.", autocompletion=complete_run)
+]
+Checkpoint = Annotated[
+    str | None, typer.Option("--checkpoint", help="best, best_on_test or last.", autocompletion=complete_checkpoint)
+]
+
+
+@app.command("weights")
+def weights(
+    run: Run,
+    format: Annotated[WeightsFormat, typer.Option("--format", help="Format of the network; hub is a folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New file, or for hub new folder.")],
+    checkpoint: Checkpoint = None,
+    results: Results = Path("results"),
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Write the trained network of a run.
+
+    The network takes pixels in [0, 1] and normalises them itself. It is read back, and its logits on test images are
+    compared with those of the run's network, before the command succeeds.
+    """
+    from rich.console import Console
+
+    from bench.export.weights import export_weights
+
+    with Console(stderr=True, quiet=json).status("writing and comparing logits"):
+        written = export_weights(run, format, output, checkpoint=checkpoint, results=results, data=data)
+    if json:
+        print_json({**asdict(written), "path": str(written.path)})
+        return
+    same = f"equal on {written.images} test images"
+    if written.difference:
+        same = f"within {written.difference:.1g} on {written.images} test images"
+    what = f"{written.checkpoint} of {written.run} as {written.format}"
+    print(f"bench: {what}: {written.path}; logits {same}", file=sys.stderr)
 
 
 @app.command("robustbench")
 def robustbench(
-    run: Annotated[
-        str, typer.Argument(help="The beginning of a run's folder name or fingerprint.", autocompletion=complete_run)
-    ],
-    checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", help="best, best_on_test or last.", autocompletion=complete_checkpoint)
-    ] = None,
+    run: Run,
+    checkpoint: Checkpoint = None,
     title: Annotated[str | None, typer.Option("--title", help="Title of the paper.")] = None,
     authors: Annotated[str | None, typer.Option("--authors", help="Authors, comma-separated.")] = None,
     venue: Annotated[str | None, typer.Option("--venue", help='Venue, such as "NeurIPS 2019".')] = None,

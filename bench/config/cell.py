@@ -35,7 +35,7 @@ class ExternalModel(BaseConfig):
     """A network trained elsewhere: where it is, and what must be known to build it."""
 
     source: str
-    """A weights file, `robustbench:<threat>/<name>`, or `<file>.py:<factory>`."""
+    """A weights file, a hub folder, `robustbench:<threat>/<name>`, or `<file>.py:<factory>`."""
     model: Name | None = None
     """Architecture of a weights file."""
     normalisation: str | None = None

@@ -1,4 +1,4 @@
-"""External models: from a weights file, from RobustBench's zoo, or from a factory in a Python file."""
+"""External models: a weights file, a hub folder, a network of RobustBench's zoo, or a factory in a Python file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from bench.config.protocol import Protocol, check_normalisation
 from bench.data.dataset import Dataset
 from bench.errors import BenchError, did_you_mean
 from bench.models.architecture import Network, build_network
+from bench.models.description import WEIGHTS, NetworkDescription, load_hub_folder, plain_floats, read_description
 from bench.models.robustbench_zoo import load_from_zoo, zoo_files
 from bench.models.state_dict import load_weights
 from bench.utils.files import file_sha256, fingerprint
@@ -39,8 +39,8 @@ class LoadedModel:
     """An external model on the CPU, in eval mode: float [n, channels, height, width] in [0, 1] -> logits.
 
     `params` identifies it: `model` and `weights_sha256`; `mean` and `std` if images are normalised first; `prefix` if
-    one was named; for a factory also `code_sha256`, of its file and all that this imports from outside, `data_sha256`,
-    of the files that it reads, and `outputs_sha256`, of its rounded outputs.
+    one was named; `activation` if it replaces ReLU; for a factory also `code_sha256`, of its file and all that this
+    imports from outside, `data_sha256`, of the files that it reads, and `outputs_sha256`, of its rounded outputs.
     `outputs`: its first logits on fixed images.
     """
 
@@ -74,7 +74,8 @@ def load_external(
             they have no gradient though an attack needs it.
     """
     zoo, factory = _ZOO.fullmatch(where.source), _FACTORY.fullmatch(where.source)
-    if (zoo or factory) and (where.model or where.normalisation or where.prefix is not None):
+    hub = not zoo and Path(where.source).is_dir()
+    if (zoo or factory or hub) and (where.model or where.normalisation or where.prefix is not None):
         raise BenchError(
             f"{where.source}: --model, --normalisation and --prefix are for weights files; this network takes images "
             "in [0, 1]"
@@ -84,6 +85,8 @@ def load_external(
             loaded = _from_zoo(zoo[1] or "", zoo[2], Path(where.model_dir), dataset, protocol.threat)
         elif factory:
             loaded = _from_factory(Path(factory[1]), factory[2] or "")
+        elif hub:
+            loaded = _from_hub_folder(Path(where.source))
         else:
             loaded = _from_weights(where, where.model or protocol.model, dataset)
         with outside.running(where.source):
@@ -98,6 +101,21 @@ def load_external(
             if digest := outside.read_digest():
                 loaded.params["data_sha256"] = digest
     return loaded
+
+
+def external_description(params: Mapping[str, Any], dataset: Dataset) -> NetworkDescription | None:
+    """Return the description of an external model with these parameters, None for the zoo's and those of factories."""
+    if "code_sha256" in params or _ZOO.fullmatch(params["model"]):
+        return None
+    channels = dataset.shape[0]
+    return NetworkDescription(
+        architecture=params["model"],
+        activation=params.get("activation"),
+        classes=dataset.classes,
+        shape=dataset.shape,
+        mean=params.get("mean", (0.0,) * channels),
+        std=params.get("std", (1.0,) * channels),
+    )
 
 
 def same_network(loaded: LoadedModel, params: Mapping[str, Any], outputs: Sequence[float]) -> bool:
@@ -126,7 +144,7 @@ def _from_weights(where: ExternalModel, model: str, dataset: Dataset) -> LoadedM
         network = Network(network.body, *stated)
     digest = file_sha256(path)
     if load_weights(network, path, where.prefix):
-        recorded = _floats(network.mean), _floats(network.std)
+        recorded = plain_floats(network.mean), plain_floats(network.std)
         if stated is not None and tuple(map(tuple, stated)) != recorded:
             raise BenchError(f"weights {path}: the file states another normalisation; remove --normalisation")
         stated = recorded
@@ -135,12 +153,23 @@ def _from_weights(where: ExternalModel, model: str, dataset: Dataset) -> LoadedM
             f"weights {path}: state the normalisation of training: --normalisation none, dataset, or "
             '"m,m,m/s,s,s" (means / standard deviations of the channels)'
         )
-    mean, std = stated
+    named = {} if where.prefix is None else {"prefix": where.prefix}
+    params = {"model": model, **_normalised(*stated), **named, "weights_sha256": digest}
+    return LoadedModel(Network(network.body, *stated), params)
+
+
+def _normalised(mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    """Return the normalisation as parameters; none if it changes no image."""
     plain = all(value == 0 for value in mean) and all(value == 1 for value in std)
-    named: dict[str, Any] = {} if plain else {"mean": list(mean), "std": list(std)}
-    if where.prefix is not None:
-        named["prefix"] = where.prefix
-    return LoadedModel(Network(network.body, mean, std), {"model": model, **named, "weights_sha256": digest})
+    return {} if plain else {"mean": list(mean), "std": list(std)}
+
+
+def _from_hub_folder(folder: Path) -> LoadedModel:
+    described, network = read_description(folder), load_hub_folder(folder)
+    params = {"model": described.architecture, **_normalised(plain_floats(network.mean), plain_floats(network.std))}
+    if described.activation is not None:
+        params["activation"] = described.activation
+    return LoadedModel(network, params | {"weights_sha256": file_sha256(folder / WEIGHTS)})
 
 
 def parse_normalisation(text: str, dataset: Dataset) -> Normalisation:
@@ -171,11 +200,6 @@ def parse_normalisation(text: str, dataset: Dataset) -> Normalisation:
     except BenchError as error:
         raise BenchError(f"--normalisation '{text:.60}': {error}") from None
     return mean, std
-
-
-def _floats(values: Tensor) -> tuple[float, ...]:
-    """Return fp32 values as their shortest decimals: 0.4914, not 0.4914000034332275."""
-    return tuple(float(str(np.float32(value))) for value in values.flatten().tolist())
 
 
 def _hint(source: str) -> str:

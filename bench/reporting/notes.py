@@ -147,6 +147,8 @@ def _network(row: Row) -> str:
         mean, std = (", ".join(f"{value:g}" for value in how[key]) for key in ("mean", "std"))
         normalised = f"normalised by mean {mean} and standard deviation {std}"
     parts = [str(how.get("model", "unknown")), normalised, f"weights SHA-256 {how.get('weights_sha256', 'unknown')}"]
+    if "activation" in how:
+        parts.append(f"activation {how['activation']}")
     if "prefix" in how:
         parts.append(f"names that begin with '{how['prefix']}'")
     if "code_sha256" in how:

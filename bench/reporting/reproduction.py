@@ -79,7 +79,9 @@ def _evaluation(row: Row, label: str, suite: str) -> str:
     """Return the command that judges a network again; where its file is, only its owner knows."""
     model, stated = str(row.params.get("model")), ""
     source = model
-    if "code_sha256" not in row.params and not model.startswith("robustbench:"):
+    if "activation" in row.params:  # a weights file does not state it
+        source = "FOLDER"
+    elif "code_sha256" not in row.params and not model.startswith("robustbench:"):
         source, how = "WEIGHTS", "none"
         if "mean" in row.params:
             how = "/".join(",".join(map(repr, row.params[key])) for key in ("mean", "std"))

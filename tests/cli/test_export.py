@@ -50,3 +50,17 @@ def test_runs_that_are_not_there(bench, run, results, tmp_path):
     result = bench("export", "robustbench", run, "--results", results, "--checkpoint", "first")
     assert (result.code, result.out) == (2, "")
     assert "no outcome of a checkpoint 'first'; it has best, last" in result.err
+
+
+def test_weights_are_written_and_what_was_compared_is_said(bench, tiny_results, tmp_path):
+    words = ("export", "weights", "pgd-at", "--results", tiny_results, "--checkpoint", "last")
+    result = bench(*words, "--format", "safetensors", "--output", tmp_path / "x")
+    assert (result.code, result.out) == (0, "")
+    assert result.err.startswith("bench: last of pgd-at-seed0-")
+    assert result.err.endswith(f" as safetensors: {tmp_path / 'x'}; logits equal on 256 test images\n")
+    result = bench(*words, "--format", "torch", "-o", tmp_path / "y", "--json")
+    said = json.loads(result.out)
+    assert (said["format"], said["checkpoint"], said["images"], said["difference"]) == ("torch", "last", 256, 0)
+    result = bench(*words, "--format", "torch", "-o", tmp_path / "y")
+    assert (result.code, result.err) == (2, f"bench: {tmp_path / 'y'} exists; choose another --output, or remove it\n")
+    assert bench(*words, "--format", "keras", "-o", tmp_path / "z").code == 2

@@ -38,6 +38,7 @@ COMMANDS = {
     "data check digits": "bench.data.status.check",
     "data prepare digits": "bench.data.status.fetch",
     "export robustbench x": STORE,
+    "export weights x --format torch --output x.pt": "bench.export.weights.trained_network",
 }
 """Each command, and something that it calls."""
 
