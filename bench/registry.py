@@ -1,7 +1,8 @@
-"""Names -> methods, datasets and architectures.
+"""Names -> methods, datasets, architectures and experiment trackers.
 
 Built-in and third-party entries are registered in the same ways: through the entry-point groups `bench.methods`,
-`bench.datasets` and `bench.models`, or through a plug-in file that a suite names. Modules are imported on first use.
+`bench.datasets` and `bench.models`, or through a plug-in file that a suite names; trackers through the group
+`bench.trackers` alone. Modules are imported on first use.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from bench.errors import BenchError, did_you_mean
 class Registry:
     """The named entries of one kind.
 
-    An entry follows the contract of its kind: a `Method` subclass, a `Dataset`, an `Architecture`. The registry maps
-    names only, so it imports none of these classes. An entry with a callable `member` is a family: the name
-    `<family>/<variant>` returns `member(variant)`.
+    An entry follows the contract of its kind: a `Method` subclass, a `Dataset`, an `Architecture`, a `Tracker`
+    subclass. The registry maps names only, so it imports none of these classes. An entry with a callable `member` is a
+    family: the name `<family>/<variant>` returns `member(variant)`.
     """
 
     def __init__(self, kind: str, group: str) -> None:
@@ -112,6 +113,7 @@ def _is_family(entry: Any) -> bool:
 METHODS = Registry("method", "bench.methods")
 DATASETS = Registry("dataset", "bench.datasets")
 MODELS = Registry("model", "bench.models")
+TRACKERS = Registry("tracker", "bench.trackers")
 
 
 def load_plugin(path: Path) -> None:

@@ -23,7 +23,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # An editable installation has the entry points of the day it was made; the tests have those of the checkout.
 declared = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["entry-points"]
-for one in (registry.METHODS, registry.DATASETS, registry.MODELS):
+for one in (registry.METHODS, registry.DATASETS, registry.MODELS, registry.TRACKERS):
     one._entry_points.update(
         {name: EntryPoint(name, value, one._group) for name, value in declared[one._group].items()}
     )
@@ -114,7 +114,7 @@ def load(tmp_path: Path) -> Callable[..., LoadedSuite]:
 def clean_registries() -> Iterator[None]:
     """Forget after each test what it registers."""
     with pytest.MonkeyPatch.context() as patch:  # of its own, which no test undoes
-        for one in (registry.METHODS, registry.DATASETS, registry.MODELS):
+        for one in (registry.METHODS, registry.DATASETS, registry.MODELS, registry.TRACKERS):
             patch.setattr(one, "_added", dict(one._added))
         yield
 

@@ -23,6 +23,7 @@ LAYERS = (
     "execution",
     "reporting",
     "export",
+    "trackers",
     "regression",
     "testing",
     "speed",

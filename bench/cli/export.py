@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.options import Data, Json, Output, Results, StoreURL
+from bench.cli.options import Data, Device, Json, Output, Results, StoreURL, Trackers, words
 from bench.cli.output import print_json, write_output
 from bench.export.formats import WeightsFormat
 
@@ -131,3 +131,46 @@ def robustbench(
         print(f"bench: left out, not stated anywhere: {', '.join(unknown)}", file=sys.stderr)
     if note := information.get("footnote"):
         print(f"bench: RobustBench evaluates on the whole test set. {note}", file=sys.stderr)
+
+
+@app.command("tracker")
+def tracker(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Beginnings of runs' folder names or fingerprints; default: all runs that have ended.",
+            autocompletion=complete_run,
+        ),
+    ] = None,
+    tracker: Trackers = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder of the trackers' files; default: trackers in the results.")
+    ] = None,
+    results: Results = Path("results"),
+    data: Data = None,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Record runs in experiment trackers.
+
+    Writes curves, final accuracies, hyperparameters and adversarial examples, and prints each run that is recorded.
+    """
+    from bench.errors import BenchError, NothingMeasured
+    from bench.storage.find import find_run
+    from bench.storage.run_folder import run_folders
+    from bench.trackers.live import FOLDER
+    from bench.trackers.mirror import export_runs
+
+    if not (names := words(tracker)):
+        raise BenchError("name the trackers with --tracker, as in --tracker tensorboard,mlflow")
+    folders = [find_run(run, results) for run in runs or []]
+    folders = folders or [folder for folder in run_folders(results) if folder.status().is_final]
+    if not folders:
+        raise NothingMeasured(f"no run in {results / 'runs'} has ended")
+    recorded, target = [], output or results / FOLDER
+    for name, folder in export_runs(folders, names, target, data=data, device=device):
+        recorded.append({"run": folder.path.name, "tracker": name, "folder": str(target / name)})
+        if not json:
+            print(f"{folder.path.name} in {target / name}")
+    if json:
+        print_json(recorded)

@@ -30,6 +30,14 @@ def complete_suite(incomplete: str) -> list[str]:
     return [name for name in shipped_suites() if name.startswith(incomplete)]
 
 
+def complete_tracker(incomplete: str) -> list[str]:
+    """Complete the name of an experiment tracker, the last of a list."""
+    from bench.registry import TRACKERS
+
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in TRACKERS.names() if name.startswith(last)]
+
+
 Suite = Annotated[
     str, typer.Argument(help="A suite file, or the name of a shipped suite.", autocompletion=complete_suite)
 ]
@@ -50,6 +58,15 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threa
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Methods = Annotated[str | None, typer.Option("--methods", help="Only these methods: names or labels, comma-separated.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Only these seeds, comma-separated.")]
+Trackers = Annotated[
+    str | None,
+    typer.Option(
+        "--tracker",
+        envvar="BENCH_TRACKER",
+        help="Experiment trackers: tensorboard, mlflow, wandb; comma-separated.",
+        autocompletion=complete_tracker,
+    ),
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file, atomically; default: stdout.")]
 
 

@@ -20,6 +20,7 @@ from bench.cli.options import (
     StoreURL,
     Suite,
     Threads,
+    Trackers,
     how_to_resume,
     interruptible,
     numbers,
@@ -87,6 +88,7 @@ def run(
         ),
     ] = 30,
     hang: Annotated[float | None, typer.Option("--hang", min=1, hidden=True)] = None,
+    tracker: Trackers = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, then exit.")] = False,
     json: Json = False,
 ) -> None:
@@ -131,8 +133,15 @@ def run(
             return
 
     from bench.cli.progress import View
+    from bench.trackers.live import LiveTrackers
 
-    with interruptible(lambda: how_to_resume(results)), View(quiet=json) as view:
+    trackers = LiveTrackers(words(tracker), results, data)
+    with interruptible(lambda: how_to_resume(results)), View(quiet=json) as view, trackers:
+
+        def watch(states: Sequence[CellState]) -> None:
+            view.show(states)
+            trackers.watch(states)
+
         states = run_suite(
             loaded,
             results=results,
@@ -143,10 +152,11 @@ def run(
             seeds=only_seeds,
             rerun=Rerun(rerun),
             retry=RetryPolicy(tries or max_attempts, hang or heartbeat_timeout),
-            watch=view.show,
+            watch=watch,
             detach=detach,
         )
         if not detach:
+            trackers.watch(states)  # also if there was nothing to run
             view.finish(states)
 
     if json:

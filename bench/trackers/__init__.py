@@ -1,0 +1,1 @@
+"""Experiment trackers: curves, final accuracies and adversarial examples of runs in the formats of other programs."""
