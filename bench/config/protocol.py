@@ -219,11 +219,21 @@ class Training(BaseConfig):
 
 
 class Track(BaseConfig):
-    """What is measured after every epoch, and selects `best` and `best_on_test`."""
+    """What is measured after an epoch, and selects `best` and `best_on_test`."""
 
     attack: PGD = PGD(steps=10)
     test: bool = True
     """Measure the test images too, not only the held-out validation images; needed for `best_on_test`."""
+    every: int | None = Field(None, ge=2)
+    """Track only every so many epochs, and the last one, and those `around` the drops; default: every epoch."""
+    around: int | None = Field(None, ge=0)
+    """How many epochs right before and right after each drop of the learning rate are tracked, too; default 2."""
+
+    @model_validator(mode="after")
+    def _around_needs_every(self) -> Track:
+        if self.around is not None and self.every is None:
+            raise PydanticCustomError("around", "'around' needs 'every'; without it every epoch is tracked")
+        return self
 
     @field_validator("attack")
     @classmethod

@@ -18,6 +18,7 @@ from bench.config.protocol import Protocol
 from bench.data.dataset import dataset_of
 from bench.errors import NotFound
 from bench.models.architecture import build_network, size_of
+from bench.training.lr_schedule import protocol_schedule, tracked_epochs
 from bench.utils.device import emulates_bf16, exact_arithmetic
 from bench.utils.environment import cpu_name
 from bench.utils.formatting import duration
@@ -67,7 +68,10 @@ def work_of(protocol: Protocol, root: Path | None) -> Work | None:
         * training.epochs
         * (dataset.train_images - held_out)
         * (2 * attack_steps + 3 + (training.clean_pass is not None)),
-        tracking=forward * training.epochs * tracked * (2 * track.attack.steps + 2),
+        tracking=forward
+        * len(tracked_epochs(protocol_schedule(training), track))
+        * tracked
+        * (2 * track.attack.steps + 2),
         final=forward * checkpoints * final,
     )
 

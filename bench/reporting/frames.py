@@ -115,7 +115,8 @@ def curves_frame(store: Store, suite: LoadedSuite | None = None) -> pd.DataFrame
     """Return one row for each run and epoch (from 0); `CURVES` names the columns.
 
     `train_loss` is the mean over the epoch's batches, the accuracies are those under the protocol's tracking attack.
-    `test_robust` is NaN where the protocol does not track the test images. Arguments and errors: see `results_frame`.
+    `test_robust` is NaN where the protocol does not track the test images, both are after epochs that are not tracked.
+    Arguments and errors: see `results_frame`.
     """
     runs = _runs(store, suite)
     curves = store.curves([run.fingerprint for run in runs])

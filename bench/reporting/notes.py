@@ -43,7 +43,8 @@ def notes(board: Leaderboard) -> list[str]:
 
 
 def _on_selection(board: Leaderboard) -> str:
-    attack = board.protocol["evaluation"]["track"]["attack"]
+    track = board.protocol["evaluation"]["track"]
+    some = f", among epochs tracked every {track['every']}, around drops and at the end" if "every" in track else ""
     if not board.dataset.held_out:
         chosen = "test images themselves, as this protocol says (validation: none): optimistic for every method"
     elif board.selection == "validation":
@@ -51,8 +52,8 @@ def _on_selection(board: Leaderboard) -> str:
     else:
         chosen = "test images themselves, an oracle, optimistic for every method"
     return (
-        f"best: the checkpoint with the highest PGD-{attack['steps']} accuracy on the {chosen}; last: the final epoch; "
-        "gap: best minus last."
+        f"best: the checkpoint with the highest PGD-{track['attack']['steps']} accuracy on the {chosen}{some}; "
+        "last: the final epoch; gap: best minus last."
     )
 
 

@@ -235,7 +235,8 @@ def _epochs(
             found = [one.test_clean if name == "clean" else one.test_robust for one in reached]
             shares = [share for share in found if share is not None]
             if not shares:
-                why.append("ours does not track the test images")
+                tracks = suite.evaluation.track.test or not suite.dataset.held_out
+                why.append("ours did not track this epoch" if tracks else "ours does not track the test images")
             ours = sum(shares) / len(shares) if shares else None
             over_images = binomial_error(shares[0], images) if len(shares) == 1 and images else 0.0
             yield ReproducedFigure(

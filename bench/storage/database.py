@@ -16,7 +16,7 @@ from sqlalchemy.pool import StaticPool
 from bench.errors import BenchError, NothingMeasured
 from bench.utils.files import canonical_json
 
-REVISION = "0003"
+REVISION = "0004"
 """The newest migration. A store that states it needs no other look, and Alembic is not even imported."""
 
 MIGRATIONS = "bench.storage:migrations"  # package and folder, so that it is found wherever the package is installed

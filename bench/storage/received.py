@@ -15,6 +15,7 @@ from bench.attacks.evaluate import evaluated_images
 from bench.attacks.identity import joined_attacks, key_of, outcome_identity
 from bench.config.attacks import Joint
 from bench.config.cell import EVALUATED, Cell
+from bench.config.corruptions import Corruptions
 from bench.config.messages import complaint
 from bench.config.protocol import Protocol
 from bench.data.dataset import dataset_of
@@ -32,7 +33,7 @@ MAX_LABEL = 100
 LARGEST = 1e300
 """Of numbers; infinity and what is not a number are beyond it."""
 
-INSTALLED = {"package", "reduced_batch_size"}
+INSTALLED = {"package", "reduced_batch_size", "images_sha256"}
 """Keys of an attack's identity that depend on the machine, not on the protocol."""
 
 
@@ -203,11 +204,13 @@ def _check_outcomes(
     left = dict(checkpoint.outcomes)
     for outcome in left.values():
         _check_values(folder, outcome)
-    images = test_images or max((outcome.count for outcome in left.values()), default=0)
+    images = test_images or max((outcome.images for outcome in left.values()), default=0)
     keys: list[str] = []  # of the attacks that `joint` combines, which comes last
     counts: list[int] = []
     for attack in sorted(cell.protocol.evaluation.final, key=lambda attack: isinstance(attack, Joint)):
         identity, count = outcome_identity(attack, cell), evaluated_images(attack, images)
+        if isinstance(attack, Corruptions):
+            count *= len(attack.versions)
         if isinstance(attack, Joint):
             identity, count = identity | {"of": sorted(keys)}, min(counts)
         key = next((key for key, outcome in left.items() if _same(identity, outcome)), None)

@@ -104,7 +104,8 @@ def _index(folder: RunFolder) -> dict[str, Any]:
 
 def _epoch(run: str, record: dict[str, Any]) -> dict[str, Any]:
     """Return the columns of `EpochRow`."""
-    train, validation, test = record["train"], record["validation"], record["test"] or {"clean": None, "robust": None}
+    unknown = {"clean": None, "robust": None}
+    train, validation, test = record["train"], record["validation"] or unknown, record["test"] or unknown
     return {
         "run": run,
         "epoch": record["epoch"],
@@ -117,6 +118,7 @@ def _epoch(run: str, record: dict[str, Any]) -> dict[str, Any]:
         "test_robust": test["robust"],
         "train_seconds": record["train_seconds"],
         "seconds": record["seconds"],
+        "train_pflop": record.get("train_pflop"),
     }
 
 

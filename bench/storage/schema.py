@@ -86,7 +86,11 @@ class RunRow(Base):
 
 
 class EpochRow(Base):
-    """One epoch of a run; accuracies are shares. The test images are None where the protocol does not track them."""
+    """One epoch of a run; accuracies are shares.
+
+    They are None after an epoch that was not tracked, those of the test images also where the protocol does not track
+    them. `train_pflop` is None for runs of older versions.
+    """
 
     __tablename__ = "epoch"
 
@@ -95,12 +99,13 @@ class EpochRow(Base):
     lr: Mapped[float]
     train_loss: Mapped[float]
     train_robust: Mapped[float]
-    validation_clean: Mapped[float]
-    validation_robust: Mapped[float]
+    validation_clean: Mapped[float | None]
+    validation_robust: Mapped[float | None]
     test_clean: Mapped[float | None]
     test_robust: Mapped[float | None]
     train_seconds: Mapped[float]
     seconds: Mapped[float]
+    train_pflop: Mapped[float | None]
 
 
 class CheckpointRow(Base):

@@ -54,9 +54,10 @@ class Epoch(NamedTuple):
     lr: float
     train_loss: float
     train_robust: float
-    validation_robust: float
+    validation_robust: float | None
     test_robust: float | None
     test_clean: float | None
+    train_pflop: float | None
 
 
 class Store:

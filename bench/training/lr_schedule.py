@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench.config.optimization import Cosine, Cyclic, OneCycle, Piecewise
-from bench.config.protocol import Training
+from bench.config.protocol import Track, Training
+
+AROUND = 2
+"""Epochs before and after a drop that are tracked by default: robust overfitting sets in there; our choice."""
 
 COSINE_DROP = 0.5
 """The share of training at which a cosine counts as fallen: declared, since it falls from its first step on."""
@@ -25,6 +28,29 @@ class Schedule:
     epochs: int
     rate: Callable[[float], float]
     first_drop: int
+
+    def drops(self) -> list[int]:
+        """Return the epochs (from 0) that follow a drop: `first_drop`, and where the rate has halved after a plateau.
+
+        A piecewise rate drops on the last step before its milestone.
+        """
+        ends = [self.rate(float(t)) for t in range(1, self.epochs + 1)]  # the rate at the end of each epoch
+        halved = {
+            epoch + 1
+            for epoch in range(1, self.epochs)
+            if ends[epoch] <= ends[epoch - 1] / 2 and (epoch < 2 or ends[epoch - 1] == ends[epoch - 2])
+        }
+        return sorted({self.first_drop, *halved})
+
+
+def tracked_epochs(schedule: Schedule, track: Track) -> frozenset[int]:
+    """Return the epochs (from 0) after which accuracies are tracked; see `Track`."""
+    if track.every is None:
+        return frozenset(range(schedule.epochs))
+    around = AROUND if track.around is None else track.around
+    near = {epoch for drop in schedule.drops() for epoch in range(drop - around, drop + around)}
+    regular = range(track.every - 1, schedule.epochs, track.every)
+    return frozenset({*regular, *near, schedule.epochs - 1} & {*range(schedule.epochs)})
 
 
 def protocol_schedule(training: Training) -> Schedule:

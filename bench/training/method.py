@@ -156,7 +156,7 @@ class Method(Generic[ParamsT]):
         """Called after the last batch of `epoch`, before the accuracies are measured."""
 
     def should_stop(self, history: Sequence[EpochRecord]) -> bool:
-        """Return whether to end training after the last epoch of `history`."""
+        """Return whether to end training after the last epoch of `history`, which has the tracked epochs."""
         return False
 
     # --- every batch -------------------------------------------------------------------------------------------------

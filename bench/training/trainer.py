@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from bench.storage.checkpoints import Entry, load_latest_valid, pack
 from bench.storage.run_folder import RunFolder
 from bench.training.build import build_method
 from bench.training.flops import CountedFlops
+from bench.training.lr_schedule import tracked_epochs
 from bench.training.step import EpochMetrics, Steps
 from bench.training.teachers import load_teachers
 from bench.utils.cuda_graphs import capture_on
@@ -34,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 LAST_EPOCH = ("train", "validation", "test", "seconds")
-"""Keys of the last epoch that the progress file repeats."""
+"""Keys of the last epoch that the progress file repeats; the accuracies are those that were tracked last."""
 
 
 class Diverged(Exception):
@@ -101,6 +103,7 @@ class Trainer:
             cell, dataset, self.batches, self.random, device, initialise=fresh, teachers=teachers
         )
         self.lr_schedule = self.method.lr_schedule
+        self.tracked = tracked_epochs(self.lr_schedule, cell.protocol.evaluation.track)
         self.optimizer = self.method.optimizer
         self.history: list[dict[str, Any]] = []
         self._resume_file: Future[Entry]
@@ -117,13 +120,18 @@ class Trainer:
         self._resume()
         with exact_arithmetic() if self.training.tf32 is False else nullcontext():
             for epoch in range(len(self.history), self.lr_schedule.epochs):
-                if self.history and self.method.should_stop(self.history):
+                if self._stops():
                     log.info("stopped by the method after epoch %d", epoch - 1)
                     break
                 if epochs is not None and epoch >= epochs:
                     return
                 self._epoch(epoch)
         self._finish()
+
+    def _stops(self) -> bool:
+        """Return whether the method ends training; it decides by tracked epochs, after one of them."""
+        tracked = [record for record in self.history if record["validation"]]
+        return bool(tracked) and tracked[-1] is self.history[-1] and self.method.should_stop(tracked)
 
     # --- one epoch ---------------------------------------------------------------------------------------------------
 
@@ -151,9 +159,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise Diverged(epoch)
         with self._writing_resume_file(epoch):
-            track = self.cell.protocol.evaluation.track
-            validation = self._track(self.validation, "validation") if len(self.validation) else None
-            test = self._track(self.test, "test") if track.test or validation is None else None
+            validation, test = self._tracked() if epoch in self.tracked else (None, None)
         work = counted.flops * (self.batches.used / self.training.batch_size) + selecting
         record = {
             "epoch": epoch,
@@ -183,8 +189,11 @@ class Trainer:
         if self.group.is_main:
             epochs, steps, last, left = self.lr_schedule.epochs, len(self.batches), {}, None
             if self.history:
-                last = {key: self.history[-1][key] for key in LAST_EPOCH}
-                left = (epochs - epoch - done / steps) * last["seconds"]
+                tracked = next((one for one in reversed(self.history) if one["validation"]), self.history[-1])
+                shown = self.history[-1] | {key: tracked[key] for key in ("validation", "test")}
+                last = {key: shown[key] for key in LAST_EPOCH}
+                recent = self.history[-(self.cell.protocol.evaluation.track.every or 1) :]
+                left = (epochs - epoch - done / steps) * fmean(record["seconds"] for record in recent)
             self.folder.progress(
                 force=force, phase="training", epoch=epoch, epochs=epochs, done=done, of=steps, left=left, last=last
             )
@@ -203,6 +212,12 @@ class Trainer:
                 raise RuntimeError(
                     "the networks of the processes differ: something in them depends on the shard of the batch"
                 )
+
+    def _tracked(self) -> tuple[dict[str, float] | None, dict[str, float] | None]:
+        """Return the accuracies on the validation images, if there are any, and on the test images, if needed."""
+        track = self.cell.protocol.evaluation.track
+        validation = self._track(self.validation, "validation") if len(self.validation) else None
+        return validation, self._track(self.test, "test") if track.test or validation is None else None
 
     def _track(self, images: Images, purpose: str) -> dict[str, float]:
         """Return the clean and the robust accuracy of the evaluated model on `images`."""
@@ -241,7 +256,8 @@ class Trainer:
         better = [
             name
             for name, images in (("best", "validation"), ("best_on_test", "test"))
-            if record[images] and all(record[images]["robust"] > past[images]["robust"] for past in self.history)
+            if record[images]
+            and all(record[images]["robust"] > past[images]["robust"] for past in self.history if past[images])
         ]
         self.history.append(record)
         if not self.group.is_main:

@@ -158,6 +158,8 @@ WRONG = {
         "{attack: {name: pgd, threat: {norm: l2, eps: 0.5}}}": (
             "10: evaluation.track.attack: 'threat' is for final attacks; tracking uses the protocol's threat"
         ),
+        "{around: 2}": ("10: evaluation.track: 'around' needs 'every'; without it every epoch is tracked"),
+        "{every: 1}": "10: evaluation.track.every: must be at least 2 (got 1)",
         "{attack: {name: pgd, images: 5}}": (
             "10: evaluation.track.attack: 'images' is for final attacks; tracking measures every image"
         ),
@@ -438,6 +440,8 @@ CHANGES = {
     "training.augmentation.0.factors": [0.5, 1],
     "training.augmentation.2.alpha": 0.2,
     "evaluation.track.test": False,
+    "evaluation.track.every": 5,
+    "evaluation.track": {"every": 5, "around": 0},
     "evaluation.track.attack.steps": 9,
     "evaluation.track.attack.step_size": 0.01,
     "evaluation.track.attack.random_start": False,
@@ -501,7 +505,16 @@ def test_every_setting_of_the_protocol_changes_the_fingerprint():
     prints = {path: changed(path).fingerprint for path in CHANGES}
     assert len({base.fingerprint, *prints.values()}) == len(CHANGES) + 1
     known = {key for group in Protocol.model_json_schema()["$defs"].values() for key in group["properties"]}
-    whole = {"name", "attack", "optimizer", "track", "severity", "path", "kinds"}  # the last ones within a list
+    whole = {
+        "name",
+        "attack",
+        "optimizer",
+        "track",
+        "severity",
+        "path",
+        "kinds",
+        "around",
+    }  # the last ones within a list
     untested = known - {path.strip().rpartition(".")[2] for path in CHANGES} - whole
     assert not untested, f"add to CHANGES: {untested}"
 

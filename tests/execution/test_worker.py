@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from bench.attacks.identity import attack_key
 from bench.attacks.outcome import Outcome
 from bench.config.attacks import STANDARD
+from bench.data.dataset import dataset_of
 from bench.data.datasets.digits import digits
 from bench.errors import BenchError, DamagedFile
 from bench.execution import final_evaluation, worker
@@ -24,9 +25,12 @@ from bench.execution.plan import Rerun, plan
 from bench.execution.worker import Job, WorkerLost, execute, reuse_training
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
-from bench.reporting.frames import outcomes_frame
+from bench.registry import METHODS
+from bench.reporting.frames import curves_frame, outcomes_frame
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.notes import notes
+from bench.reporting.plots.data import figures
+from bench.reporting.plots.render import render
 from bench.storage import run_folder
 from bench.storage.checkpoints import Checkpoints
 from bench.storage.run_folder import RunFolder
@@ -328,6 +332,47 @@ def test_a_worker_with_another_plugin_than_its_driver_does_nothing(load, tmp_pat
     with pytest.raises(BenchError, match="a plug-in has changed since the suite was loaded"):
         execute(job)
     assert job.folder.status() == "new"
+
+
+def test_some_epochs_are_tracked_and_select_best(load, tmp_path):
+    """Interrupted after every epoch or not; methods are asked after tracked epochs, with these alone."""
+    asked = []
+
+    class Watched(METHODS.get("pgd_at")):
+        def should_stop(self, history):
+            asked.append([record["epoch"] for record in history])
+            return False
+
+    METHODS.add("watched", Watched)
+    changes = {
+        "epochs: 2": "epochs: 5\n  schedule: constant",
+        "step_size: 0.1}}": "step_size: 0.1}, every: 2, around: 0}",
+        "[pgd_at]": "[watched]",
+    }
+    cell = load(changes).cells[0]
+    assert execute(job_of(cell, tmp_path / "whole")) == "finished"
+    assert asked == [[1], [1, 3]]
+    whole = RunFolder.of(cell, tmp_path / "whole")
+    records = whole.epochs()
+    assert [record["epoch"] for record in records if record["validation"]] == [1, 3, 4]
+    assert all((record["validation"] is None) == (record["test"] is None) for record in records)
+    entries = Checkpoints(whole.checkpoints).entries
+    best = max((record for record in records if record["validation"]), key=lambda one: one["validation"]["robust"])
+    assert (entries["best"].epoch, entries["last"].epoch) == (best["epoch"], 4)
+    in_parts = RunFolder.of(cell, tmp_path / "parts")
+    in_parts.begin(cell, {})
+    splits = dataset_of(cell.protocol.dataset).splits(None)
+    for epochs in (1, 2, 3, None):
+        Trainer(cell, digits, splits, in_parts, torch.device("cpu")).run(epochs)
+    assert curve(in_parts.epochs()) == curve(records)
+    assert Checkpoints(in_parts.checkpoints).entries == entries
+    with Store.of(tmp_path / "whole") as store:
+        store.ingest(whole)
+        (board,) = leaderboards(store)
+        curves, drawn = curves_frame(store), render(figures(store, board), "curves", "svg")
+    assert curves.validation_robust.notna().to_list() == [False, True, False, True, True]
+    assert b"validation images" in drawn
+    assert "among epochs tracked every 2, around drops and at the end" in notes(board)[0]
 
 
 # --- damage, and what is not the cell's fault ------------------------------------------------------------------------

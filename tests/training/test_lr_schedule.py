@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from bench.config.protocol import Training
-from bench.training.lr_schedule import protocol_schedule
+from bench.config.protocol import Track, Training
+from bench.training.lr_schedule import protocol_schedule, tracked_epochs
 
 
 def schedule(epochs, settings, lr=0.1):
@@ -111,3 +111,26 @@ def test_one_cycle_is_that_of_torch():
         assert plan.rate(share * epochs) == pytest.approx(theirs.get_last_lr()[0], rel=1e-6), step
         optimizer.step()
         theirs.step()
+
+
+@pytest.mark.parametrize(
+    ("settings", "drops"),
+    [
+        ("piecewise", [10, 15]),
+        ({"name": "piecewise", "milestones": [0.5], "factor": 0.6}, [10]),  # the first drop, though it is no half
+        ({"name": "piecewise", "milestones": [0.05, 0.95], "warmup": 1}, [1, 19]),
+        ("cosine", [10]),
+        ("cyclic", [10]),
+        ("constant", [20]),
+    ],
+)
+def test_drops_are_the_epochs_after_the_rate_has_fallen(settings, drops):
+    assert schedule(20, settings).drops() == drops
+
+
+def test_epochs_are_tracked_regularly_around_drops_and_at_the_end():
+    plan = schedule(18, {"name": "piecewise", "milestones": [0.5]})
+    assert tracked_epochs(plan, Track()) == {*range(18)}
+    assert tracked_epochs(plan, Track(every=5)) == {4, 9, 14} | {7, 8, 9, 10} | {17}
+    assert tracked_epochs(plan, Track(every=5, around=0)) == {4, 9, 14, 17}
+    assert tracked_epochs(schedule(3, "constant"), Track(every=50)) == {1, 2}  # the drop that never comes is the end

@@ -40,9 +40,10 @@ class FigureData:
     """The data of the four figures of a leaderboard; the tables are empty if no seed was averaged.
 
     `curves`: one line per row, seed and epoch. `row` counts from 0, `epoch` from 1. `train` is accuracy in percent
-    under the attack of training, `validation` and `test` under `tracking`; `test` is NaN where a seed does not track
-    test images. `best` and `last` say whether the checkpoint is of this epoch; `drop`, whether the learning rate
-    fell to half or less from a plateau. (The protocol's own schedules fall on the last step of such an epoch.)
+    under the attack of training, `validation` and `test` under `tracking`; they are NaN after epochs that a seed did
+    not track, `test` also where it does not track test images. `best` and `last` say whether the checkpoint is of this
+    epoch; `drop`, whether the learning rate fell to half or less from a plateau. (The protocol's own schedules fall on
+    the last step of such an epoch.)
 
     `released`: points that the authors of a row's method released of a curve under the same settings: `row`, `epoch`
     and `test` as in `curves`, as far as shipped.

@@ -116,11 +116,11 @@ def _curve(axes: Axes, curve: pd.DataFrame) -> None:
         axes.text(0.5, 0.5, "no curve recorded", transform=axes.transAxes, ha="center", color=MUTED)
         return
     axes.vlines(curve.epoch[curve["drop"]].unique(), *axes.get_ylim(), **DROP)
-    tracks_test = curve.test.notna().all()
+    tracks_test = curve.test[curve.validation.notna()].notna().all()
     for kind, look in LINES.items():
         if kind == "test" and not tracks_test:
             continue
-        over_seeds = curve.groupby("epoch")[kind].agg(["mean", "min", "max", "size"])
+        over_seeds = curve.dropna(subset=kind).groupby("epoch")[kind].agg(["mean", "min", "max", "size"])
         epochs, seeds = over_seeds.index, over_seeds["size"]
         if seeds.max() > 1:
             axes.fill_between(epochs, over_seeds["min"], over_seeds["max"], color=look["color"], alpha=0.2, linewidth=0)
