@@ -1,6 +1,8 @@
+import ast
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -141,3 +143,38 @@ def test_the_package_is_found_through_its_entry_point(tmp_path):
 
     assert "my_label_smoothing" in {row["name"] for row in json.loads(bench("list", "methods", "--json"))}
     assert "3 cells" in bench("validate", "suite.yaml")
+
+
+# --- the notebook ----------------------------------------------------------------------------------------------------
+
+NOTEBOOK = EXAMPLES / "leaderboard.ipynb"
+
+
+def test_the_notebook_imports_from_bench_alone():
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    code = "".join("".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "code")
+    tree = ast.parse(code.replace("%matplotlib inline", ""))
+    imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported == {"bench", "pandas", "pathlib", "tempfile"}
+
+
+@pytest.mark.slow
+def test_the_notebook_shows_what_is_committed(tmp_path, monkeypatch):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    committed, executed = (nbformat.read(NOTEBOOK, as_version=4) for _ in range(2))
+    nbclient.NotebookClient(executed, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+    def outputs(notebook):
+        return [
+            (output.output_type, sorted(output.get("data", [])), re.findall(r"<th>(.+?)</th>", str(output.get("data"))))
+            for cell in notebook.cells
+            for output in cell.get("outputs", [])
+        ]
+
+    def unordered(found):
+        return [(kind, data, sorted(headings)) for kind, data, headings in found]
+
+    assert unordered(outputs(executed)) == unordered(outputs(committed))
+    assert [output for output in outputs(executed) if "image/png" in output[1]]
