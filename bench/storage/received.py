@@ -6,16 +6,16 @@ that reports could not show.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import JSON, BigInteger, LargeBinary, String
 
 from bench.attacks.evaluate import evaluated_images
-from bench.attacks.identity import joined_attacks, key_of, outcome_identity
-from bench.config.attacks import Joint
+from bench.attacks.identity import RESULTS, joined_attacks, key_of, outcome_identity
+from bench.config.attacks import FinalAttack, Joint
 from bench.config.cell import EVALUATED, Cell
-from bench.config.corruptions import Corruptions
 from bench.config.messages import complaint
 from bench.config.protocol import Protocol
 from bench.data.dataset import dataset_of
@@ -33,7 +33,7 @@ MAX_LABEL = 100
 LARGEST = 1e300
 """Of numbers; infinity and what is not a number are beyond it."""
 
-INSTALLED = {"package", "reduced_batch_size", "images_sha256"}
+INSTALLED = RESULTS | {"package"}
 """Keys of an attack's identity that depend on the machine, not on the protocol."""
 
 
@@ -202,41 +202,44 @@ def _check_outcomes(
     `test_images`: of the dataset; if None, the largest number of an outcome.
     """
     left = dict(checkpoint.outcomes)
+    found: list[tuple[FinalAttack, str, OutcomeRow]] = []
     for outcome in left.values():
         _check_values(folder, outcome)
-    images = test_images or max((outcome.images for outcome in left.values()), default=0)
-    keys: list[str] = []  # of the attacks that `joint` combines, which comes last
-    counts: list[int] = []
-    for attack in sorted(cell.protocol.evaluation.final, key=lambda attack: isinstance(attack, Joint)):
-        identity, count = outcome_identity(attack, cell), evaluated_images(attack, images)
-        if isinstance(attack, Corruptions):
-            count *= len(attack.versions)
+    joined = joined_attacks(cell)
+    for attack in sorted(cell.protocol.evaluation.final, key=lambda attack: isinstance(attack, Joint)):  # the last
+        identity = outcome_identity(attack, cell)
         if isinstance(attack, Joint):
-            identity, count = identity | {"of": sorted(keys)}, min(counts)
+            identity |= {"of": sorted(key for other, key, _ in found if other in joined)}
         key = next((key for key, outcome in left.items() if _same(identity, outcome)), None)
         if key is None:
             raise DamagedFile(
                 f"{folder.outcomes} lacks an outcome of the checkpoint '{name}' under {attack.title} as the protocol "
                 "has it"
             )
-        outcome, path = left.pop(key), folder.outcome_path(name, key)
-        if key != key_of(outcome.identity):
-            raise DamagedFile(f"{path} has the name of another attack than its content")
-        if outcome.title != attack.title:
-            raise DamagedFile(f"{path} has the title {outcome.title!r:.60}, not '{attack.title}'")
-        if outcome.count != count:
-            raise DamagedFile(f"{path} has {outcome.count} test images, not {count} as the protocol says")
-        try:
-            per_class = _Detail.model_validate(outcome.detail).per_class
-        except ValidationError as error:
-            raise DamagedFile(f"{path} does not describe an outcome: detail.{complaint(error)}") from None
-        if per_class is not None and [sum(part) for part in zip(*per_class, strict=True)] != [outcome.right, count]:
-            raise DamagedFile(f"{path} has accuracies per class that are not those of its images")
-        if attack in joined_attacks(cell):
-            keys.append(key)
-            counts.append(count)
+        found.append((attack, key, left.pop(key)))
     for key in left:
         raise DamagedFile(f"{folder.outcome_path(name, key)} is of an attack that the protocol does not have")
+    images = test_images or max(outcome.images for _, _, outcome in found)
+    for attack, key, outcome in found:
+        count = min(evaluated_images(other, images) for other in (joined if isinstance(attack, Joint) else [attack]))
+        _check_outcome(folder.outcome_path(name, key), attack, outcome, count)
+
+
+def _check_outcome(path: Path, attack: FinalAttack, outcome: OutcomeRow, images: int) -> None:
+    """Raise DamagedFile unless an outcome in a file is what an attack on so many images writes."""
+    if outcome.key != key_of(outcome.identity):
+        raise DamagedFile(f"{path} has the name of another attack than its content")
+    if outcome.title != attack.title:
+        raise DamagedFile(f"{path} has the title {outcome.title!r:.60}, not '{attack.title}'")
+    if (outcome.images, outcome.count) != (images, images * outcome.versions):
+        raise DamagedFile(f"{path} has {outcome.images} test images, not {images} as the protocol says")
+    try:
+        per_class = _Detail.model_validate(outcome.detail).per_class
+    except ValidationError as error:
+        raise DamagedFile(f"{path} does not describe an outcome: detail.{complaint(error)}") from None
+    totals = None if per_class is None else [sum(part) for part in zip(*per_class, strict=True)]
+    if totals not in (None, [outcome.right, outcome.count]):
+        raise DamagedFile(f"{path} has accuracies per class that are not those of its images")
 
 
 def _same(identity: dict[str, Any], outcome: OutcomeRow) -> bool:

@@ -5,10 +5,14 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bench.attacks.identity import key_of
 from bench.attacks.outcome import PackedBits
@@ -16,7 +20,9 @@ from bench.errors import BenchError
 from bench.storage.bundle import check_bundle, read_bundle
 from bench.utils.files import fingerprint, record_bytes
 
-LEADERBOARDS = Path(__file__).parents[2] / "results" / "leaderboards"
+ROOT = Path(__file__).parents[2]
+LEADERBOARDS = ROOT / "results" / "leaderboards"
+SUBMIT = ROOT / "docs" / "submit.md"
 
 
 def board(bench, results):
@@ -72,7 +78,7 @@ def test_the_committed_runs_give_the_same_board_elsewhere(bench, tmp_path, name)
     assert "ingested" not in bench("report", "--results", source, "--format", "markdown").out
 
 
-def test_a_trained_run(bench, copy_of_results, trained, tmp_path):
+def test_a_trained_run(bench, copy_of_results, trained, tmp_path, suite):
     """Its weights stay behind, and are not missed."""
     results = tmp_path / "other"
     assert bench("ingest", trained, "--results", results).code == 0
@@ -88,10 +94,23 @@ def test_a_trained_run(bench, copy_of_results, trained, tmp_path):
     again = tmp_path / "again.json"
     assert bench("bundle", "--results", results, "-o", again, "--origin", "a lab").code == 0
     assert again.read_bytes() == trained.read_bytes(), "equal records and origins give equal bytes"
+    assert "nothing to do" in bench("run", suite(), "--results", results, "--rerun", "failed").err
     for left in results.glob("bench.sqlite*"):
         left.unlink()
     assert bench("ingest", "--results", results).code == 0
     assert json.loads(bench("show", "run", "pgd", "--results", results, "--json").out) == shown
+
+
+@pytest.mark.slow
+def test_every_kind_of_final_attack(bench, suite, tmp_path):
+    """Joint accuracy, an unseen threat and corruptions, whose images count once for each version."""
+    threat = "{name: pgd, steps: 2, step_size: 0.1, images: 60, threat: {norm: l2, eps: 0.5}}"
+    finals = f"{threat}, joint, {{name: corruptions, severity: 3, kinds: [contrast, brightness]}}, "
+    path, results = tmp_path / "bundle.json", tmp_path / "results"
+    bench("run", suite({"final: [clean, ": f"final: [clean, {finals}"}), "--results", results)
+    assert bench("bundle", "--results", results, "-o", path).code == 0
+    assert bench("ingest", path, "--results", tmp_path / "other").code == 0
+    assert board(bench, tmp_path / "other") == board(bench, results)
 
 
 def test_ingesting_twice_changes_nothing(bench, trained, tmp_path):
@@ -158,6 +177,38 @@ def test_the_runs_are_listed(bench, trained, suite):
     assert (run["method"], run["seed"], run["code"]) == ("PGD-AT", 0, "the code here")
     assert f"{trained}: valid, SHA-256 {item['sha256']}, origin: a lab" in bench("check-bundle", trained).out
     refused(bench("check-bundle", trained, "--suite", "quickstart"), run["name"], "another protocol")
+
+
+def test_what_a_killed_process_leaves_can_be_removed(bench, tmp_path):
+    (tmp_path / ".bundle-x").mkdir()
+    assert f"{tmp_path / '.bundle-x'}: left by a killed process" in bench("clean", "--results", tmp_path).out
+
+
+@pytest.mark.slow
+def test_the_workflow_of_the_docs(trained, suite, tmp_path):
+    """Its commands, in a repository with one bundle; the installation is that of the tests."""
+    workflow = yaml.safe_load(re.search(r"```yaml\n(.*?)```", SUBMIT.read_text(), re.DOTALL)[1])
+    assert workflow["permissions"] == {"contents": "read"}
+    scripts = {step["name"]: step["run"] for step in workflow["jobs"]["board"]["steps"] if "run" in step}
+    assert list(scripts) == ["Install", "Check", "Rebuild"]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "bench").write_text(f'#!/bin/sh\nexec {sys.executable} -m bench "$@"\n')
+    (tmp_path / "bin" / "bench").chmod(0o755)
+    suite()
+    (tmp_path / "bundles").mkdir()
+    shutil.copy(trained, tmp_path / "bundles" / "our-lab.json")
+    summary = tmp_path / "summary.md"
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "GITHUB_STEP_SUMMARY": str(summary)}
+    for name in ("Check", "Rebuild"):
+        words = ["bash", "-e", "-c", scripts[name]]
+        done = subprocess.run(words, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "ingested from bundle" in summary.read_text()
+    assert "PGD-AT" in (tmp_path / "site" / "index.html").read_text()
+    (tmp_path / "bundles" / "forged.json").write_text(trained.read_text().replace("right", "wrong"))
+    words = ["bash", "-e", "-c", scripts["Check"]]
+    done = subprocess.run(words, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True)
+    assert (done.returncode, "forged.json" in done.stderr) == (2, True)
 
 
 # --- forged and damaged bundles --------------------------------------------------------------------------------------

@@ -13,8 +13,11 @@ import pytest
 from bench.reporting.formats.csv import COLUMNS, defuse, render_csv, restore
 from bench.reporting.formats.json import VERSION, render_json
 from bench.reporting.leaderboard import leaderboards
+from bench.reporting.notes import notes
 from bench.reporting.published import Published
 from bench.reporting.published_comparison import compare_with_published
+from bench.storage.run_folder import ORIGIN
+from bench.utils.files import write_record
 
 from .conftest import NAMES, protocol_of
 
@@ -70,6 +73,24 @@ def test_json_is_as_documented(boards):
     jsonschema.validate(document, described)
     assert (document["format"], document["version"], VERSION) == ("bench-report", 1, 1)
     assert [board["published"] is None for board in document["boards"]] == [False, True]
+
+
+def test_json_and_notes_name_the_bundles_of_ingested_runs(make_run, store):
+    for seed in range(3):
+        folder = make_run(seed=seed, done={"classes": 10})
+        if seed:
+            write_record(
+                folder.path / ORIGIN, {"bundle": f"b{seed - 1}" * 32, "origin": "A lab" if seed == 1 else None}
+            )
+        store.ingest(folder)
+    (board,) = leaderboards(store)
+    document = json.loads(render_json([board]))
+    jsonschema.validate(document, schema())
+    assert document["boards"][0]["bundles"] == [
+        {"sha256": "b0" * 32, "origin": "A lab", "runs": [{"label": "PGD_AT", "seed": 1}]},
+        {"sha256": "b1" * 32, "origin": None, "runs": [{"label": "PGD_AT", "seed": 2}]},
+    ]
+    assert "Measured elsewhere and ingested from bundle b0b0b0b0b0b0, origin: A lab: PGD_AT seed 1." in notes(board)
 
 
 def test_the_schema_can_refuse(boards):
