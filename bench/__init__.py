@@ -68,6 +68,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with _PUB
     from bench.storage.store import Store as Store
     from bench.testing.conformance import NotConforming as NotConforming
     from bench.testing.conformance import conform as conform
+    from bench.trackers.tracker import Tracker as Tracker
     from bench.training.load import load_network as load_network
     from bench.training.lr_schedule import Schedule as Schedule
     from bench.training.method import Context as Context
@@ -108,6 +109,7 @@ _PUBLIC = {
     "SmoothReLU": "bench.models.activations",
     "Store": "bench.storage.store",
     "Teacher": "bench.config.teacher",
+    "Tracker": "bench.trackers.tracker",
     "classes_frame": "bench.reporting.frames",
     "conform": "bench.testing.conformance",
     "cross_entropy": "bench.attacks.pgd",

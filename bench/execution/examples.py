@@ -142,7 +142,8 @@ def _starts(attack: PGD, threat: Threat, labels: Tensor, index: Tensor, images: 
 @lru_cache(maxsize=1)
 def _test_images(settings: DatasetSettings, data: Path | None) -> Images:
     """Return the test images; those of the last call are kept, since the runs of a protocol share them."""
-    return dataset_of(settings).splits(data).test
+    dataset = dataset_of(settings)
+    return dataset.load(dataset.select(dataset.locate(data))[2])
 
 
 _data_root = lru_cache(maxsize=1)(DataRoot)

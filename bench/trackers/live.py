@@ -23,7 +23,10 @@ FOLDER = "trackers"  # in the results folder
 
 INTERVAL_SECONDS = 5.0  # between two looks at the run folders
 
-PATIENCE_SECONDS = 60.0  # at the end, without progress, after which a tracker is left behind
+PATIENCE_SECONDS = 300.0
+"""At the end, without progress, after which a tracker is left behind: examples of a large network take minutes."""
+
+INTERRUPTED_SECONDS = 10.0  # the same after an error or Ctrl-C
 
 WAITING = {CellStatus.NEW, CellStatus.QUEUED, CellStatus.LOCKED}
 """The states of cells whose run folder, if any, is not of this run."""
@@ -50,15 +53,16 @@ class LiveTrackers:
         return self
 
     def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
+        self, _type: type[BaseException] | None, error: BaseException | None, _at: TracebackType | None
     ) -> None:
         """Wait until each tracker has recorded everything."""
+        patience = PATIENCE_SECONDS if error is None else INTERRUPTED_SECONDS
         for thread in self._threads:
             thread.ending.set()
         for thread in self._threads:
             while thread.is_alive():
                 thread.join(0.1)
-                if time.monotonic() - thread.progressed > PATIENCE_SECONDS:
+                if time.monotonic() - thread.progressed > patience:
                     log.warning("tracker '%s' hangs, and is left behind; rerun the same command", thread.mirror.name)
                     break
 

@@ -25,6 +25,8 @@ FINGERPRINT = "bench.fingerprint"  # tag by which a run is found again
 
 AT_ONCE = 100  # parameters of one request, at most
 
+LONGEST = 6000  # characters of a parameter, at most
+
 
 class MLflow(Tracker):
     """Metrics, parameters, and images and their captions as artifacts. Earlier records of a run are deleted."""
@@ -40,7 +42,7 @@ class MLflow(Tracker):
         self._run = self._client.create_run(
             experiment, tags={FINGERPRINT: run.fingerprint}, run_name=run.name
         ).info.run_id
-        params = [Param(name, str(value)) for name, value in run.params.items()]
+        params = [Param(name, str(value)[:LONGEST]) for name, value in run.params.items()]
         for start in range(0, len(params), AT_ONCE):
             self._client.log_batch(self._run, params=params[start : start + AT_ONCE])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.utils.files import canonical_json
+from bench.utils.files import canonical_json, fingerprint
 
 FINAL = "final"
 """The first part of the names of metrics of a whole run; the others are of an epoch."""
@@ -21,8 +22,9 @@ FINAL = "final"
 class TrackedRun:
     """What a tracker is told when a run begins.
 
-    `experiment`: the suite and the beginning of the protocol's fingerprint; `name`: method and seed; `fingerprint`: of
-    the cell, by which a tracker finds the run again; `params`: the hyperparameters and all settings of the protocol.
+    `experiment`: the suite and the beginning of the protocol's fingerprint, of letters, digits, `_` and `-`; `name`:
+    method and seed; `fingerprint`: of the cell (64 hex digits), by which a tracker finds the run again; `params`: the
+    hyperparameters and all settings of the protocol.
     """
 
     experiment: str
@@ -32,14 +34,14 @@ class TrackedRun:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> TrackedRun:
-        """Return the run of `record`, the content of a `cell.json`."""
+        """Return the run of `record`, the content of a `cell.json`, none of whose texts becomes a path."""
         cell, identity = record["cell"], record["identity"]
         method, seed = identity["method"], identity["seed"]
         params = {"method": method["name"], "seed": seed, "params": method["params"], **identity["protocol"]}
         return cls(
-            experiment=f"{cell['suite']}-{record['protocol_fingerprint'][:12]}",
+            experiment=f"{re.sub(r'[^A-Za-z0-9_-]', '-', cell['suite'])}-{fingerprint(identity['protocol'])[:12]}",
             name=cell["method"]["label"] if cell.get("network") else f"{cell['method']['label']} seed {seed}",
-            fingerprint=record["fingerprint"],
+            fingerprint=fingerprint(identity),
             params=flat(params, "."),
         )
 

@@ -1,6 +1,8 @@
 """A tracker has each epoch of a run once, whatever happened to the run and to earlier processes."""
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from bench.registry import TRACKERS
 from bench.storage.run_folder import CellStatus
 from bench.trackers.content import final_metrics
 from bench.trackers.mirror import Mirror, export_runs
+from bench.trackers.tracker import TrackedRun
 from bench.utils.files import write_record
 
 from .conftest import curve
@@ -131,3 +134,23 @@ def test_an_export_replaces_earlier_records_and_names_what_fails(memory, folder,
 
 def test_built_in_trackers_are_registered():
     assert {"tensorboard", "mlflow", "wandb"} <= set(TRACKERS.names())
+
+
+def test_the_documented_tracker_records_a_run(folder, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "trackers.md").read_text()
+    module = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], module)
+    TRACKERS.add("mine", module["MyTracker"])
+    list(export_runs([folder], ["mine"], tmp_path))
+    params, *epochs, last = map(json.loads, next(tmp_path.glob("mine/*.jsonl")).read_text().splitlines())
+    assert params["threat.eps"] == 0.15
+    assert [(record["epoch"], record["train/loss"]) for record in epochs] == curve(folder)["train/loss"]
+    assert (last["epoch"], last["status"]) == (1, "finished")
+
+
+def test_texts_of_a_run_folder_from_elsewhere_are_no_paths(folder):
+    record = folder.cell()
+    record["cell"]["suite"], record["fingerprint"] = "../../etc", "*"
+    run = TrackedRun.of(record)
+    assert run.experiment == f"------etc-{record['protocol_fingerprint'][:12]}"
+    assert run.fingerprint == folder.cell()["fingerprint"]
