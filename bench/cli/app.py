@@ -20,6 +20,7 @@ from bench.cli import (
     report,
     reproduce,
     run,
+    site,
     speed,
     validate,
     watch,
@@ -61,6 +62,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("reproduce")(reproduce.reproduce)
 app.command("plot")(plot.plot)
+app.command("site")(site.site)
 app.command("compare")(compare.compare)
 app.command("diff-protocol")(diff_protocol.diff_protocol)
 app.command("check")(check.check)

@@ -82,7 +82,7 @@ def test_protocol_and_runs(tree, boards):
     for value in ("sgd, rate 0.1, momentum 0.9, weight decay 0.0005, nesterov no", "norm linf, radius 8/255"):
         assert value in details
     assert (
-        "clean; pgd, steps 20, step size 2/255, random start yes; autoattack, version standard, images 100"
+        "clean; pgd, steps 20, step size 2/255, random start yes; autoattack, images 100, version standard"
         in " ".join(details)
     )
     for board in boards[1]:

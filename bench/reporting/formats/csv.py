@@ -36,7 +36,7 @@ def render_csv(boards: Sequence[Leaderboard]) -> str:
     writer = csv.DictWriter(text, COLUMNS, restval="")
     writer.writeheader()
     for board in boards:
-        for line in _lines(board):
+        for line in lines(board):
             writer.writerow({name: _cell(value) for name, value in line.items()})
     return text.getvalue()
 
@@ -65,7 +65,8 @@ def _cell(value: Any) -> str:
     return defuse(value if isinstance(value, str) else canonical_json(value))
 
 
-def _lines(board: Leaderboard) -> Iterator[dict[str, Any]]:
+def lines(board: Leaderboard) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a leaderboard, each with values for some of `COLUMNS`."""
     settings = board.protocol["evaluation"]["final"]
     about = {"protocol": board.fingerprint, "title": board.title, "selection": board.selection}
     for row in board.rows:

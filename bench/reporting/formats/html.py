@@ -223,13 +223,13 @@ def _hardware(runs: Sequence[RunRow]) -> list[tuple[str, list[tuple[str, int]]]]
     """Return by topic what the runs recorded of where they took place, each value with the number of its runs."""
     counts: dict[str, Counter[str]] = {}
     for run in runs:
-        for topic, value in _recorded(run):
+        for topic, value in recorded(run):
             counts.setdefault(topic, Counter())[value] += 1
     return [(topic, counter.most_common()) for topic, counter in counts.items()]
 
 
-def _recorded(run: RunRow) -> Iterable[tuple[str, str]]:
-    """Yield topics and values; not the host's name, which is private."""
+def recorded(run: RunRow) -> Iterable[tuple[str, str]]:
+    """Yield what a run recorded of where it took place, by topic; not the host's name, which is private."""
     environment = run.environment
     kind, name = device_of(run)
     yield "Suite", run.suite
