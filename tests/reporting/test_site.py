@@ -4,24 +4,32 @@ import io
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from posixpath import dirname, normpath
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
+from bench.execution.examples import adversarial_examples
 from bench.reporting.comparison import compared
 from bench.reporting.formats import html
 from bench.reporting.formats.csv import render_csv
 from bench.reporting.frames import curves_frame, results_frame
 from bench.reporting.leaderboard import leaderboards
+from bench.reporting.published_comparison import compare_with_published
 from bench.reporting.site import runs
+from bench.reporting.site.downloads import downloads
 from bench.reporting.site.pages import Site, page_name
+from bench.reporting.site.runs import RunReader
+from bench.storage.run_folder import run_folders
 from bench.storage.store import Store
 
 from ..storage.conftest import Maker, protocol_of
-from .html_report import ENVIRONMENT, HOSTILE, Tree, resolved
+from .html_report import ENVIRONMENT, HOSTILE, Tree, published, resolved
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +183,14 @@ def test_downloads(store, files):
     assert lines.best_mean.max() == pytest.approx(0.7525)
 
 
+def test_downloads_with_the_papers_figures(store):
+    paper = replace(published(protocol_of().identity()), method="fomo")
+    boards = compare_with_published(leaderboards(store), [], [paper])
+    lines = pd.read_parquet(io.BytesIO(downloads(store, boards)["leaderboards.parquet"]))
+    assert list(lines.record.unique()) == ["row", "published"]
+    assert set(lines.seeds) == {"[0,1]", "[0]", "[]", "3"}
+
+
 class Data(HTMLParser):
     """The JSON of the comparison."""
 
@@ -209,3 +225,55 @@ def test_the_comparison_has_the_differences_of_the_command(store, files):
     assert len(data["pairs"]) == 3  # the diverged run has no figures
     assert [run["figures"] is None for run in data["runs"]] == [False, False, False, True]
     assert [len(run["curves"]["validation"]) for run in data["runs"]] == [2, 2, 2, 2]
+
+
+# --- what the run folder and the dataset add -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(tiny_results):
+    """The run of the tiny suite with its per-image results, and its folder."""
+    with Store.of(tiny_results, create=False) as store:
+        (run,) = store.runs(bits=True)
+    (folder,) = run_folders(tiny_results)
+    return run, folder
+
+
+def test_adversarial_examples_of_a_run(trained):
+    run, folder = trained
+    expected = adversarial_examples(folder, "best", 3)
+    shown = RunReader({folder.path.name: folder}, None, 3).details(run, "a run", [], "validation")
+    assert (shown.attack, shown.checkpoint) == ("PGD-3", "best")
+    assert [example.position for example in shown.examples] == expected.index.tolist()
+    for number, example in enumerate(shown.examples):
+        assert (example.label, example.predicted, example.attacked) == (
+            *(int(values[number]) for values in (expected.labels, expected.predictions)),
+            int(expected.adversarial_predictions[number]),
+        )
+        pixels = [
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))))
+            for url in (example.image, example.perturbation, example.adversarial)
+        ]
+        assert np.array_equal(pixels[0], (255 * expected.images[number, 0]).round().numpy())
+        assert np.array_equal(pixels[2], (255 * expected.adversarial[number, 0]).round().numpy())
+        assert {pixels[1].min(), pixels[1].max()} & {0, 255}  # the largest change is black or white
+    assert not RunReader({folder.path.name: folder}, None, 0).details(run, "a run", [], "validation").examples
+    assert not RunReader({}, None, 3).details(run, "a run", [], "validation").examples
+
+
+def test_accuracies_per_class(trained):
+    """As the run recorded them; for an older run, as its test images have them; unknown without these images."""
+    run, folder = trained
+    reader = RunReader({folder.path.name: folder}, None, 0)
+    recorded = reader.details(run, "a run", [], "validation").classes
+    outcome = run.checkpoints["best"].outcomes[next(key for key in run.checkpoints["best"].outcomes if "pgd" in key)]
+    right, images = outcome.detail["per_class"][7]
+    place = [(column.group, column.title) for column in recorded.columns].index(("PGD-3", "best"))
+    assert recorded.rows[7][place].value == right / images
+    assert len(recorded.rows) == 10
+    for checkpoint in run.checkpoints.values():
+        for outcome in checkpoint.outcomes.values():
+            outcome.detail = {}
+    assert reader.details(run, "a run", [], "validation").classes == recorded
+    run.environment = {key: value for key, value in run.environment.items() if key != "data"}
+    assert reader.details(run, "a run", [], "validation").classes.rows == ()

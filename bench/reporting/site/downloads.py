@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import pandas as pd
 
@@ -46,10 +47,13 @@ def downloads(store: Store, boards: Sequence[Leaderboard]) -> dict[str, bytes]:
 
 
 def _leaderboards(boards: Sequence[Leaderboard]) -> pd.DataFrame:
-    """Return the lines of the CSV file with typed columns; what is nested is JSON, as there."""
-    rows = [
-        {name: canonical_json(value) if isinstance(value, dict | list) else value for name, value in line.items()}
-        for board in boards
-        for line in lines(board)
-    ]
-    return pd.DataFrame(rows, columns=list(COLUMNS)).convert_dtypes()
+    """Return the lines of the CSV file with typed columns; what is nested, or differs in type, is JSON as there."""
+    rows = [line for board in boards for line in lines(board)]
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).convert_dtypes()
+    return table.apply(lambda column: column.map(_text) if column.dtype == object else column)
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, dict | list):
+        return canonical_json(value)
+    return None if pd.isna(value) else value if isinstance(value, str) else canonical_json(value)
