@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from contextlib import suppress
 from dataclasses import asdict
@@ -102,13 +103,22 @@ def robustbench(
     passes: Annotated[
         int | None, typer.Option("--forward-passes", min=1, help="Number of forward passes per prediction.")
     ] = None,
+    zoo: Annotated[
+        Path | None,
+        typer.Option("--zoo", help="Also write architecture file and weights, to this new folder."),
+    ] = None,
+    entry: Annotated[
+        str | None, typer.Option("--entry", help="Name of the network in the zoo; default: the run's label.")
+    ] = None,
     output: Output = None,
     results: Results = Path("results"),
     store: StoreURL = None,
+    data: Data = None,
 ) -> None:
     """Write RobustBench's model information.
 
-    Fields that no option and no run states are left out, and named on stderr.
+    Fields that no option and no run states are left out, and named on stderr. With --zoo, what a submission adds to the
+    zoo is written, and loaded by RobustBench.
     """
     from bench.export.robustbench import model_information
     from bench.storage.store import Store
@@ -124,9 +134,18 @@ def robustbench(
         "number_forward_passes": passes,
     }
     with Store.of(results, store, create=False) as opened:
-        information, unknown = model_information(opened.show_run(run), checkpoint, stated)
-    text = json.dumps(information, indent=2, ensure_ascii=False) + "\n"
-    write_output(output, text)
+        found = opened.show_run(run)
+    information, unknown = model_information(found, checkpoint, stated)
+    if zoo is not None:
+        from bench.export.trained import trained_network
+        from bench.export.zoo import write_zoo_entry
+
+        name = entry or re.sub(r"[^A-Za-z0-9]+", "_", found["label"]).strip("_")
+        trained = trained_network(results / found["folder"], checkpoint)
+        compared = write_zoo_entry(trained, name, information, zoo, data)
+        print(f"bench: {zoo}: loaded by RobustBench; logits equal on {compared} test images", file=sys.stderr)
+    if zoo is None or output is not None:
+        write_output(output, json.dumps(information, indent=2, ensure_ascii=False) + "\n")
     if unknown:
         print(f"bench: left out, not stated anywhere: {', '.join(unknown)}", file=sys.stderr)
     if note := information.get("footnote"):

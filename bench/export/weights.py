@@ -54,7 +54,7 @@ class Export:
 
 
 @dataclass(frozen=True)
-class _Format:
+class Format:
     """How to write a network to a path and to read it back; `tolerance`: of its logits."""
 
     write: Callable[[TrainedNetwork, Path], None]
@@ -83,23 +83,19 @@ def export_weights(
         BenchError: as `trained_network`; `output` exists or cannot be written; a package or the test images are
             missing; the format does not take the network, or gives other logits. Nothing is left.
     """
-    if os.path.lexists(output):
-        raise BenchError(f"{output} exists; choose another --output, or remove it")
+    check_new(output)
     if format is WeightsFormat.ONNX and not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))):
         raise BenchError(f"--format onnx needs packages that are not installed: {INSTALL}")
     trained = trained_network(run, checkpoint, results)
     images = test_images(trained, data)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        difference = _write_and_compare(trained, _FORMATS[format], temporary, images, f"--format {format}")
-        temporary.rename(output)
-    except OSError as error:
-        raise BenchError(f"{output} cannot be written: {error.strerror or error}") from error
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+    difference = write_new(trained, _FORMATS[format], output, images, f"--format {format}")
     return Export(trained.folder.path.name, trained.checkpoint, format, output, len(images), difference)
+
+
+def check_new(path: Path) -> None:
+    """Raise BenchError if there is something at `path`."""
+    if os.path.lexists(path):
+        raise BenchError(f"{path} exists; choose another path, or remove it")
 
 
 def test_images(trained: TrainedNetwork, data: Path | None) -> Tensor:
@@ -108,7 +104,28 @@ def test_images(trained: TrainedNetwork, data: Path | None) -> Tensor:
     return torch.cat([to_float(pixels) for pixels in test.read([torch.arange(min(IMAGES, len(test)))])])
 
 
-def _write_and_compare(trained: TrainedNetwork, how: _Format, path: Path, images: Tensor, what: str) -> float:
+def write_new(trained: TrainedNetwork, how: Format, output: Path, images: Tensor, what: str) -> float:
+    """Write a network to a new path, and return the largest difference of a logit of what was read back.
+
+    Raises:
+        BenchError: `output` exists or cannot be written; `what` does not take the network, or gives other logits.
+            Nothing is left.
+    """
+    check_new(output)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        difference = _write_and_compare(trained, how, temporary, images, what)
+        temporary.rename(output)
+    except OSError as error:
+        raise BenchError(f"{output} cannot be written: {error.strerror or error}") from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+    return difference
+
+
+def _write_and_compare(trained: TrainedNetwork, how: Format, path: Path, images: Tensor, what: str) -> float:
     """Write a network, read it back and return the largest difference of a logit.
 
     Raises:
@@ -196,9 +213,9 @@ def _read_onnx(_trained: TrainedNetwork, path: Path) -> Logits:
 
 
 _FORMATS = {
-    WeightsFormat.SAFETENSORS: _Format(_write_safetensors, _read_state, 0),
-    WeightsFormat.TORCH: _Format(_write_torch, _read_state, 0),
-    WeightsFormat.TORCHSCRIPT: _Format(_write_torchscript, _read_torchscript, TOLERANCE),
-    WeightsFormat.ONNX: _Format(_write_onnx, _read_onnx, TOLERANCE),
-    WeightsFormat.HUB: _Format(write_hub_folder, _read_hub, 0),
+    WeightsFormat.SAFETENSORS: Format(_write_safetensors, _read_state, 0),
+    WeightsFormat.TORCH: Format(_write_torch, _read_state, 0),
+    WeightsFormat.TORCHSCRIPT: Format(_write_torchscript, _read_torchscript, TOLERANCE),
+    WeightsFormat.ONNX: Format(_write_onnx, _read_onnx, TOLERANCE),
+    WeightsFormat.HUB: Format(write_hub_folder, _read_hub, 0),
 }

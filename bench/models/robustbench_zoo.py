@@ -121,6 +121,27 @@ def load_from_zoo(name: str, folder: Path, dataset: str, threat: Threat) -> nn.M
 
 
 @contextmanager
+def zoo_with(entry: tuple[str, dict[str, Any]], dataset: str, threat: Threat) -> Iterator[None]:
+    """Add an entry, (name, {"model": ..., "gdrive_id": ...}), to the zoo.
+
+    Raises:
+        BenchError: the zoo has a network of this name.
+    """
+    name, content = entry
+    kinds = _enums()
+    networks = import_robustbench("robustbench.model_zoo").model_dicts[kinds.BenchmarkDataset(dataset)][
+        kinds.ThreatModel(THREATS[threat.norm])
+    ]
+    if name in networks:
+        raise BenchError(f"RobustBench has a network '{name}' already; choose another name")
+    networks[name] = content
+    try:
+        yield
+    finally:
+        del networks[name]
+
+
+@contextmanager
 def _offline() -> Iterator[None]:
     """Make every connection to another machine fail."""
 

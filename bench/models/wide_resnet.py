@@ -10,6 +10,7 @@ weights load by name. Those with a `sub_block1`, which the network of that file 
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -89,6 +90,11 @@ class WideResNet(nn.Module):
         return logits
 
 
+def build_wide_resnet(depth: int, width: int, classes: int, shape: Shape) -> nn.Module:
+    """Return WideResNet-`depth`-`width` for images of `shape`, (channels, height, width)."""
+    return WideResNet(classes, shape[0], depth, width)
+
+
 def member(variant: str) -> Architecture:
     """Return `wide_resnet/<variant>`.
 
@@ -106,15 +112,11 @@ def member(variant: str) -> Architecture:
             f"unknown model '{name}': a depth is 6n + 4, such as 10, 16, 28 or 34; "
             f"did you mean 'wide_resnet/{near}-{width}'?"
         )
-
-    def build(classes: int, shape: Shape) -> nn.Module:
-        return WideResNet(classes, shape[0], depth, width)
-
     return Architecture(
         name=name,
         title=f"WideResNet-{depth}-{width}",
         reference="Zagoruyko and Komodakis, Wide Residual Networks, 2016; form of TRADES, Zhang et al., 2019",
-        build=build,
+        build=partial(build_wide_resnet, depth, width),
     )
 
 

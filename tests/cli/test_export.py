@@ -62,5 +62,20 @@ def test_weights_are_written_and_what_was_compared_is_said(bench, tiny_results, 
     said = json.loads(result.out)
     assert (said["format"], said["checkpoint"], said["images"], said["difference"]) == ("torch", "last", 256, 0)
     result = bench(*words, "--format", "torch", "-o", tmp_path / "y")
-    assert (result.code, result.err) == (2, f"bench: {tmp_path / 'y'} exists; choose another --output, or remove it\n")
+    assert (result.code, result.err) == (2, f"bench: {tmp_path / 'y'} exists; choose another path, or remove it\n")
     assert bench(*words, "--format", "keras", "-o", tmp_path / "z").code == 2
+
+
+def test_an_entry_of_the_zoo_gets_the_information_and_a_name(bench, run, results, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("bench.export.trained.trained_network", lambda *where: where)
+    monkeypatch.setattr("bench.export.zoo.write_zoo_entry", lambda *arguments: calls.append(arguments) or 256)
+    words = ("export", "robustbench", run, "--results", results, "--zoo", tmp_path / "zoo")
+    result = bench(*words)
+    assert (result.code, result.out) == (0, "")
+    assert f"bench: {tmp_path / 'zoo'}: loaded by RobustBench; logits equal on 256 test images\n" in result.err
+    bench(*words, "--entry", "Ours2026", "--checkpoint", "last", "--data", tmp_path)
+    (first, label, information, *_), (second, entry, _, folder, data) = calls
+    assert (first, second) == ((results / "runs" / run, None), (results / "runs" / run, "last"))
+    assert (label, entry, folder, data) == ("PGD_AT", "Ours2026", tmp_path / "zoo", tmp_path)
+    assert (information["dataset"], information["autoattack_acc"]) == ("cifar10", "49.31")

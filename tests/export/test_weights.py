@@ -243,7 +243,7 @@ def test_a_run_without_the_checkpoint_or_its_weights(copy_of_results, tmp_path):
 
 def test_an_output_that_exists_or_cannot_be_written(tiny_results, tmp_path):
     (tmp_path / "there").symlink_to(tmp_path / "nowhere")
-    for output, sentence in (("there", "exists; choose another --output"), ("none/y", "cannot be written: No such")):
+    for output, sentence in (("there", "exists; choose another path"), ("none/y", "cannot be written: No such")):
         with pytest.raises(BenchError, match=sentence):
             export_weights("pgd-at", WeightsFormat.TORCH, tmp_path / output, results=tiny_results)
 
