@@ -70,10 +70,22 @@ class DamagedFile(BenchError):
     """A file of a run folder does not match its recorded SHA-256, or cannot be parsed."""
 
 
+LISTED = 24
+"""Names that a sentence lists; of more, it names the closest `SHOWN`."""
+
+SHOWN = 5
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the nearest of `known`, or the list of `known` if none is near."""
+    """Return `; did you mean 'x'?` for the nearest of `known`, or the list of `known` if none is near.
+
+    Of a long list, those that contain `word` are named, else those most similar to it.
+    """
     known = sorted(known)
     nearest = get_close_matches(word, known, n=1, cutoff=0.6)
     if nearest:
         return f"; did you mean '{nearest[0]}'?"
+    if len(known) > LISTED:
+        closest = [name for name in known if word and word in name] or get_close_matches(word, known, SHOWN, cutoff=0)
+        return f"; the closest of {len(known)}: {', '.join(closest[:SHOWN])}"
     return f"; known: {', '.join(known)}" if known else ""

@@ -299,6 +299,17 @@ def test_suites_are_found_by_path_and_by_shipped_name(tmp_path, monkeypatch, tin
 
 
 @pytest.mark.parametrize(
+    ("name", "closest"), [("rice2020", "papers/pytorch_robust_rice2020, papers/rice2020_cifar10, "), ("nope", "more, ")]
+)
+def test_of_many_suites_the_closest_are_named(name, closest):
+    with pytest.raises(BenchError) as error:
+        load_suite(name)
+    start = f"unknown suite '{name}'; the closest of {len(shipped_suites())}: "
+    assert str(error.value).startswith(start + closest)
+    assert str(error.value).count(", ") == 4
+
+
+@pytest.mark.parametrize(
     ("name", "sentence"),
     [
         ("quickstrt", "unknown suite 'quickstrt'; did you mean 'quickstart'?"),

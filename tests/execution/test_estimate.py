@@ -2,7 +2,9 @@
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -39,6 +41,21 @@ def test_work_is_counted_by_hand(load):
 def test_natural_training_has_no_attack_to_pay_for(load):
     natural = load({"attack: {name: pgd, steps: 2, step_size: 0.1}\nevaluation": "attack: none\nevaluation"})
     assert work_of(load().suite.protocol, None).training / work_of(natural.suite.protocol, None).training == 7 / 3
+
+
+def test_autoattack_skips_the_images_that_are_broken_before_a_part(load):
+    attacks = {"{name: pgd, steps: 3, step_size: 0.05}": "{name: autoattack, images: 100}"}
+    one = {"{name: pgd, steps: 3, step_size: 0.05}": "{name: autoattack, attacks: [square], images: 100}"}
+    clean = 500
+    found, square = (work_of(load(change).suite.protocol, None).final for change in (attacks, one))
+    every = 0.82 * 200 + 0.53 * 1800 + 0.44 * (3600 + 5000)
+    assert found / square == pytest.approx((clean + 100 * every) / (clean + 100 * 0.82 * 5000))
+
+
+def test_the_shares_are_those_of_the_published_figures():
+    rows = pd.read_csv(Path(__file__).parents[2] / "results" / "published.csv")
+    shares = rows.clean_best.median(), rows.pgd_best.median(), pd.concat([rows.aa_best, rows.aa_last]).median()
+    assert pytest.approx([share / 100 for share in shares], abs=0.03) == estimate.ROBUST
 
 
 def test_a_subset_is_less_work(load):
