@@ -103,11 +103,14 @@ def test_a_trained_run(bench, copy_of_results, trained, tmp_path, suite):
 
 @pytest.mark.slow
 def test_every_kind_of_final_attack(bench, suite, tmp_path):
-    """Joint accuracy, an unseen threat and corruptions, whose images count once for each version."""
+    """Joint accuracy, an unseen threat, corruptions, whose images count once for each version, an external model."""
     threat = "{name: pgd, steps: 2, step_size: 0.1, images: 60, threat: {norm: l2, eps: 0.5}}"
     finals = f"{threat}, joint, {{name: corruptions, severity: 3, kinds: [contrast, brightness]}}, "
     path, results = tmp_path / "bundle.json", tmp_path / "results"
-    bench("run", suite({"final: [clean, ": f"final: [clean, {finals}"}), "--results", results)
+    file = suite({"final: [clean, ": f"final: [clean, {finals}"})
+    assert bench("run", file, "--results", results).code == 0
+    weights = next(results.glob("runs/*/checkpoints/*.safetensors"))
+    assert bench("evaluate", weights, "--suite", file, "--name", "ours", "--results", results).code == 0
     assert bench("bundle", "--results", results, "-o", path).code == 0
     assert bench("ingest", path, "--results", tmp_path / "other").code == 0
     assert board(bench, tmp_path / "other") == board(bench, results)
