@@ -17,7 +17,7 @@ def plot(
     output: Annotated[Path, typer.Option("--output", help="Output folder; created if necessary.")] = Path("figures"),
     format: Annotated[str, typer.Option("--format", help="png, svg, pdf; comma-separated.")] = "png",
     figure: Annotated[
-        str | None, typer.Option("--figure", help="curves, gap, cost, agreement; comma-separated; default: all.")
+        str | None, typer.Option("--figure", help="curves, gap, cost, work, agreement; comma-separated; default: all.")
     ] = None,
     selection: SelectedBy = Selection.VALIDATION,
     methods: Methods = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,16 @@ def report(
         ),
     ] = None,
     published: Annotated[bool, typer.Option("--published", help="Add the papers' figures, where known.")] = False,
+    reach: Annotated[
+        float | None,
+        typer.Option(
+            "--reach",
+            metavar="PERCENT",
+            min=0,
+            max=100,
+            help="Add the work of training, in PFLOP, until this accuracy under the ranking attack was reached.",
+        ),
+    ] = None,
     results: Results = Path("results"),
     store: StoreURL = None,
 ) -> None:
@@ -37,6 +48,7 @@ def report(
     from bench.config.suite import load_suite
     from bench.reporting.leaderboard import leaderboards, sort_rows
     from bench.reporting.published_comparison import with_published
+    from bench.reporting.work import target
     from bench.storage.store import Store
 
     protocol = load_suite(suite).suite.protocol.fingerprint if suite else None
@@ -44,6 +56,8 @@ def report(
         boards = leaderboards(opened, protocol=protocol, methods=words(methods), selection=selection.value)
         if published:
             boards = with_published(opened, boards, protocol, selection.value)
+        if reach is not None:
+            boards = [replace(board, target=target(opened, board, reach / 100)) for board in boards]
         if sort:
             boards = sort_rows(boards, sort)
         if format is Format.HTML:

@@ -6,6 +6,7 @@ Accuracies are shares in [0, 1]. A column may be added in a later version; none 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from bench.config.suite import LoadedSuite
+from bench.reporting.work import work_after
 from bench.storage.schema import CheckpointRow, OutcomeRow, RunRow
-from bench.storage.store import Store
+from bench.storage.store import Epoch, Store
 
 RUN = {
     "run": "string",
@@ -42,6 +44,7 @@ RESULTS = RUN | {
     "train_pflop": "float64",
     "train_seconds": "float64",
     "peak_memory_bytes": "Int64",
+    "checkpoint_pflop": "float64",
 }
 """Columns of `results_frame`."""
 
@@ -52,6 +55,7 @@ CURVES = RUN | {
     "train_robust": "float64",
     "validation_robust": "float64",
     "test_robust": "float64",
+    "work_pflop": "float64",
 }
 """Columns of `curves_frame`."""
 
@@ -83,6 +87,8 @@ def results_frame(store: Store, suite: LoadedSuite | None = None) -> pd.DataFram
     `accuracy` is `correct / images`; under corruptions every version of an image counts. A run without a finished
     attack has no row. Costs are those of the whole run and repeat on each of its rows; an unknown cost is NaN.
 
+    `checkpoint_pflop` is the work of training up to the checkpoint.
+
     Args:
         store: an open database of runs.
         suite: only runs of its cells; default: all runs.
@@ -90,6 +96,9 @@ def results_frame(store: Store, suite: LoadedSuite | None = None) -> pd.DataFram
     Raises:
         BenchError: the database cannot be read.
     """
+    runs = _runs(store, suite)
+    curves = store.curves([run.fingerprint for run in runs])
+    work = {run.fingerprint: work_after(run, curves.get(run.fingerprint, [])) or [] for run in runs}
     return _frame(
         RESULTS,
         (
@@ -104,8 +113,9 @@ def results_frame(store: Store, suite: LoadedSuite | None = None) -> pd.DataFram
                 "train_pflop": run.train_pflop,
                 "train_seconds": run.train_seconds,
                 "peak_memory_bytes": run.peak_memory_bytes,
+                "checkpoint_pflop": dict(enumerate(work[run.fingerprint])).get(checkpoint.epoch),
             }
-            for run in _runs(store, suite)
+            for run in runs
             for checkpoint, outcome in _outcomes(run)
         ),
     )
@@ -116,11 +126,19 @@ def curves_frame(store: Store, suite: LoadedSuite | None = None) -> pd.DataFrame
 
     `train_loss` is the mean over the epoch's batches, the accuracies are those under the protocol's tracking attack.
     `test_robust` is NaN where the protocol does not track the test images, both are after epochs that are not tracked.
-    Arguments and errors: see `results_frame`.
+    `work_pflop` is the work of training up to the end of the epoch, with that of teachers, which comes first. Arguments
+    and errors: see `results_frame`.
     """
     runs = _runs(store, suite)
     curves = store.curves([run.fingerprint for run in runs])
-    return _frame(CURVES, (_run(run) | epoch._asdict() for run in runs for epoch in curves.get(run.fingerprint, ())))
+    return _frame(
+        CURVES,
+        (
+            _run(run) | epoch._asdict() | {"work_pflop": amount}
+            for run in runs
+            for epoch, amount in _with_work(run, curves.get(run.fingerprint, []))
+        ),
+    )
 
 
 def outcomes_frame(
@@ -184,6 +202,10 @@ def _runs(store: Store, suite: LoadedSuite | None, *, bits: bool = False) -> lis
     wanted = {cell.fingerprint for cell in suite.cells}
     protocol = suite.suite.protocol.fingerprint
     return [run for run in store.runs(protocol=protocol, bits=bits) if run.fingerprint in wanted]
+
+
+def _with_work(run: RunRow, epochs: list[Epoch]) -> Iterator[tuple[Epoch, float | None]]:
+    return zip_longest(epochs, work_after(run, epochs) or [])
 
 
 def _run(run: RunRow) -> dict[str, Any]:

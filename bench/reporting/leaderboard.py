@@ -7,7 +7,7 @@ other seed is counted and named.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,10 +57,27 @@ class IngestedBundle:
 
 
 @dataclass(frozen=True)
+class Reached:
+    """The work until a row reached an accuracy: `pflop`, the mean over `seeds`, those of its seeds that reached it."""
+
+    pflop: float
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """An accuracy (a share) under the ranking attack, and the rows (`row_key`) that reached it, as far as known."""
+
+    accuracy: float
+    reached: Mapping[str, Reached]
+
+
+@dataclass(frozen=True)
 class Leaderboard:
     """The rows of one protocol, best first. `ranked_by` is an index of `attacks`; `hardware` counts runs by device.
 
-    `published`: what papers report of the same methods, see `compare_with_published`; None unless asked for.
+    `published`: what papers report of the same methods, see `compare_with_published`; `target`: the work until an
+    accuracy was reached, see `work.target`; None unless asked for.
     """
 
     fingerprint: str
@@ -71,6 +88,7 @@ class Leaderboard:
     rows: tuple[Row, ...]
     hardware: dict[str, int]
     published: tuple[PublishedComparison, ...] | None = None
+    target: Target | None = None
     bundles: tuple[IngestedBundle, ...] = ()
 
     @property

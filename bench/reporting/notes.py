@@ -35,6 +35,7 @@ def notes(board: Leaderboard) -> list[str]:
         *_on_flags(board),
         *_on_variants(board),
         *_on_records(board),
+        *_on_target(board),
         *_on_bundles(board),
         "Time a seed: wall-clock time of training + evaluation, which includes tracking after every epoch. PFLOP a "
         "seed: work of training; a multiply-add counts as two. Memory: peak memory of a seed, of the GPU, or on a CPU "
@@ -206,6 +207,16 @@ def _on_variants(board: Leaderboard) -> list[str]:
         else f"{attack.title} deviates from the protocol because memory was short: {attack.variants[0]}."
         for attack in board.attacks
         if attack.variants
+    ]
+
+
+def _on_target(board: Leaderboard) -> list[str]:
+    if board.target is None:
+        return []
+    return [
+        f"PFLOP to {100 * board.target.accuracy:g} %: work of training up to the earlier of best and last whose "
+        f"accuracy under {board.attacks[board.ranked_by].title} is at least that, an upper bound; mean over the seeds "
+        "that reach it."
     ]
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.errors import printable
-from bench.reporting.leaderboard import Leaderboard
+from bench.reporting.leaderboard import Leaderboard, Target
 from bench.reporting.notes import BY_CONSTRUCTION, COLLAPSED_AT_LAST, DECLARED, LEVEL, notes, percent
 from bench.reporting.published import PublishedComparison
-from bench.reporting.rows import Cost, Row
+from bench.reporting.rows import Cost, Row, row_key
 from bench.reporting.statistics import Estimate
 
 NONE = "–"
@@ -58,7 +58,8 @@ def table(board: Leaderboard) -> Table:
     columns.append(Column("", "Seeds", numeric=False))
     columns += [Column("", "Flags", numeric=False)] if _has_flags(board) else []
     columns.append(Column("", "Parameters", numeric=False))
-    columns += [Column("", title) for title in ("Time a seed", "PFLOP a seed", "Memory")]
+    reaching = [f"PFLOP to {100 * board.target.accuracy:g} %"] if board.target else []
+    columns += [Column("", title) for title in ("Time a seed", "PFLOP a seed", *reaching, "Memory")]
     ranks, devices = Counter(row.rank for row in board.rows), _devices(board)
     rows = [_cells(row, board, devices, shared=ranks[row.rank] > 1) for row in board.rows]
     return Table(
@@ -147,6 +148,7 @@ def _cells(row: Row, board: Leaderboard, devices: Mapping[str, str], *, shared: 
             lambda cost: f"{_time(cost.training)} + {_time(cost.evaluation)}",
         ),
         _on_devices(row, devices, lambda cost: cost.pflop, lambda cost: f"{cost.pflop:.3g}"),
+        *([_reached(row, board.target)] if board.target else []),
         _on_devices(row, devices, lambda cost: cost.memory, lambda cost: _memory(cost.memory or 0)),
     ]
 
@@ -197,6 +199,15 @@ def _on_devices(
     """Return a cost on each of the row's devices, sorted by the mean over them."""
     shown = [f"{text(cost)} on {devices[cost.hardware]}" for cost in row.costs if value(cost) is not None]
     return Cell("; ".join(map(printable, shown)) or NONE, row.mean_cost(value))
+
+
+def _reached(row: Row, target: Target) -> Cell:
+    """Return the work until the row reached the accuracy, and by how many of its seeds if not by all."""
+    reached = target.reached.get(row_key(row))
+    if reached is None:
+        return Cell(NONE)
+    some = f" ({len(reached.seeds)} of {len(row.seeds)} seeds)" if len(reached.seeds) < len(row.seeds) else ""
+    return Cell(f"{reached.pflop:.3g}{some}", reached.pflop)
 
 
 def _memory(size: float) -> str:

@@ -283,7 +283,8 @@ def _described(run: RunRow) -> dict[str, Any]:
         ],
         "per_class": _per_class(outcomes),
         "corruptions": [
-            {"checkpoint": outcome.checkpoint, "key": outcome.key, **version}
+            {"checkpoint": outcome.checkpoint, "key": outcome.key}
+            | {name: version[name] for name in ("version", "accuracy", "sha256")}
             for outcome in outcomes
             for version in outcome.detail.get("versions", ())
         ],
@@ -295,15 +296,18 @@ def _without_tables(detail: dict[str, Any]) -> dict[str, Any]:
 
 
 def _per_class(outcomes: Sequence[OutcomeRow]) -> list[dict[str, Any]]:
-    """Return a row for each class with the accuracy of each outcome that states it; older ones do not."""
-    stated = {f"{row.checkpoint}.{row.key}": row.detail["per_class"] for row in outcomes if "per_class" in row.detail}
+    """Return a row for each checkpoint and class with the accuracy of each outcome; older ones do not state it."""
+    stated = {(row.checkpoint, row.key): row.detail["per_class"] for row in outcomes if "per_class" in row.detail}
+    keys = list(dict.fromkeys(key for _, key in stated))
+
+    def accuracy(checkpoint: str, key: str, label: int) -> float | None:
+        right, images = stated.get((checkpoint, key), {label: (0, 0)})[label]
+        return right / images if images else None
+
     return [
-        {"class": number}
-        | {
-            name: counts[number][0] / counts[number][1] if counts[number][1] else None
-            for name, counts in stated.items()
-        }
-        for number in range(max(map(len, stated.values()), default=0))
+        {"checkpoint": checkpoint, "class": label} | {key: accuracy(checkpoint, key, label) for key in keys}
+        for checkpoint in dict.fromkeys(checkpoint for checkpoint, _ in stated)
+        for label in range(max(map(len, stated.values())))
     ]
 
 

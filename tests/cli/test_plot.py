@@ -9,7 +9,7 @@ from ..storage.conftest import make_run, protocol_of, results
 
 __all__ = ["make_run", "results"]
 
-ALL = ("curves", "gap", "cost", "agreement")
+ALL = ("curves", "gap", "cost", "work", "agreement")
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_methods_and_selection(bench, filled, tmp_path):
         (("--format", "pgn"), "there is no format 'pgn'; did you mean 'png'?"),
         (("--format", "png,bmp"), "there is no format 'bmp'; known: pdf, png, svg"),
         (("--figure", "curve"), "there is no figure 'curve'; did you mean 'curves'?"),
-        (("--figure", ","), "--figure is empty; known: curves, gap, cost, agreement"),
+        (("--figure", ","), "--figure is empty; known: curves, gap, cost, work, agreement"),
         (("--methods", "fom"), "there is no run of a method 'fom'"),
     ],
 )

@@ -32,7 +32,7 @@ def data(labels=("PGD-AT", "FOMO"), *, epochs=40, test=True, seeds=3, unit="PFLO
         (
             row, label, f"method_{row}", seed, epoch + 1, 0.1,
             60 + wave[epoch] + seed, 45 + wave[epoch] + seed, 43 + wave[epoch] + seed if test else np.nan,
-            epoch == epochs // 2 + seed, epoch == epochs - 1 - seed * epochs // 4,
+            epoch == epochs // 2 + seed, epoch == epochs - 1 - seed * epochs // 4, 0.1 * (epoch + 1) * (row + 1),
             epochs > 1 and epoch + 1 == epochs // 2,
         )
         for row, label in enumerate(labels)
@@ -299,7 +299,7 @@ def test_a_page_can_theme_an_inline_svg(name):
 
 
 def test_labels_are_text_and_harmless_in_an_inline_svg():
-    for name in ("curves", "gap", "cost", "agreement"):
+    for name in ("curves", "gap", "cost", "work", "agreement"):
         markup = svg(data(ODD), name)
         assert "<script" not in markup
         shown = texts(markup)

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.published import PublishedComparison
-from bench.reporting.rows import Row
+from bench.reporting.rows import Row, row_key
 from bench.reporting.statistics import Estimate
 from bench.utils.files import canonical_json
 
@@ -22,6 +22,7 @@ COLUMNS = (
     "doubts", "seeds", "collapsed", "diverged", "unfinished", "recorded",
     "device", "hardware", "training_hours", "evaluation_hours", "train_pflop", "peak_memory_bytes",
     "status", "source", "best_difference", "last_difference", "not_compared",
+    "target", "pflop_to_target", "target_seeds",
 )  # fmt: skip
 
 _ACTIVE = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
@@ -70,7 +71,7 @@ def lines(board: Leaderboard) -> Iterator[dict[str, Any]]:
     settings = board.protocol["evaluation"]["final"]
     about = {"protocol": board.fingerprint, "title": board.title, "selection": board.selection}
     for row in board.rows:
-        of_row = {"record": "row", **about, **_of_row(row)}
+        of_row = {"record": "row", **about, **_of_row(row), **_to_target(board, row)}
         for index, (setting, attack) in enumerate(zip(settings, board.attacks, strict=True)):
             yield {
                 **of_row,
@@ -83,6 +84,14 @@ def lines(board: Leaderboard) -> Iterator[dict[str, Any]]:
             }
     for line in board.published or ():
         yield {"record": "published", **about, **_of_paper(line)}
+
+
+def _to_target(board: Leaderboard, row: Row) -> dict[str, Any]:
+    if board.target is None:
+        return {}
+    reached = board.target.reached.get(row_key(row))
+    cells = {"pflop_to_target": reached.pflop, "target_seeds": list(reached.seeds)} if reached else {}
+    return {"target": board.target.accuracy, **cells}
 
 
 def _of_row(row: Row) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bench.reporting.leaderboard import IngestedBundle, Leaderboard
+from bench.reporting.leaderboard import IngestedBundle, Leaderboard, Target
 from bench.reporting.published import PublishedComparison
-from bench.reporting.rows import Cost, Row
+from bench.reporting.rows import Cost, Row, row_key
 from bench.reporting.statistics import CONFIDENCE
 
 VERSION = 1
@@ -44,12 +44,18 @@ def _board(board: Leaderboard) -> dict[str, Any]:
         "hardware": board.hardware,
         "published": None if board.published is None else list(map(_paper, board.published)),
         **({"bundles": list(map(_bundle, board.bundles))} if board.bundles else {}),
+        **({"target": _target(board, board.target)} if board.target else {}),
     }
 
 
 def _bundle(bundle: IngestedBundle) -> dict[str, Any]:
     runs = [{"label": label, "seed": seed} for label, seed in bundle.runs]
     return {"sha256": bundle.sha256, "origin": bundle.origin, "runs": runs}
+
+
+def _target(board: Leaderboard, target: Target) -> dict[str, Any]:
+    reached = [target.reached.get(row_key(row)) for row in board.rows]
+    return {"accuracy": target.accuracy, "reached": [one and asdict(one) for one in reached]}
 
 
 def _row(row: Row) -> dict[str, Any]:

@@ -14,19 +14,20 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from bench.errors import BenchError
+from bench.config.cell import EVALUATED
 from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.published_comparison import other_images, plain, threat_of
 from bench.reporting.released_curves import read_curves
-from bench.reporting.rows import BEST, CompleteRun, Row, Selection, complete_run, correct, device_of, row_key
+from bench.reporting.rows import BEST, CompleteRun, Row, Selection, correct, device_of
 from bench.reporting.statistics import Floats
+from bench.reporting.work import averaged_runs, work_after
 from bench.storage.schema import RunRow
 from bench.storage.store import Epoch, Store
 from bench.utils.environment import different_data
 
 CURVES = (
     *("row", "label", "method", "seed", "epoch", "lr"),
-    *("train", "validation", "test", "best", "last", "drop"),
+    *("train", "validation", "test", "best", "last", "work", "drop"),
 )  # fmt: skip
 RELEASED = ("row", "epoch", "test")
 RESULTS = (
@@ -37,13 +38,14 @@ RESULTS = (
 
 @dataclass(frozen=True)
 class FigureData:
-    """The data of the four figures of a leaderboard; the tables are empty if no seed was averaged.
+    """The data of the five figures of a leaderboard; the tables are empty if no seed was averaged.
 
     `curves`: one line per row, seed and epoch. `row` counts from 0, `epoch` from 1. `train` is accuracy in percent
     under the attack of training, `validation` and `test` under `tracking`; they are NaN after epochs that a seed did
     not track, `test` also where it does not track test images. `best` and `last` say whether the checkpoint is of this
     epoch; `drop`, whether the learning rate fell to half or less from a plateau. (The protocol's own schedules fall on
-    the last step of such an epoch.)
+    the last step of such an epoch.) `work` is the work of training up to here in PFLOP (`work.work_after`), NaN if it
+    is not known.
 
     `released`: points that the authors of a row's method released of a curve under the same settings: `row`, `epoch`
     and `test` as in `curves`, as far as shipped.
@@ -111,7 +113,7 @@ def figures(store: Store, board: Leaderboard, runs: Sequence[RunRow] | None = No
         BenchError: the store no longer holds the runs of the leaderboard.
     """
     rows = [row for row in board.rows if row.figures]
-    seeds = _seeds(store.runs(protocol=board.fingerprint, bits=True) if runs is None else runs, board, rows)
+    seeds = averaged_runs(store.runs(protocol=board.fingerprint, bits=True) if runs is None else runs, board, rows)
     epochs = store.curves([seed.run.fingerprint for group in seeds for seed in group])
     costs, device, hardware = _costs(rows, seeds)
     titles = tuple(attack.title for attack in board.attacks)
@@ -139,20 +141,6 @@ def figures(store: Store, board: Leaderboard, runs: Sequence[RunRow] | None = No
     )
 
 
-def _seeds(runs: Sequence[RunRow], board: Leaderboard, rows: Sequence[Row]) -> list[list[CompleteRun]]:
-    """Return the averaged runs of each row, in the order of its seeds."""
-    attacks = board.protocol["evaluation"]["final"]
-    wanted = {(row_key(row), seed) for row in rows for seed in row.seeds}
-    complete = {
-        key: run
-        for stored in runs
-        if (key := (row_key(stored), stored.seed)) in wanted and (run := complete_run(stored, attacks, board.selection))
-    }
-    if wanted - set(complete):
-        raise BenchError("the store has changed since the leaderboard was made; make the leaderboard again")
-    return [[complete[(row_key(row), seed)] for seed in row.seeds] for row in rows]
-
-
 def run_figures(run: RunRow, label: str, epochs: Sequence[Epoch], selection: Selection) -> FigureData:
     """Return the data of the figure `curves` of one run, which need not be complete."""
     results = [(0, label, run.method, False, "", "best", *[math.nan] * 4)]
@@ -173,14 +161,16 @@ def run_figures(run: RunRow, label: str, epochs: Sequence[Epoch], selection: Sel
 
 def _epochs(row: int, label: str, run: RunRow, epochs: Sequence[Epoch], best: str) -> list[tuple[Any, ...]]:
     """Return the lines of a run in the table of curves, without the last column."""
-    ends = {name: checkpoint.epoch for name, checkpoint in run.checkpoints.items()}
+    trained = run.method != EVALUATED  # the one checkpoint of an external model is of no epoch
+    ends = {name: checkpoint.epoch for name, checkpoint in run.checkpoints.items()} if trained else {}
+    work = work_after(run, epochs) or [math.nan] * len(epochs)
     return [
         (
             *(row, label, run.method, run.seed, epoch.epoch + 1, epoch.lr),
             *(epoch.train_robust, epoch.validation_robust, epoch.test_robust),
-            *(epoch.epoch == ends.get(best), epoch.epoch == ends.get("last")),
+            *(epoch.epoch == ends.get(best), epoch.epoch == ends.get("last"), amount),
         )
-        for epoch in epochs
+        for epoch, amount in zip(epochs, work, strict=True)
     ]
 
 

@@ -251,6 +251,38 @@ def cost_label(data: FigureData) -> str:
     return f"training time of a seed on a {data.device}, hours ({'; '.join(filter(None, [runs, unknown]))})"
 
 
+# --- work ------------------------------------------------------------------------------------------------------------
+
+
+def work(drawing: Drawing, data: FigureData) -> None:
+    """A line for each row: means over the seeds that reached an epoch, of the work until its end and the accuracy."""
+    labels, methods = data.labels, tuple(data.rows.method)
+    drawing.figure.set_size_inches(TWO_COLUMNS, max(2.7, 0.6 + 0.16 * len(labels)))
+    axes = drawing.figure.subplots()
+    tracked = data.curves[data.curves.validation.notna() & data.curves.work.notna()]
+    images = "test" if len(tracked) and tracked.test.notna().all() else "validation"
+    for row, curve in tracked.groupby("row"):
+        means = curve.groupby("epoch")[["work", images]].mean()
+        look: dict[str, Any] = {"color": SERIES[row % len(SERIES)], "linewidth": 1.0}
+        (line,) = axes.plot(means.work, means[images], label=f"{row + 1}  {_short(labels[row])}", **look)
+        best = curve[curve.best]
+        (mark,) = axes.plot(
+            [best.work.mean()], [best[images].mean()], marker=MARKERS[row % len(MARKERS)], color=look["color"],
+            markersize=5.5, markeredgecolor=PAPER, markeredgewidth=0.5, linestyle="none",
+        )  # fmt: skip
+        number = axes.annotate(
+            str(row + 1), (best.work.mean(), best[images].mean()), (4, 3), textcoords="offset points", fontsize=7
+        )
+        for artist in (line, mark, number):
+            drawing.tag(artist, row, methods[row], labels[row])
+    if tracked.empty:
+        axes.text(0.5, 0.5, "no work recorded", transform=axes.transAxes, ha="center", color=MUTED)
+    else:
+        drawing.figure.legend(loc="outside right upper", handlelength=1.6)
+    axes.set_xlabel("work of training, PFLOP")
+    axes.set_ylabel(f"{data.tracking} accuracy on {images} images, %")
+
+
 # --- agreement -------------------------------------------------------------------------------------------------------
 
 

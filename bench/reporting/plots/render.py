@@ -17,7 +17,7 @@ from bench.reporting.plots.inline_svg import inline
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAMES = ("curves", "gap", "cost", "agreement")
+NAMES = ("curves", "gap", "cost", "work", "agreement")
 FORMATS = ("png", "svg", "pdf")
 
 DPI = 300
@@ -136,6 +136,11 @@ def describe(data: FigureData, name: str) -> tuple[str, str]:
             f"A point for each row: accuracy at best with its 95 % interval, and {painters.cost_label(data)}. "
             f"Rows: {rows}.",
         ),
+        "work": (
+            f"{data.tracking} accuracy against the work of training",
+            "A line for each row: robust accuracy after tracked epochs, mean over seeds, against the work of training "
+            f"up to there in PFLOP, with the best checkpoint marked. Rows: {rows}.",
+        ),
         "agreement": (
             "Agreement image by image",
             f"For each pair of rows, the share of {data.images:,} test images under {data.ranking} on which both are "
@@ -168,7 +173,9 @@ def _drawing(data: FigureData, name: str) -> Drawing:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    painter = dict(zip(NAMES, (painters.curves, painters.gap, painters.cost, painters.agreement), strict=True))
+    painter = dict(
+        zip(NAMES, (painters.curves, painters.gap, painters.cost, painters.work, painters.agreement), strict=True)
+    )
     if name not in painter:
         raise BenchError(f"there is no figure '{name:.40}'{did_you_mean(name, NAMES)}")
     if not data.labels:
