@@ -28,6 +28,8 @@ from bench.utils.rng import generator
 
 MANY = 1000  # more than there are final attacks
 
+NOT_ATTACKS = {"joint", "corruptions"}  # entries of the final evaluation that are no further attack
+
 
 @dataclass(frozen=True)
 class AdversarialExamples:
@@ -110,10 +112,10 @@ def most_broken(folder: RunFolder, checkpoint: str, labels: Tensor) -> Tensor:
     """
     broken = torch.zeros(len(labels), dtype=torch.int64)
     for (name, _), record in folder.read_outcomes().items():
-        if name == checkpoint:
-            outcome = Outcome.from_record(record)
-            weight = -MANY if outcome.attack["name"] == "clean" else 1
-            broken[balanced_subset(labels, outcome.attack.get("images"))] += weight * torch.from_numpy(~outcome.correct)
+        kind = record["attack"]["name"]
+        if name == checkpoint and kind not in NOT_ATTACKS:
+            wrong = torch.from_numpy(~Outcome.from_record(record).correct)
+            broken[balanced_subset(labels, len(wrong))] += (-MANY if kind == "clean" else 1) * wrong
     return broken.argsort(descending=True, stable=True)
 
 

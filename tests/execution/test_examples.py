@@ -1,5 +1,8 @@
 """Adversarial examples of finished runs are those of the final evaluation."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
@@ -71,6 +74,10 @@ def test_restarts_and_subsets_start_as_in_the_evaluation(load, copy_of_results, 
 
 def test_most_broken_images_come_first(folder):
     clean, pgd = correct(folder, "best", "clean"), correct(folder, "best", "pgd")
+    outcome = Outcome.from_record(next(iter(folder.read_outcomes().values())))
+    for kind, bits in {"joint": pgd[:100] & False, "corruptions": np.zeros(3 * len(pgd), bool)}.items():
+        other = replace(outcome, attack={"name": kind}, correct=bits)
+        write_record(folder.outcome_path("best", kind), other.to_record())
     broken = [index for index in range(len(clean)) if clean[index] and not pgd[index]]
     assert len(broken) > 3
     order = most_broken(folder, "best", torch.zeros(len(clean)))
