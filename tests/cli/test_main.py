@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate x.pt --suite quickstart --name x": SUITE,
     "report": STORE,
     "plot": STORE,
+    "site --output x": STORE,
     "compare a b": STORE,
     "reproduce papers/rice2020_cifar10 --no-run": SUITE,
     "diff-protocol quickstart ci": "bench.reporting.protocol_difference.protocol_difference",
@@ -38,6 +39,9 @@ COMMANDS = {
     "data check digits": "bench.data.status.check",
     "data prepare digits": "bench.data.status.fetch",
     "export robustbench x": STORE,
+    "export tracker x --tracker tensorboard": "bench.storage.find.find_run",
+    "bundle x --output y": "bench.storage.find.find_run",
+    "check-bundle x": "bench.storage.bundle.read_bundle",
     "export weights x --format torch --output x.pt": "bench.export.weights.trained_network",
 }
 """Each command, and something that it calls."""
