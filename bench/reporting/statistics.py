@@ -261,8 +261,9 @@ def pairwise(rows: Sequence[Correct | Floats]) -> Pairs:
     with S = sd^2 / n, the variance over the row's seeds of their accuracies; D the variance over images of the
     difference between the shares of seeds that are correct on an image; and E = MS / (n m), where MS is the mean square
     of the interaction of seed and image. S and D / m both contain E, hence it is subtracted once. Student's t has
-    variance^2 / (S^2 / (n - 1) + S'^2 / (n' - 1)) degrees of freedom. A row with one seed is assumed to vary over
-    seeds, and over seeds and images, as the other row does.
+    variance^2 / (S^2 / (n - 1) + S'^2 / (n' - 1)) degrees of freedom, and at least those of the smaller row: rows whose
+    seeds share initialisation and batches may be so alike that the variance is below S. A row with one seed is assumed
+    to vary over seeds, and over seeds and images, as the other row does.
 
     The variance is at least `FLOOR` times D / m. Otherwise seeds that agree by chance would make it certain.
 
@@ -321,7 +322,8 @@ def _student(rows: Sequence[Correct | Gaps | Floats], *, interaction: bool) -> P
     degrees = np.maximum(seeds - 1, 1)
     one_estimate, two = (of_a + of_b) ** 2 / degrees[like_a], of_a**2 / degrees[a] + of_b**2 / degrees[b]
     uncertain = np.where(single[a] | single[b], one_estimate, two)
-    freedom = np.clip(error**4 / np.maximum(uncertain, NO_ERROR**4 / MOST_FREEDOM), NO_ERROR, MOST_FREEDOM)
+    least = np.minimum(degrees[like_a], degrees[like_b])
+    freedom = np.clip(error**4 / np.maximum(uncertain, NO_ERROR**4 / MOST_FREEDOM), least, MOST_FREEDOM)
 
     p = np.where(np.abs(mean) < NO_ERROR, 1.0, 0.0)  # all seeds agree on all images, or all disagree on all
     random = error >= NO_ERROR
