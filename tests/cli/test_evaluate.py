@@ -190,7 +190,7 @@ def test_every_command_bears_such_a_row(bench, evaluate, suite, weights, tmp_pat
     for selection in ("validation", "test"):
         plotted = bench("plot", "--results", results, "--output", tmp_path / selection, "--selection", selection)
         assert plotted.code == 0, plotted.err
-        assert len(list((tmp_path / selection).glob("*.png"))) == 4
+        assert len(list((tmp_path / selection).glob("*.png"))) == 5
     shown = bench("show", "run", "evaluated", "--results", results, "--json")
     assert json.loads(shown.out)["params"]["weights_sha256"] == file_sha256(weights)
     assert NAME in bench("list", "runs", "--results", results).out

@@ -93,7 +93,7 @@ def test_protocol_and_runs(tree, boards):
 
 def test_the_figures(tree, boards):
     drawn = [attributes for attributes in tree.all("svg") if attributes.get("role") == "img"]
-    assert len(drawn) == 4 * len(boards[1])
+    assert len(drawn) == 5 * len(boards[1])
     series = [attributes for _, attributes in tree.tags if "series" in attributes.get("class", "").split()]
     rows = [int(attributes["data-row"]) for attributes in tree.all("tr") if "data-row" in attributes]
     assert {int(attributes["data-row"]) for attributes in series} <= set(rows)

@@ -59,7 +59,8 @@ def test_the_curve_is_stored(make_run, store):
     assert [row["epoch"] for row in curve] == [0, 1]
     assert curve[1] == {
         "epoch": 1, "lr": 0.05, "train_loss": 1.0, "train_robust": 0.3, "validation_clean": 0.7,
-        "validation_robust": 0.5, "test_clean": 0.69, "test_robust": 0.39, "train_seconds": 4.0, "seconds": 5.0,
+        "validation_robust": 0.5, "test_clean": 0.69, "test_robust": 0.39, "train_pflop": None, "train_seconds": 4.0,
+        "seconds": 5.0,
     }  # fmt: skip
 
 
