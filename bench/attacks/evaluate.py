@@ -14,8 +14,16 @@ from torch import Tensor, nn
 from bench.attacks.autoattack import PASSES, BatchResult, Cascade, CascadeState, Elsewhere, Index
 from bench.attacks.masking import PROBED, GradientAttack, masking_signs
 from bench.attacks.outcome import Correct, Outcome, per_class
-from bench.attacks.pgd import cross_entropy, frozen_parameters, margin, pgd, random_start, train_mode
-from bench.config.attacks import CW, FGSM, PGD, Attack, AutoAttack, Clean, FinalAttack, Joint, Threat
+from bench.attacks.pgd import (
+    cross_entropy,
+    frozen_parameters,
+    margin,
+    pgd,
+    probability_margin,
+    random_start,
+    train_mode,
+)
+from bench.config.attacks import CW, FGSM, PGD, Attack, AutoAttack, Clean, FinalAttack, Joint, Preview, Threat
 from bench.config.corruptions import Corruptions
 from bench.data.batches import to_float
 from bench.data.dataset import Images
@@ -35,7 +43,7 @@ MIN_CAPTURED_IMAGES = 5 * EVALUATION_BATCH
 EVALUATION_SEED = 0
 """Seed of the attacks' own randomness, equal for all checkpoints and methods, so that outcomes are paired."""
 
-FixedAttack = Clean | FGSM | PGD | CW
+FixedAttack = Clean | FGSM | PGD | CW | Preview
 """The attacks that run every image through the same steps."""
 
 CorrectUnderAttack = Callable[[Tensor, Tensor], Tensor]
@@ -102,7 +110,8 @@ def _correct_batch(
 ) -> Tensor:
     """Return which images of a batch the network classifies correctly under `attack`: bool, [n]."""
     correct = torch.ones_like(labels, dtype=torch.bool)
-    objective = margin(labels) if isinstance(attack, CW) else cross_entropy(labels)
+    objectives = {"cw": margin, "preview": probability_margin}
+    objective = objectives.get(attack.name, cross_entropy)(labels)
 
     def update(logits: Tensor) -> None:
         correct.logical_and_(logits.detach().argmax(1) == labels)
@@ -128,7 +137,7 @@ def _correct_batch(
 
 def _skip_draws(like: Tensor, count: int, attack: FixedAttack, threat: Threat, random: torch.Generator) -> None:
     """Draw what `attack` draws for `count` images of the shape of `like`, which another process evaluates."""
-    if isinstance(attack, PGD | CW) and attack.random_start:
+    if isinstance(attack, PGD | CW | Preview) and attack.random_start:
         for _ in range(attack.restarts or 1):
             random_start(like.new_empty_strided((count, *like.shape[1:]), like.stride()), threat, random)
 
@@ -168,13 +177,13 @@ def forward_passes(attack: FinalAttack) -> int:
     return 3 if isinstance(attack, FGSM) else 1
 
 
-def ball_of(attack: Attack, threat: Threat) -> Threat:
+def ball_of(attack: Attack | Preview, threat: Threat) -> Threat:
     """Return the ball of `attack`: its own, or the protocol's `threat`."""
     own: Threat | None = getattr(attack, "threat", None)
     return own or threat
 
 
-def attack_identity(attack: Attack, threat: Threat) -> dict[str, Any]:
+def attack_identity(attack: Attack | Preview, threat: Threat) -> dict[str, Any]:
     """Return everything that the outcome of `attack` depends on, besides weights and images."""
     identity: dict[str, Any] = {**attack.model_dump(mode="json", exclude_none=True), "precision": "fp32"}
     if not isinstance(attack, Clean):
@@ -202,7 +211,7 @@ def evaluate(
     model: nn.Module,
     weights_sha256: str,
     images: Images,
-    attack: Attack,
+    attack: Attack | Preview,
     threat: Threat,
     *,
     progress: ProgressCallback = no_progress,
@@ -240,7 +249,7 @@ def evaluate(
             capture = capture_on(images.labels.device)
             correct = correct_under(model, subset, attack, threat, random, progress, capture=capture).cpu().numpy()
             seconds = time.monotonic() - started
-        if not isinstance(attack, Clean):
+        if not isinstance(attack, Clean | Preview):
             most = min(PROBED, identity.get("reduced_batch_size", PROBED))
             detail["doubts"] = [*detail.get("doubts", ()), *_signs(model, subset, correct, attack, threat, most)]
     detail["per_class"] = per_class(correct, subset.labels, images.labels)
@@ -271,7 +280,7 @@ def batch_attack(
     return attack_batch
 
 
-def _subset(images: Images, attack: Attack) -> Images:
+def _subset(images: Images, attack: Attack | Preview) -> Images:
     return images.take(balanced_subset(images.labels, getattr(attack, "images", None)).to(images.labels.device))
 
 

@@ -34,6 +34,14 @@ def margin(labels: Tensor) -> Objective:
     return lambda logits: margins(logits, labels).sum()
 
 
+def probability_margin(labels: Tensor) -> Objective:
+    """Return the objective of the margins of the softmax probabilities, summed over the batch.
+
+    Xie et al., Towards million-scale adversarial robustness evaluation with stronger individual attacks, 2024.
+    """
+    return lambda logits: margins(logits.softmax(1), labels).sum()
+
+
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
     """Return each image's largest wrong logit minus its true logit, [n]."""
     right = labels[:, None]  # indices: a mask would wait for the device to count its elements

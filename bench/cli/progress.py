@@ -212,7 +212,11 @@ def _where(where: dict[str, Any]) -> str:
         return f"epoch {where['epoch']} of {where['epochs']}"
     if where.get("phase") == "evaluation":
         robust = _percent(where.get("robust"))  # an upper bound of the accuracy
-        return f"{where.get('attack')} on {where.get('checkpoint')}{robust and f', {robust} % robust so far'}"
+        bound = _percent(where.get("at_most"))
+        return (
+            f"{where.get('attack')} on {where.get('checkpoint')}{bound and f', at most {bound} % by preview'}"
+            f"{robust and f', {robust} % robust so far'}"
+        )
     return str(where.get("phase", ""))
 
 

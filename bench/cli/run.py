@@ -59,6 +59,13 @@ def run(
         bool | None,
         typer.Option("--compile/--no-compile", help="Compile the network for training; default: as the suite says."),
     ] = None,
+    preview: Annotated[
+        bool | None,
+        typer.Option(
+            "--preview/--no-preview",
+            help="Bound the robust accuracy by a short attack before AutoAttack; default: as the suite says.",
+        ),
+    ] = None,
     gpus: Annotated[
         str | None, typer.Option("--gpus", help="Only these GPUs of this machine: comma-separated numbers.")
     ] = None,
@@ -115,6 +122,7 @@ def run(
         jobs=jobs,
         threads=threads,
         compile=compile,
+        preview=preview,
         gpus=tuple(numbers(gpus)),
         jobs_per_gpu=jobs_per_gpu,
         address=address,

@@ -64,4 +64,5 @@ def _as_json(state: CellState) -> dict[str, Any]:
         "status": state.status,
         "reason": state.reason,
         **{key: position.get(key) for key in ("host", "pid", "phase", "epoch", "epochs", "left", "last")},
+        **{key: position[key] for key in ("at_most",) if key in position},
     }

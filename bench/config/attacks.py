@@ -175,6 +175,23 @@ class CW(_Ascent):
         return self._titled("CW")
 
 
+class Preview(_Ascent):
+    """Projected gradient ascent on the margin of probabilities: no attack of a protocol, but the preview of AutoAttack.
+
+    The objective of Xie et al., Towards million-scale adversarial robustness evaluation with stronger individual
+    attacks, 2024 (arXiv:2411.15210), there called PMA, with a step size that does not decay.
+    """
+
+    name: Literal["preview"] = "preview"
+    steps: int = 50
+    random_start: bool = False  # the first iterate is the image itself, which may be misclassified already
+    iterate: Literal["worst"] = "worst"
+
+    @property
+    def title(self) -> str:
+        return "Preview"
+
+
 AutoAttackPart = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
 
 STANDARD: tuple[AutoAttackPart, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")

@@ -49,6 +49,9 @@ class Execution(BaseConfig):
     compile: bool = False
     """Whether the network is compiled for training, with other rounding: for GPUs (docs/performance.md)."""
 
+    preview: bool = False
+    """Whether a short attack gives an upper bound of the robust accuracy before AutoAttack (docs/attacks.md)."""
+
 
 class PublishedRow(BaseConfig):
     """One row of `results/published.csv` that the suite should meet, on its dataset, model and threat.

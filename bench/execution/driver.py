@@ -93,7 +93,7 @@ def _executor(settings: ExecutorSettings, paths: Paths, cells: Sequence[Cell]) -
         check_precision(protocol.training.precision, torch.device(allocation.slots[0][0]))
     if settings.compile:
         check_compiler(torch.device(allocation.slots[0][0]))
-    return LocalExecutor(allocation, paths, compile=bool(settings.compile))
+    return LocalExecutor(allocation, paths, compile=bool(settings.compile), preview=bool(settings.preview))
 
 
 def check_writable(results: Path) -> None:
@@ -190,6 +190,7 @@ def by_suite(settings: ExecutorSettings, loaded: LoadedSuite) -> ExecutorSetting
         threads=settings.threads or suite.threads,
         devices=settings.devices or suite.devices,
         compile=suite.compile if settings.compile is None else settings.compile,
+        preview=suite.preview if settings.preview is None else settings.preview,
     )
 
 

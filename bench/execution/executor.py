@@ -28,9 +28,9 @@ class ExecutorSettings:
     """How cells are spread over machines; the executor chooses what is None or empty.
 
     `jobs`: cells at a time; `threads`: CPU threads of each process; `devices`: processes of one cell, which share its
-    batches; `compile`: whether networks are compiled for training; `gpus`: numbers of this machine's GPUs;
-    `jobs_per_gpu`: cells that share a GPU; `address`: of a Ray cluster; `slurm`: options of `sbatch`, without their
-    dashes.
+    batches; `compile`: whether networks are compiled for training; `preview`: whether a short attack precedes
+    AutoAttack; `gpus`: numbers of this machine's GPUs; `jobs_per_gpu`: cells that share a GPU; `address`: of a Ray
+    cluster; `slurm`: options of `sbatch`, without their dashes.
     """
 
     executor: Literal["local", "ray", "slurm"] = "local"
@@ -39,6 +39,7 @@ class ExecutorSettings:
     threads: int | None = None
     devices: int | None = None
     compile: bool | None = None
+    preview: bool | None = None
     gpus: tuple[int, ...] = ()
     jobs_per_gpu: int = 1
     address: str | None = None

@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,10 +15,10 @@ from torch import nn
 
 from bench.attacks.autoattack import BatchResult, CascadeState
 from bench.attacks.combined import evaluate_corruptions, joint_outcome
-from bench.attacks.evaluate import evaluate, evaluated_images, forward_passes
+from bench.attacks.evaluate import ball_of, evaluate, evaluated_images, forward_passes
 from bench.attacks.identity import attack_key, joined_attacks, outcome_identity
 from bench.attacks.outcome import Outcome
-from bench.config.attacks import AutoAttack, Joint
+from bench.config.attacks import AutoAttack, Joint, Preview, Threat
 from bench.config.cell import Cell
 from bench.config.corruptions import Corruptions
 from bench.data.corrupted import versions
@@ -26,6 +26,7 @@ from bench.data.dataset import Dataset, Images
 from bench.errors import DamagedFile
 from bench.models.architecture import Network
 from bench.storage.checkpoints import Checkpoints
+from bench.storage.previews import preview_path, read_preview
 from bench.storage.run_folder import CHECKPOINTS, RunFolder
 from bench.training.build import build_evaluated
 from bench.training.trainer import LAST_EPOCH
@@ -51,12 +52,14 @@ def evaluate_checkpoints(
     network: nn.Module | None = None,
     elsewhere: AutoAttackElsewhere | None = None,
     data: Path | None = None,
+    *,
+    preview: bool = False,
 ) -> None:
     """Evaluate every checkpoint under every final attack, skipping outcomes that exist.
 
     Checkpoints with equal weights are evaluated once, and share one network. `network`: into which weights are loaded,
     if the cell's method does not build one. `elsewhere`: what runs the batches of AutoAttack, if not this process.
-    `data`: the data root, with published corrupted images.
+    `data`: the data root, with published corrupted images. `preview`: bound the missing outcomes of AutoAttack first.
     """
     checkpoints = Checkpoints(folder.checkpoints)
     names: dict[str, list[str]] = {}  # of the checkpoints with the same weights, by their SHA-256
@@ -69,9 +72,23 @@ def evaluate_checkpoints(
     records = {(record["weights_sha256"], key): record for (_, key), record in stored.items()}
     work = [evaluated_images(attack, len(test)) * forward_passes(attack) for _, attack in attacks]
     total, done = len(names) * sum(work), 0
+
+    @lru_cache(maxsize=1)
+    def load(name: str) -> nn.Module:
+        model = load_network(cell, dataset, checkpoints.load(name), device, network)
+        model.register_forward_pre_hook(lambda *_: folder.heartbeat())  # a batch of AutoAttack takes long
+        return model
+
+    bounds: dict[tuple[str, str], float] = {}  # of robust accuracy, by weights and key of AutoAttack
+    for weights, equal in names.items() if preview else ():
+        for key, attack in attacks:
+            if isinstance(attack, AutoAttack) and (weights, key) not in records:
+                path, update = preview_path(folder, weights, key), _Progress(folder).start(equal[0], "Preview", 0, 0)
+                bounds[weights, key] = _upper_bound(
+                    load, weights, equal[0], test, attack, cell.protocol.threat, path, update
+                )
     progress = _Progress(folder)
     for weights, equal in names.items():
-        model: nn.Module | None = None
         for (key, attack), amount in zip(attacks, work, strict=True):
             if (weights, key) in records:
                 pass
@@ -81,12 +98,10 @@ def evaluate_checkpoints(
                 ]
                 records[weights, key] = joint_outcome(outcome_identity(attack, cell), combined, test.labels).to_record()
             else:
-                if model is None:
-                    state = checkpoints.load(equal[0])
-                    model = load_network(cell, dataset, state, device, network)
-                    model.register_forward_pre_hook(lambda *_: folder.heartbeat())  # a batch of AutoAttack takes long
-                path, threat = folder.partial / f"{weights[:16]}.{key}.json", cell.protocol.threat
-                update = progress.start(equal[0], attack.title, done / total, amount / total)
+                model, threat = load(equal[0]), cell.protocol.threat
+                path = folder.partial / f"{weights[:16]}.{key}.json"
+                bound = bounds.get((weights, key))
+                update = progress.start(equal[0], attack.title, done / total, amount / total, bound)
                 if isinstance(attack, Corruptions):
                     corrupted = versions(attack, dataset, test, data)
                     outcome = evaluate_corruptions(model, weights, attack, corrupted, threat, update)
@@ -104,6 +119,31 @@ def evaluate_checkpoints(
                 if stored.get((name, key)) != records[weights, key]:
                     write_record(folder.outcome_path(name, key), records[weights, key])
     shutil.rmtree(folder.partial, ignore_errors=True)
+
+
+def _upper_bound(
+    load: Callable[[str], nn.Module],
+    weights: str,
+    name: str,
+    test: Images,
+    attack: AutoAttack,
+    threat: Threat,
+    path: Path,
+    progress: ProgressCallback,
+) -> float:
+    """Return an upper bound of the robust accuracy of a checkpoint on the images of `attack`, read from `path` or kept.
+
+    An evaluation that resumes does not compute it again.
+    """
+    record = read_preview(path)
+    if record is None:
+        ball = ball_of(attack, threat)
+        settings = Preview(images=attack.images, threat=ball, step_size=ball.eps / 4)
+        outcome = evaluate(load(name), weights, test, settings, threat, progress=progress)
+        log.info("%s: at most %.4f robust, before %s", name, outcome.accuracy, attack.title)
+        record = {**outcome.to_record(), "of": attack.title}
+        write_record(path, record)
+    return float(record["right"] / record["count"])
 
 
 def load_network(
@@ -138,16 +178,24 @@ class _Progress:
             key: value for record in folder.epochs()[-1:] for key, value in record.items() if key in LAST_EPOCH
         }
 
-    def start(self, checkpoint: str, attack: str, before: float, own: float) -> ProgressCallback:
-        """Return the callback of an attack; its share of the whole evaluation is `own`, and `before` is done."""
-        self._write(before, checkpoint=checkpoint, attack=attack, force=True)
+    def start(
+        self, checkpoint: str, attack: str, before: float, own: float, at_most: float | None = None
+    ) -> ProgressCallback:
+        """Return the callback of an attack; its share of the whole evaluation is `own`, and `before` is done.
+
+        `at_most`: the upper bound of its preview, if it had one.
+        """
+        where: dict[str, Any] = {"checkpoint": checkpoint, "attack": attack} | (
+            {} if at_most is None else {"at_most": at_most}
+        )
+        self._write(before, force=True, **where)
 
         def update(done: int, total: int, robust: float | None = None) -> None:
-            self._write(before + own * done / total, checkpoint=checkpoint, attack=attack, robust=robust)
+            self._write(before + own * done / total, robust=robust, **where)
 
         return update
 
-    def _write(self, share: float, *, robust: float | None = None, force: bool = False, **where: str) -> None:
+    def _write(self, share: float, *, robust: float | None = None, force: bool = False, **where: Any) -> None:
         if self._first is None:
             self._first = share
         gained, elapsed = share - self._first, time.monotonic() - self._started

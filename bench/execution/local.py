@@ -133,8 +133,8 @@ class LocalHandle(Handle):
 class LocalExecutor(Executor):
     """Starts worker processes; on Linux from a server process that has torch loaded, which makes a start fast."""
 
-    def __init__(self, allocation: Allocation, paths: Paths, *, compile: bool = False) -> None:
-        self._allocation, self._paths, self._compile = allocation, paths, compile
+    def __init__(self, allocation: Allocation, paths: Paths, *, compile: bool = False, preview: bool = False) -> None:
+        self._allocation, self._paths, self._compile, self._preview = allocation, paths, compile, preview
         self._free = list(allocation.slots)
         self._running: list[LocalHandle] = []
         import_no_working_directory()
@@ -158,7 +158,9 @@ class LocalExecutor(Executor):
         return handles
 
     def _start(self, cell: Cell, devices: Devices) -> LocalHandle:
-        job = Job(cell, self._paths.results, devices, self._paths.data, self._allocation.threads, self._compile)
+        job = Job(
+            cell, self._paths.results, devices, self._paths.data, self._allocation.threads, self._compile, self._preview
+        )
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=work_in_process, args=(job, sender), name=str(cell))
         handle = LocalHandle(job, process, receiver)

@@ -77,7 +77,7 @@ class RayExecutor(Executor):
             BenchError: the cluster cannot be reached, has no node that is large enough, or has a node that does not
                 see the results folder.
         """
-        self._compile = bool(settings.compile)
+        self._compile, self._preview = bool(settings.compile), bool(settings.preview)
         self._jobs, self._paths = settings.jobs, Paths(paths.results.absolute(), paths.data and paths.data.absolute())
         self._running: dict[ray.ObjectRef[WorkerResult], RayHandle] = {}
         if settings.gpus or settings.device not in {"auto", "cpu", "cuda"}:
@@ -102,7 +102,9 @@ class RayExecutor(Executor):
     def submit(self, cells: Sequence[Cell]) -> list[Handle]:
         handles: list[Handle] = []
         for cell in cells:
-            job = Job(cell, self._paths.results, self.devices, self._paths.data, self._threads, self._compile)
+            job = Job(
+                cell, self._paths.results, self.devices, self._paths.data, self._threads, self._compile, self._preview
+            )
             with _report_lost_cluster():
                 handle = RayHandle(job, self._task.options(name=str(cell)).remote(job, str(self._mark)))
             self._running[handle.task] = handle

@@ -135,7 +135,8 @@ class SlurmExecutor(Executor):
         Raises:
             BenchError: as `request` does.
         """
-        self._request, self._jobs, self._compile = request(settings), settings.jobs, bool(settings.compile)
+        self._request, self._jobs = request(settings), settings.jobs
+        self._compile, self._preview = bool(settings.compile), bool(settings.preview)
         self._paths = Paths(paths.results.absolute(), paths.data and paths.data.absolute())
         self._folder = self._paths.results / "slurm"
         self._running: dict[str, SlurmHandle] = {}
@@ -164,7 +165,8 @@ class SlurmExecutor(Executor):
 
     def _job(self, cell: Cell) -> Job:
         wanted = self._request
-        return Job(cell, self._paths.results, wanted.devices, self._paths.data, wanted.threads, self._compile)
+        results, data = self._paths.results, self._paths.data
+        return Job(cell, results, wanted.devices, data, wanted.threads, self._compile, self._preview)
 
     def _queued(self) -> dict[str, str]:
         """Return the jobs of this results folder that wait or run, by the fingerprints of their cells."""

@@ -68,7 +68,7 @@ class Job:
     """The input of a worker: the cell, and where and how to run it.
 
     `devices`: one, or several whose processes share the cell's batches; `threads`: CPU threads of each process;
-    `compile`: whether the network is compiled for training;
+    `compile`: whether the network is compiled for training; `preview`: whether a short attack precedes AutoAttack;
     `code`, `plugins`: the digests of the driver's sources and plug-ins, which the worker must import too.
     """
 
@@ -78,6 +78,7 @@ class Job:
     data: Path | None
     threads: int
     compile: bool = False
+    preview: bool = False
     code: str = field(default_factory=code_digest)
     plugins: dict[str, str] = field(init=False, compare=False)
 
@@ -178,7 +179,8 @@ def execute(job: Job) -> CellStatus:
             several = None
             if network is None and len(job.devices) > 1:
                 several = stack.enter_context(Devices(cell, job.results, job.devices, job.data, job.threads)).attack
-            evaluate_checkpoints(cell, dataset, splits.test.to(device), folder, device, network, several, job.data)
+            test = splits.test.to(device)
+            evaluate_checkpoints(cell, dataset, test, folder, device, network, several, job.data, preview=job.preview)
         if isinstance(splits.test, ImageStream):  # it was read all the time, and must be what it was
             identify_data(cell, folder, dataset.splits(job.data))
     except Diverged as error:

@@ -57,6 +57,18 @@ class IngestedBundle:
 
 
 @dataclass(frozen=True)
+class Bound:
+    """A preview of AutoAttack that has not finished: the robust accuracy of a checkpoint is `at_most` this share."""
+
+    label: str
+    seed: int
+    checkpoint: str
+    attack: str
+    images: int
+    at_most: float
+
+
+@dataclass(frozen=True)
 class Reached:
     """The work until a row reached an accuracy: `pflop`, the mean over `seeds`, those of its seeds that reached it."""
 
@@ -90,6 +102,7 @@ class Leaderboard:
     published: tuple[PublishedComparison, ...] | None = None
     target: Target | None = None
     bundles: tuple[IngestedBundle, ...] = ()
+    previews: tuple[Bound, ...] = ()
 
     @property
     def dataset(self) -> DatasetSettings:
@@ -122,7 +135,7 @@ def _images(dataset: DatasetSettings) -> str:
 def leaderboards(
     store: Store, *, protocol: str | None = None, methods: Collection[str] = (), selection: Selection = "validation"
 ) -> list[Leaderboard]:
-    """Return a leaderboard for each protocol with a complete or diverged run.
+    """Return a leaderboard for each protocol with a complete or diverged run, or a preview.
 
     Rows are ordered by their mean accuracy at best under AutoAttack, or if the protocol has none, under its last
     attack. The first row has rank 1. Every other row is compared with the first row of the rank above it
@@ -181,12 +194,12 @@ def _why_nothing(runs: Sequence[RunRow], protocol: str | None, selection: Select
 
 
 def _board(runs: Sequence[RunRow], selection: Selection) -> Leaderboard | None:
-    """Return the leaderboard of one protocol's runs; None if none is complete or has diverged."""
+    """Return the leaderboard of one protocol's runs; None if none is complete, has diverged or has a preview."""
     protocol = runs[0].protocol
     attacks = protocol.content["evaluation"]["final"]
     ranked_by = ranking(attacks)
     done = [complete for run in runs if (complete := complete_run(run, attacks, selection))]
-    if not done and all(run.status != "diverged" for run in runs):
+    if not done and all(run.status != "diverged" and "previews" not in run.environment for run in runs):
         return None
     _check_same_images(done)
     rows = rows_of(runs, {complete.run.fingerprint: complete for complete in done}, ranked_by, selection)
@@ -199,6 +212,20 @@ def _board(runs: Sequence[RunRow], selection: Selection) -> Leaderboard | None:
         rows=rows,
         hardware=dict(Counter(device_of(complete.run)[1] for complete in done).most_common()),
         bundles=_bundles(runs, rows),
+        previews=_previews(runs, rows),
+    )
+
+
+def _previews(runs: Sequence[RunRow], rows: Sequence[Row]) -> tuple[Bound, ...]:
+    """Return the previews of the unfinished runs, in the order of the rows."""
+    of_row: defaultdict[str, list[RunRow]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run.seed):
+        of_row[row_key(run)].append(run)
+    return tuple(
+        Bound(row.label, run.seed, **preview)
+        for row in rows
+        for run in of_row[row_key(row)]
+        for preview in run.environment.get("previews", ())
     )
 
 

@@ -37,6 +37,7 @@ def notes(board: Leaderboard) -> list[str]:
         *_on_records(board),
         *_on_target(board),
         *_on_bundles(board),
+        *_on_previews(board),
         "Time a seed: wall-clock time of training + evaluation, which includes tracking after every epoch. PFLOP a "
         "seed: work of training; a multiply-add counts as two. Memory: peak memory of a seed, of the GPU, or on a CPU "
         "of the process." + (f" Hardware: {_counted(board.hardware)}." if board.hardware else ""),
@@ -242,6 +243,17 @@ def _on_records(board: Leaderboard) -> list[str]:
         what = " or ".join([", ".join(names[:-1])] * (len(names) > 1) + names[-1:])
         notes.append(f"Older versions did not record {what}: unknown, and may differ, for {rows}.")
     return notes
+
+
+def _on_previews(board: Leaderboard) -> list[str]:
+    """Return the upper bounds of runs whose AutoAttack has not finished."""
+    bounds = "; ".join(
+        f"{bound.label} seed {bound.seed} at {bound.checkpoint}, at most {percent(bound.at_most)} % of "
+        f"{bound.images:,} images ({bound.attack})"
+        for bound in board.previews
+    )
+    what = "Previews, upper bounds until AutoAttack has finished, not ranked and not averaged"
+    return [f"{what}: {bounds}."] if bounds else []
 
 
 def _on_bundles(board: Leaderboard) -> list[str]:

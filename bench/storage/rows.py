@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from bench.attacks.outcome import PackedBits
 from bench.errors import DamagedFile
+from bench.storage.previews import previews
 from bench.storage.run_folder import CHECKPOINTS, RunFolder
 from bench.storage.schema import CheckpointRow, OutcomeRow, ProtocolRow, RunRow
 from bench.utils.files import fingerprint, read_record
@@ -58,6 +59,10 @@ def _run(folder: RunFolder, cell: dict[str, Any]) -> tuple[RunRow, list[dict[str
     # An epoch that was recorded but not committed is trained again when the run goes on.
     committed = folder.committed_epochs(index["finished_epochs"], index.get("curve_sha256"))
     curve = [_epoch(cell["fingerprint"], record) for record in committed]
+    checkpoints = _checkpoints(folder, cell["fingerprint"], index["checkpoints"], finished=status == "finished")
+    # Files say both, not `cell.json`, which may come from a bundle.
+    added = {"ingested": folder.origin(), "previews": previews(folder, checkpoints)}
+    recorded = {key: value for key, value in cell["environment"].items() if key not in added}
     run = RunRow(
         fingerprint=cell["fingerprint"],
         training_fingerprint=cell["training_fingerprint"],
@@ -70,7 +75,7 @@ def _run(folder: RunFolder, cell: dict[str, Any]) -> tuple[RunRow, list[dict[str
         reason=_printed(ending.get("reason")),
         diverged_in=ending.get("epoch"),
         classes=ending.get("classes"),
-        environment=cell["environment"] | ({"ingested": origin} if (origin := folder.origin()) else {}),
+        environment=recorded | {key: value for key, value in added.items() if value},
         folder="/".join(folder.path.absolute().parts[-2:]),
         epochs=len(curve),
         **{
@@ -79,7 +84,7 @@ def _run(folder: RunFolder, cell: dict[str, Any]) -> tuple[RunRow, list[dict[str
         },
         incidents=folder.incidents() or None,
         done_sha256=digest(done),
-        checkpoints=_checkpoints(folder, cell["fingerprint"], index["checkpoints"], finished=status == "finished"),
+        checkpoints=checkpoints,
     )
     return run, curve
 

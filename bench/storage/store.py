@@ -269,9 +269,11 @@ def _described(run: RunRow) -> dict[str, Any]:
     """Return a fully loaded run as plain data."""
     checkpoints = sorted(run.checkpoints.values(), key=lambda row: row.name)
     outcomes = [row.outcomes[key] for row in checkpoints for key in sorted(row.outcomes)]
+    environment = {key: value for key, value in run.environment.items() if key != "previews"}
     return {
         "name": Path(run.folder).name,
         **_columns(run),
+        "environment": environment,
         "protocol": run.protocol.content,
         "curve": [_columns(row, "run") for row in run.curve],
         "last_five": mean_of_last_five(run.curve),
@@ -288,6 +290,7 @@ def _described(run: RunRow) -> dict[str, Any]:
             for outcome in outcomes
             for version in outcome.detail.get("versions", ())
         ],
+        **({"previews": found} if (found := run.environment.get("previews")) else {}),
     }
 
 

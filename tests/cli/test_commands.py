@@ -13,6 +13,7 @@ from bench.cli.doctor import _processor
 from bench.cli.options import without_rerun
 from bench.cli.run import run
 from bench.config.suite import load_suite, shipped_suites
+from bench.errors import BenchError
 from bench.execution.driver import HEARTBEAT_TIMEOUT, MAX_ATTEMPTS
 from bench.storage.run_folder import RunFolder
 
@@ -64,6 +65,15 @@ def test_dry_run_says_what_would_run_and_writes_nothing(bench, suite, tmp_path, 
     assert not (tmp_path / "other").exists()
     (row,) = json.loads(bench("run", path, "--results", results, "--dry-run", "--json").out)
     assert (row["status"], row["action"], row["pflop"]) == ("finished", "skip", 0)
+
+
+@pytest.mark.parametrize(("words", "preview"), [((), None), (("--preview",), True), (("--no-preview",), False)])
+def test_run_previews_if_the_command_says_so(bench, suite, monkeypatch, words, preview):
+    def stop(_loaded, *, settings, **_arguments):
+        raise BenchError(f"preview={settings.preview}")
+
+    monkeypatch.setattr("bench.execution.driver.run_suite", stop)
+    assert bench("run", suite(), *words).err == f"bench: preview={preview}\n"
 
 
 def test_emulated_bfloat16_is_said_before_anything_runs(bench, suite, tmp_path, monkeypatch):

@@ -84,6 +84,10 @@ def test_the_live_table_says_it_too(shown):
         ({"phase": "loading"}, "loading"),
         ({}, "started"),
         (evaluating(0.5, 0.0), "AutoAttack on best, 0.0 % robust so far"),
+        (
+            {**evaluating(0.5, 0.45), "at_most": 0.431},
+            "AutoAttack on best, at most 43.1 % by preview, 45.0 % robust so far",
+        ),
     ],
 )
 def test_where_it_is(shown, place, words):

@@ -269,6 +269,7 @@ def test_progress_says_which_share_of_the_images_still_stands(load, tmp_path, mo
     assert execute(job_of(cell, tmp_path)) == "finished"
     judging = [state for state in said if state["phase"] == "evaluation"]
     assert {state["robust"] for state in judging if state["attack"] == "PGD-1"} == {None}
+    assert not any("at_most" in state for state in judging), "no preview was asked for"
     cascade = [state["robust"] for state in judging if state["attack"] == "AutoAttack (apgd-ce)"]
     shares = [share for share in cascade if share is not None]
     assert cascade[0] is None, "it says what it begins before it has judged anything"

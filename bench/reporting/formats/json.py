@@ -44,6 +44,7 @@ def _board(board: Leaderboard) -> dict[str, Any]:
         "hardware": board.hardware,
         "published": None if board.published is None else list(map(_paper, board.published)),
         **({"bundles": list(map(_bundle, board.bundles))} if board.bundles else {}),
+        **({"previews": list(map(asdict, board.previews))} if board.previews else {}),
         **({"target": _target(board, board.target)} if board.target else {}),
     }
 
