@@ -186,7 +186,8 @@ class Site:
         for section in self._sections:
             board, attack = section.board, section.board.ranked_by
             ranked = [row for row in board.rows if row.figures]
-            gaps = [(under.gap.mean, row.label) for row in ranked if (under := row.figures[attack]).gap]
+            measured = [row for row in ranked if not row.gap_by_construction]
+            gaps = [(under.gap.mean, row.label) for row in measured if (under := row.figures[attack]).gap]
             first = ranked[0] if ranked else None
             gap, least = min(gaps) if gaps else (None, NONE)
             rows.append(

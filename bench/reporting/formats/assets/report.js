@@ -36,7 +36,7 @@ for (const table of document.querySelectorAll("table.leaderboard")) {
     const words = field.value.toLowerCase().split(/\s+/);
     for (const row of rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
     const shown = rows.filter((row) => !row.hidden).length;
-    count.value = shown < rows.length ? `${shown} of ${rows.length} rows` : `${shown} rows`;
+    count.value = shown < rows.length ? `${shown} of ${rows.length} rows` : `${shown} ${shown === 1 ? "row" : "rows"}`;
   };
   field.addEventListener("input", filter);
   filter();
