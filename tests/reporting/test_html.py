@@ -186,7 +186,7 @@ def test_a_thousand_runs_are_a_small_file(store):
     print(f"{len(text.encode()) / 1e6:.2f} MB in {time.process_time() - started:.1f} s")
     assert len(text.encode()) < 3e6
     assert 4 <= text.count('role="img"') < 4 * 8
-    assert text.count("a report on this protocol alone holds them") == 8 - text.count('role="img"') // 4
+    assert text.count("a report on this protocol alone holds them") == 8 - text.count('role="img"') // 5
     assert "Shown are 12 of 25 rows" in text
 
 

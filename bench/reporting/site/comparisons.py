@@ -16,7 +16,7 @@ from bench.storage.schema import OutcomeRow, RunRow
 from bench.storage.store import Epoch
 from bench.utils.environment import different_data
 
-MOST_PAIRS = 300
+MOST_PAIRS = 1_000
 """Pairs of runs of a board whose differences are part of the page; with more runs there are none."""
 
 
