@@ -123,8 +123,8 @@ def test_streamed_images_must_not_change_meanwhile(load, tmp_path, monkeypatch):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("L", (8, 8), index).save(path)
 
-    def evaluate(*arguments):
-        real(*arguments)
+    def evaluate(*arguments, **settings):
+        real(*arguments, **settings)
         Image.new("L", (8, 8), 200).save(path)
 
     real = worker.evaluate_checkpoints
