@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # the store opens without torch
     from torch import Tensor
@@ -42,6 +43,14 @@ class PackedBits:
     def unpack(self) -> Correct:
         """Return the array, bool, [count]."""
         return np.unpackbits(np.frombuffer(self.data, np.uint8), count=self.count).astype(bool)
+
+    def per_image(self, versions: int = 1) -> NDArray[Any]:
+        """Return the array, bool, or of images with several versions one after another the shares that are set, float.
+
+        Its length is `count / versions`.
+        """
+        bits = self.unpack()
+        return bits if versions == 1 else bits.reshape(-1, versions).mean(1)
 
     def total(self) -> int:
         """Return how many bits are set."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ from bench.models.description import CONFIG, WEIGHTS, NetworkDescription
 from bench.reporting.formats.markdown import escape, escape_line, render_table
 from bench.reporting.method_card import ORIGINS, describe_method
 from bench.reporting.notes import percent
+from bench.reporting.rows import interval_of
 from bench.reporting.settings import protocol_settings, setting_text
-from bench.reporting.statistics import wilson_interval
 from bench.reporting.table import Table, text_table
+from bench.storage.rows import read_run
+from bench.storage.schema import OutcomeRow
 
 LIBRARY = "robust-overfitting-bench"
 
@@ -130,18 +131,18 @@ bench evaluate FOLDER --suite SUITE --name NAME
 ```"""
 
 
-def _outcomes(trained: TrainedNetwork) -> list[Mapping[str, Any]]:
+def _outcomes(trained: TrainedNetwork) -> list[OutcomeRow]:
     """Return the outcomes at the checkpoint, in the order of the protocol's final attacks."""
     order = [attack_key(attack, trained.cell) for attack in trained.cell.protocol.evaluation.final]
-    outcomes = trained.folder.read_outcomes()
-    return [outcomes[trained.checkpoint, key] for key in order if (trained.checkpoint, key) in outcomes]
+    outcomes = read_run(trained.folder).run.checkpoints[trained.checkpoint].outcomes
+    return [outcomes[key] for key in order if key in outcomes]
 
 
-def _accuracies(outcomes: list[Mapping[str, Any]]) -> Table:
+def _accuracies(outcomes: list[OutcomeRow]) -> Table:
     lines = [
         [
-            *(outcome["title"], f"{outcome['count']:,}", percent(outcome["right"] / outcome["count"])),
-            " – ".join(map(percent, wilson_interval(outcome["right"], outcome["count"]))),
+            *(outcome.title, f"{outcome.images:,}", percent(outcome.accuracy)),
+            " – ".join(map(percent, interval_of(outcome))),
         ]
         for outcome in outcomes
     ]
@@ -153,7 +154,7 @@ def _accuracies(outcomes: list[Mapping[str, Any]]) -> Table:
     return text_table("Accuracy", headings, lines, range(1, 4), "No final attack was evaluated.", [note])
 
 
-def _result(trained: TrainedNetwork, outcomes: list[Mapping[str, Any]]) -> dict[str, Any]:
+def _result(trained: TrainedNetwork, outcomes: list[OutcomeRow]) -> dict[str, Any]:
     """Return the accuracies as an entry of the front matter's `model-index`."""
     return {
         "task": {"type": "image-classification"},
@@ -161,8 +162,8 @@ def _result(trained: TrainedNetwork, outcomes: list[Mapping[str, Any]]) -> dict[
         "metrics": [
             {
                 "type": "accuracy",
-                "name": f"Accuracy, {outcome['title']}, {outcome['count']} images",
-                "value": round(100 * outcome["right"] / outcome["count"], 2),
+                "name": f"Accuracy, {outcome.title}, {outcome.images} images",
+                "value": round(100 * outcome.right / outcome.count, 2),
             }
             for outcome in outcomes
         ],

@@ -58,8 +58,7 @@ class AttackResult(Record):
 
     def correct(self) -> NDArray[Any]:
         """Return whether each image is classified correctly (bool), or the share of its versions (float): [images]."""
-        bits = PackedBits.from_text(self.verdicts, self.count).unpack()
-        return bits.reshape(-1, self.versions).mean(1) if self.versions else bits
+        return PackedBits.from_text(self.verdicts, self.count).per_image(self.versions or 1)
 
 
 class CheckpointResult(Record):

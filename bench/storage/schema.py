@@ -166,5 +166,4 @@ class OutcomeRow(Base):
 
     def per_image(self) -> NDArray[Any]:
         """Return whether each image is classified correctly (bool), or the share of its versions (float): [images]."""
-        bits = self.bits.unpack()
-        return bits if self.versions == 1 else bits.reshape(-1, self.versions).mean(1)
+        return self.bits.per_image(self.versions)

@@ -10,8 +10,8 @@ from typing import Any
 from bench.errors import NotComparable
 from bench.reporting.comparison import Figure, figures_under
 from bench.reporting.leaderboard import Leaderboard
-from bench.reporting.rows import CompleteRun, complete_run
-from bench.reporting.statistics import Interval, paired_interval, wilson_interval
+from bench.reporting.rows import CompleteRun, complete_run, correct, interval_of
+from bench.reporting.statistics import Interval, paired_interval
 from bench.storage.schema import OutcomeRow, RunRow
 from bench.storage.store import Epoch
 from bench.utils.environment import different_data
@@ -77,14 +77,14 @@ def _figures(run: CompleteRun) -> list[list[list[float] | None]]:
 
 
 def _share(outcome: OutcomeRow) -> list[float]:
-    return _percent(outcome.accuracy, wilson_interval(outcome.right, outcome.count))
+    return _percent(outcome.accuracy, interval_of(outcome))
 
 
 def _gap(best: OutcomeRow, last: OutcomeRow) -> list[float] | None:
     """Return best minus last; None for an external model, whose one checkpoint is both."""
     if best is last:
         return None
-    return _percent(best.accuracy - last.accuracy, paired_interval(best.bits.unpack(), last.bits.unpack()))
+    return _percent(best.accuracy - last.accuracy, paired_interval(*correct([best, last])))
 
 
 def _percent(share: float, interval: Interval) -> list[float]:

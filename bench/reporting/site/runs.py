@@ -14,7 +14,6 @@ from markupsafe import Markup
 
 from bench.attacks.evaluate import balanced_subset
 from bench.attacks.outcome import per_class
-from bench.config.cell import Cell as Job
 from bench.data.dataset import dataset_of
 from bench.errors import BenchError
 from bench.execution.data_identity import DataRoot
@@ -24,12 +23,13 @@ from bench.reporting.labels import disambiguate
 from bench.reporting.notes import LEVEL, percent
 from bench.reporting.plots.data import run_figures
 from bench.reporting.plots.render import svg
-from bench.reporting.rows import Selection
-from bench.reporting.statistics import Interval, paired_interval, wilson_interval
+from bench.reporting.rows import Selection, correct, interval_of
+from bench.reporting.statistics import Interval, paired_interval
 from bench.reporting.table import NONE, Cell, Column, Table
 from bench.storage.run_folder import CHECKPOINTS, RunFolder
 from bench.storage.schema import CheckpointRow, OutcomeRow, RunRow
 from bench.storage.store import Epoch
+from bench.training.load import recorded_cell
 from bench.utils.formatting import byte_size, duration
 
 LARGEST = 96  # pixels of the side of an embedded image
@@ -101,9 +101,9 @@ class RunReader:
         if "data" not in run.environment:
             return None
         try:
-            job = Job.model_validate(folder.cell()["cell"])
-            self._root.check(job, folder)
-            settings = job.protocol.dataset
+            cell = recorded_cell(folder)
+            self._root.check(cell, folder)
+            settings = cell.protocol.dataset
             if run.protocol_fingerprint not in self._labels:
                 dataset = dataset_of(settings)
                 _, _, test = dataset.select(dataset.locate(self._data))
@@ -165,9 +165,9 @@ def _accuracies(run: RunRow) -> Table:
     lines = []
     for key, title in _attacks(run).items():
         outcomes = [row.outcomes.get(key) for row in checkpoints]
-        cells = [Cell(title), Cell(f"{next(filter(None, outcomes)).count:,}")]
+        cells = [Cell(title), Cell(f"{next(filter(None, outcomes)).images:,}")]
         for outcome in outcomes:
-            cells += _share(outcome.accuracy, wilson_interval(outcome.right, outcome.count)) if outcome else _NOTHING
+            cells += _share(outcome.accuracy, interval_of(outcome)) if outcome else _NOTHING
         if gap:
             cells += _gap(*(run.checkpoints[name].outcomes.get(key) for name in ("best", "last")))
         lines.append(tuple(cells))
@@ -184,7 +184,7 @@ def _share(share: float, interval: Interval) -> list[Cell]:
 def _gap(best: OutcomeRow | None, last: OutcomeRow | None) -> list[Cell]:
     if best is None or last is None or best.count != last.count:
         return _NOTHING
-    return _share(best.accuracy - last.accuracy, paired_interval(best.bits.unpack(), last.bits.unpack()))
+    return _share(best.accuracy - last.accuracy, paired_interval(*correct([best, last])))
 
 
 def _parts(run: RunRow) -> Table:
