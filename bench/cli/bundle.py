@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.cli.export import complete_run
-from bench.cli.options import Json, Results, complete_suite
+from bench.cli.options import Json, Results, complete_run, complete_suite
 from bench.cli.output import print_json, print_rows, write_file
 
 

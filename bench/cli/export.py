@@ -5,34 +5,28 @@ from __future__ import annotations
 import json
 import re
 import sys
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bench.cli.options import Data, Device, Json, Output, Results, StoreURL, Trackers, words
+from bench.cli.options import (
+    Data,
+    Device,
+    Json,
+    Output,
+    Results,
+    StoreURL,
+    Trackers,
+    complete_checkpoint,
+    complete_run,
+    words,
+)
 from bench.cli.output import print_json, write_output
 from bench.export.formats import WeightsFormat
 
 app = typer.Typer(help="Write a run in another program's format.", no_args_is_help=True, rich_markup_mode=None)
-
-
-def complete_run(incomplete: str) -> list[str]:
-    """Complete the name of a run in the default store."""
-    from bench.storage.store import Store
-
-    with suppress(FileNotFoundError), Store.of(Path("results"), create=False) as store:
-        return [row["name"] for row in store.list_runs() if row["name"].startswith(incomplete)]
-    return []
-
-
-def complete_checkpoint(incomplete: str) -> list[str]:
-    """Complete the name of a checkpoint."""
-    from bench.storage.run_folder import CHECKPOINTS
-
-    return [name for name in CHECKPOINTS if name.startswith(incomplete)]
 
 
 @app.callback()

@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +28,22 @@ def complete_suite(incomplete: str) -> list[str]:
     from bench.config.suite import shipped_suites
 
     return [name for name in shipped_suites() if name.startswith(incomplete)]
+
+
+def complete_run(incomplete: str) -> list[str]:
+    """Complete the name of a run in the default store."""
+    from bench.storage.store import Store
+
+    with suppress(FileNotFoundError), Store.of(Path("results"), create=False) as store:
+        return [row["name"] for row in store.list_runs() if row["name"].startswith(incomplete)]
+    return []
+
+
+def complete_checkpoint(incomplete: str) -> list[str]:
+    """Complete the name of a checkpoint."""
+    from bench.storage.run_folder import CHECKPOINTS
+
+    return [name for name in CHECKPOINTS if name.startswith(incomplete)]
 
 
 def complete_tracker(incomplete: str) -> list[str]:

@@ -93,7 +93,7 @@ def _executor(settings: ExecutorSettings, paths: Paths, cells: Sequence[Cell]) -
         check_precision(protocol.training.precision, torch.device(allocation.slots[0][0]))
     if settings.compile:
         check_compiler(torch.device(allocation.slots[0][0]))
-    return LocalExecutor(allocation, paths, compile=bool(settings.compile), preview=bool(settings.preview))
+    return LocalExecutor(allocation, paths, settings)
 
 
 def check_writable(results: Path) -> None:

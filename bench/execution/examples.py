@@ -8,13 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.attacks.evaluate import EVALUATION_BATCH, EVALUATION_SEED, balanced_subset
 from bench.attacks.outcome import Outcome
 from bench.attacks.pgd import cross_entropy, pgd, random_perturbation
 from bench.config.attacks import PGD, Threat
-from bench.config.cell import Cell
 from bench.config.protocol import DatasetSettings
 from bench.data.batches import to_float
 from bench.data.dataset import Images, dataset_of
@@ -22,7 +21,7 @@ from bench.errors import BenchError
 from bench.execution.data_identity import DataRoot
 from bench.execution.final_evaluation import LAYOUT
 from bench.storage.run_folder import RunFolder
-from bench.training.load import load_network
+from bench.training.load import load_checkpoint, recorded_cell
 from bench.utils.device import exact_arithmetic
 from bench.utils.rng import generator
 
@@ -74,8 +73,9 @@ def adversarial_examples(
         BenchError: there are other images than those of the run, no image has one of the positions, or as
             `bench.load_network`: the weights are missing.
     """
-    network = load_network(folder.path, checkpoint, device=device).to(memory_format=LAYOUT)
-    cell = Cell.model_validate(folder.cell()["cell"])
+    cell = recorded_cell(folder)
+    network: nn.Module = load_checkpoint(folder, cell, checkpoint)
+    network = network.to(device, memory_format=LAYOUT)  # type: ignore[call-overload]
     test = _test_images(cell.protocol.dataset, data).to(torch.device(device))
     _data_root(data).check(cell, folder)
     if isinstance(images, int):

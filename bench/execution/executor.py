@@ -54,6 +54,12 @@ class Paths:
     data: Path | None
 
 
+def job_of(cell: Cell, paths: Paths, devices: tuple[str, ...], threads: int, settings: ExecutorSettings) -> Job:
+    """Return the job of a cell on the devices and with the threads that an executor gives it."""
+    compile, preview = bool(settings.compile), bool(settings.preview)
+    return Job(cell, paths.results, devices, paths.data, threads, compile, preview)
+
+
 class Handle(ABC):
     """A submitted cell; `started` says whether its worker has sent a heartbeat since."""
 

@@ -18,7 +18,7 @@ import torch
 from bench.config.cell import Cell
 from bench.errors import BenchError
 from bench.execution.distributed import exit_cause
-from bench.execution.executor import Executor, ExecutorSettings, Handle, Paths
+from bench.execution.executor import Executor, ExecutorSettings, Handle, Paths, job_of
 from bench.execution.worker import Job, WorkerResult, work_in_process
 from bench.utils.device import cores, resolve_device
 from bench.utils.processes import import_no_working_directory
@@ -133,8 +133,8 @@ class LocalHandle(Handle):
 class LocalExecutor(Executor):
     """Starts worker processes; on Linux from a server process that has torch loaded, which makes a start fast."""
 
-    def __init__(self, allocation: Allocation, paths: Paths, *, compile: bool = False, preview: bool = False) -> None:
-        self._allocation, self._paths, self._compile, self._preview = allocation, paths, compile, preview
+    def __init__(self, allocation: Allocation, paths: Paths, settings: ExecutorSettings = ExecutorSettings()) -> None:
+        self._allocation, self._paths, self._settings = allocation, paths, settings
         self._free = list(allocation.slots)
         self._running: list[LocalHandle] = []
         import_no_working_directory()
@@ -158,9 +158,7 @@ class LocalExecutor(Executor):
         return handles
 
     def _start(self, cell: Cell, devices: Devices) -> LocalHandle:
-        job = Job(
-            cell, self._paths.results, devices, self._paths.data, self._allocation.threads, self._compile, self._preview
-        )
+        job = job_of(cell, self._paths, devices, self._allocation.threads, self._settings)
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=work_in_process, args=(job, sender), name=str(cell))
         handle = LocalHandle(job, process, receiver)

@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.config.cell import Cell
 from bench.errors import BenchError
-from bench.execution.executor import Executor, ExecutorSettings, Handle, Paths
+from bench.execution.executor import Executor, ExecutorSettings, Handle, Paths, job_of
 from bench.execution.worker import Job, WorkerResult, work
 from bench.storage.run_folder import CellStatus
 
@@ -77,8 +77,11 @@ class RayExecutor(Executor):
             BenchError: the cluster cannot be reached, has no node that is large enough, or has a node that does not
                 see the results folder.
         """
-        self._compile, self._preview = bool(settings.compile), bool(settings.preview)
-        self._jobs, self._paths = settings.jobs, Paths(paths.results.absolute(), paths.data and paths.data.absolute())
+        self._settings, self._jobs, self._paths = (
+            settings,
+            settings.jobs,
+            Paths(paths.results.absolute(), paths.data and paths.data.absolute()),
+        )
         self._running: dict[ray.ObjectRef[WorkerResult], RayHandle] = {}
         if settings.gpus or settings.device not in {"auto", "cpu", "cuda"}:
             raise BenchError("Ray numbers GPUs itself: --device auto, cpu or cuda, and no --gpus")
@@ -102,9 +105,7 @@ class RayExecutor(Executor):
     def submit(self, cells: Sequence[Cell]) -> list[Handle]:
         handles: list[Handle] = []
         for cell in cells:
-            job = Job(
-                cell, self._paths.results, self.devices, self._paths.data, self._threads, self._compile, self._preview
-            )
+            job = job_of(cell, self._paths, self.devices, self._threads, self._settings)
             with _report_lost_cluster():
                 handle = RayHandle(job, self._task.options(name=str(cell)).remote(job, str(self._mark)))
             self._running[handle.task] = handle

@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.config.cell import Cell
 from bench.errors import BenchError, DamagedFile
-from bench.execution.executor import Executor, ExecutorSettings, Handle, Paths
+from bench.execution.executor import Executor, ExecutorSettings, Handle, Paths, job_of
 from bench.execution.slurm_commands import check_seen, largest_array, last_line, queue, request, slurm, state_of
 from bench.execution.worker import Job, WorkerResult, work
 from bench.storage.run_folder import CellStatus
@@ -135,8 +135,7 @@ class SlurmExecutor(Executor):
         Raises:
             BenchError: as `request` does.
         """
-        self._request, self._jobs = request(settings), settings.jobs
-        self._compile, self._preview = bool(settings.compile), bool(settings.preview)
+        self._request, self._jobs, self._settings = request(settings), settings.jobs, settings
         self._paths = Paths(paths.results.absolute(), paths.data and paths.data.absolute())
         self._folder = self._paths.results / "slurm"
         self._running: dict[str, SlurmHandle] = {}
@@ -164,9 +163,7 @@ class SlurmExecutor(Executor):
         return [*handles]
 
     def _job(self, cell: Cell) -> Job:
-        wanted = self._request
-        results, data = self._paths.results, self._paths.data
-        return Job(cell, results, wanted.devices, data, wanted.threads, self._compile, self._preview)
+        return job_of(cell, self._paths, self._request.devices, self._request.threads, self._settings)
 
     def _queued(self) -> dict[str, str]:
         """Return the jobs of this results folder that wait or run, by the fingerprints of their cells."""

@@ -98,7 +98,7 @@ def results_frame(store: Store, suite: LoadedSuite | None = None) -> pd.DataFram
     """
     runs = _runs(store, suite)
     curves = store.curves([run.fingerprint for run in runs])
-    work = {run.fingerprint: work_after(run, curves.get(run.fingerprint, [])) or [] for run in runs}
+    work = {run.fingerprint: dict(enumerate(work_after(run, curves.get(run.fingerprint, [])) or [])) for run in runs}
     return _frame(
         RESULTS,
         (
@@ -113,7 +113,7 @@ def results_frame(store: Store, suite: LoadedSuite | None = None) -> pd.DataFram
                 "train_pflop": run.train_pflop,
                 "train_seconds": run.train_seconds,
                 "peak_memory_bytes": run.peak_memory_bytes,
-                "checkpoint_pflop": dict(enumerate(work[run.fingerprint])).get(checkpoint.epoch),
+                "checkpoint_pflop": work[run.fingerprint].get(checkpoint.epoch),
             }
             for run in runs
             for checkpoint, outcome in _outcomes(run)

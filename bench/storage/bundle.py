@@ -139,7 +139,7 @@ class Bundle(BaseConfig):
         """SHA-256 (hex) of the content, which the file states in its first lines."""
         return fingerprint(self.model_dump(mode="json"))
 
-    @property
+    @cached_property
     def data(self) -> bytes:
         """The bytes of the file."""
         return record_bytes(self.model_dump(mode="json"))

@@ -123,7 +123,7 @@ def test_previews_are_off_unless_the_suite_or_the_command_asks(load, tmp_path, m
         jobs.append(Job(*arguments))
         raise BenchError("stopped")
 
-    monkeypatch.setattr("bench.execution.local.Job", stop)
+    monkeypatch.setattr("bench.execution.executor.Job", stop)
     with pytest.raises(BenchError, match="stopped"):
         run_suite(loaded, results=tmp_path / "results", settings=ExecutorSettings(preview=option, threads=1))
     assert [job.preview for job in jobs] == [wanted]

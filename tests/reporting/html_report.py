@@ -18,6 +18,7 @@ ENVIRONMENT = {
     "git": {"revision": "0123456789abcdef", "dirty": True}, "versions": {"python": "3.12.1", "torch": "2.6.0"},
 }  # fmt: skip
 HOSTILE = "</script><script>alert(1)</script> | 100 % \"x\" 'y' & {{ 7 * 7 }} 方法"
+HOSTILE_METHOD = {"method": "lab/x", "label": HOSTILE, "params": {"a<b": "&"}, "origin": None}
 ARABIC = "طريقة الدفاع"
 VOID = {"meta", "link", "br", "hr", "input", "img", "path", "use", "rect", "circle", "line"}
 
@@ -59,13 +60,7 @@ def boards(tmp_path_factory):
         take({"best": (90, 70, 49), "last": (90, 70, 31)}, seed=7, **other)
         take({"best": (90, 70, 3), "last": (90, 70, 2)}, seed=8, **other)
         take({"best": (99, 70, 28), "last": (99, 70, 28)}, **resolved(first, "early_stopping"))
-        take(
-            {"best": (80, 70, 26), "last": (80, 60, 25)},
-            method="lab/x",
-            label=HOSTILE,
-            params={"a<b": "&"},
-            origin=None,
-        )
+        take({"best": (80, 70, 26), "last": (80, 60, 25)}, **HOSTILE_METHOD)
         take({"best": (70, 60, 24), "last": (60, 60, 23)}, method="pgd_at", label=ARABIC, version=99)
         take({}, status="diverged", done={"epoch": 3}, **resolved(first, "mart"))
         take({}, status=None, seed=1, **resolved(first, "mart"))

@@ -29,7 +29,7 @@ from bench.storage.run_folder import run_folders
 from bench.storage.store import Store
 
 from ..storage.conftest import Maker, protocol_of
-from .html_report import ENVIRONMENT, HOSTILE, Tree, published, resolved
+from .html_report import ENVIRONMENT, HOSTILE, HOSTILE_METHOD, Tree, published, resolved
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +45,7 @@ def store(tmp_path_factory):
         for seed in range(2):
             right = {"best": (150 + seed, 100, 50 + seed), "last": (160, 9, 40 - seed)}
             take(right, seed=seed, **resolved(protocol, "fomo"))
-        take(
-            {"best": (80, 70, 26), "last": (80, 60, 25)},
-            method="lab/x",
-            label=HOSTILE,
-            params={"a<b": "&"},
-            origin=None,
-        )
+        take({"best": (80, 70, 26), "last": (80, 60, 25)}, **HOSTILE_METHOD)
         take({}, status="diverged", done={"epoch": 1, "reason": HOSTILE}, **resolved(protocol, "mart"))
         yield store
 
