@@ -8,9 +8,11 @@ Differs from the released code in one point: there, two clean forward passes in 
 running statistics mix adversarial and clean batches.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch.nn.functional as F
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from bench import Batch, Method, MethodInfo, MethodParams, Schedule, cross_entropy, hyperparameter
@@ -32,6 +34,12 @@ class Params(MethodParams):
     second_drop: float = hyperparameter(
         105 / 110, unit="share of training", provenance="code", gt=0, lt=1, note="rate times 0.1: epoch 105 of 110"
     )
+
+    @model_validator(mode="after")
+    def _drops_rise(self) -> Self:
+        if self.first_drop >= self.second_drop:
+            raise PydanticCustomError("drops", "'second_drop' must be more than 'first_drop'")
+        return self
 
 
 class BagOfTricks(Method[Params]):

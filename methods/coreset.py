@@ -42,13 +42,9 @@ class Params(MethodParams):
         note="budget of the first phase: all images, in `share` of its epochs; 60 of 120",
     )  # fmt: skip
     renewal: float = hyperparameter(
-        1 / 6,
-        unit="share of training",
-        provenance="code",
-        gt=0,
-        le=1,
+        1 / 6, unit="share of training", provenance="code", gt=0, le=1,
         note="time between two choices: 20 of 120 epochs",
-    )
+    )  # fmt: skip
 
 
 class Coreset(Method[Params]):
@@ -85,7 +81,7 @@ class Coreset(Method[Params]):
             return None
         if (epoch - self.warm) % self.period == 0 or self.chosen is None:
             size, images = self.context.protocol.training.batch_size, self.context.batches.images
-            whole = len(images) // size
+            whole = self.context.batches.own // size
             index = torch.arange(whole * size, device=images.labels.device).view(whole, size)
             gradients = torch.stack(list(self.gradients(list(index)))).double().cpu()
             weights = self.choose(gradients, max(1, math.ceil(self.params.share * whole))).to(index.device)

@@ -40,23 +40,22 @@ class FreeAT(Method[Params]):
 
     def begin_epoch(self, epoch: int) -> None:
         """Take a fresh batch in the first step of every epoch."""
-        self.kept: Batch | None = None
+        self.kept: list[Tensor] = []
         self.updates = torch.zeros((), dtype=torch.int64, device=self.context.device)
 
     def transform(self, batch: Batch) -> Batch:
         """Return the batch that is replayed, or this one; decided on the device, so that a graph may repeat it."""
-        if self.kept is None:
-            self.kept = Batch(batch.images.clone(), batch.labels.clone(), batch.index.clone())
+        given, n = (batch.images, batch.labels, batch.index), len(batch)
+        if not self.kept:
+            self.kept = [value.clone() for value in given]
         if self.delta is None:
             self.delta = torch.zeros_like(batch.images)
-        fresh, n = self.updates % self.params.replays == 0, len(batch)
-        for kept, given in zip(self.kept.tensors[:3], batch.tensors[:3], strict=True):
-            assert kept is not None
-            assert given is not None
-            kept[:n].copy_(torch.where(fresh, given, kept[:n]))
+        fresh = self.updates % self.params.replays == 0
+        for kept, value in zip(self.kept, given, strict=True):
+            kept[:n].copy_(torch.where(fresh, value, kept[:n]))
         self.updates += 1
-        images, labels, index = self.kept.images[:n], self.kept.labels[:n], self.kept.index[:n]
-        return replace(batch, images=images.clone(), labels=labels.clone(), index=index.clone())
+        images, labels, index = (kept[:n].clone() for kept in self.kept)
+        return replace(batch, images=images, labels=labels, index=index)
 
     def perturb(self, batch: Batch) -> Tensor:
         assert self.delta is not None

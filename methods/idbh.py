@@ -4,8 +4,9 @@ Images are cropped and shifted, then one of eight changes of colour or shape is 
 Spratling, Data Augmentation Alone Can Improve Adversarial Training, ICLR 2023). Training is PGD-AT. The protocol's own
 augmentation comes before.
 
-Differs from the released code in one point: there, PGD has no random start, by a mistake in the order of arguments;
-here the start is the protocol's. Uncertain: direction and sign of shear and rotation are drawn uniformly.
+Differs from the released code: there, PGD has no random start, by a mistake in the order of arguments; here the start
+is the protocol's. There, rotations are by whole degrees, and on SVHN, shear and rotation reach further and changes of
+colour differ in probability.
 """
 
 from dataclasses import replace
@@ -49,7 +50,7 @@ class Params(MethodParams):
         by_dataset={"svhn": CanonicalValue(1.0, "code")},
     )  # fmt: skip
     area: float = hyperparameter(
-        0.33, unit="share of the image", provenance="declared", ge=0.02, lt=1, note="largest area erased",
+        0.33, unit="share of the image", provenance="code", ge=0.02, lt=1, note="largest area erased",
         by_dataset={"svhn": CanonicalValue(0.5, "code")},
     )  # fmt: skip
 

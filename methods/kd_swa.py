@@ -6,10 +6,12 @@ Mitigated by Properly Learned Smoothening, ICLR 2021). The teachers are cells of
 the cost.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from bench import Batch, MethodInfo, Schedule, Teacher, hyperparameter
@@ -40,6 +42,16 @@ class Params(SWAParams):
     second_drop: float = hyperparameter(
         0.75, unit="share of training", provenance="code", gt=0, lt=1, note="rate times 0.1: epoch 150 of 200"
     )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.first_drop >= self.second_drop:
+            raise PydanticCustomError("drops", "'second_drop' must be more than 'first_drop'")
+        if self.natural_weight + self.robust_weight > 1:
+            raise PydanticCustomError(
+                "weights", "the labels have what 'natural_weight' and 'robust_weight' leave of 1; lower one of them"
+            )
+        return self
 
 
 class KDSWA(SWA):

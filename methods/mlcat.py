@@ -43,7 +43,9 @@ class MLCATLossScaling(Method[Params]):
         """Return the mean over the batch of the loss, times threshold / loss where the loss is below it."""
         logits, threshold = self.model(adversarial), self.params.threshold
         losses = F.cross_entropy(logits.float(), batch.labels, reduction="none")
-        scale = threshold / losses.clamp(min=1e-12)  # a loss of zero stays zero
+        scale = threshold / losses.clamp(min=1e-12)
         if self.params.detached:
             scale = scale.detach()
-        return torch.where(losses < threshold, losses * scale, losses).mean(), logits
+        # Not where a sure answer rounds the loss to zero: its gradient is not zero, and the scale would be 1e12.
+        scaled = (losses > 0) & (losses < threshold)
+        return torch.where(scaled, losses * scale, losses).mean(), logits

@@ -51,6 +51,6 @@ class MOAT(Method[Params]):
         if self.stage == 0:
             return batch.images
         if self.stage == 1:
-            step_size = self.params.step * self.ball().eps
-            return self.attack(batch, cross_entropy(batch.targets), steps=1, step_size=step_size)
+            step_size, start = self.params.step * self.ball().eps, self.random_start(batch.images)
+            return self.attack(batch, cross_entropy(batch.targets), start=start, steps=1, step_size=step_size)
         return super().perturb(batch)

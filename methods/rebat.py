@@ -2,7 +2,7 @@
 
 After the drop the network can fit training images that it should not; it is given less of a drop, and held to the
 predictions of its own weight average, which is also what is evaluated. ReBAT++ trains in a larger ball from the drop on
-(Wang, Li, Yang, Wang, Balance, Imbalance, and Rebalance: Understanding Robust Overfitting from a Minimax Game
+(Wang, Li, Yang, Lin, Wang, Balance, Imbalance, and Rebalance: Understanding Robust Overfitting from a Minimax Game
 Perspective, NeurIPS 2023).
 
 Differs from the released code in two points: the average is in eval mode throughout, where there it is in train mode

@@ -37,6 +37,7 @@ class SelfAdaptive(trades.TRADES):
         description="TRADES towards a moving average of the network's predictions",
         paper="Huang, Zhang, Zhang, NeurIPS 2020",
         year=2020,
+        version=2,
     )
     Params = SelfAdaptiveParams
     data_parallel = True
@@ -50,18 +51,29 @@ class SelfAdaptive(trades.TRADES):
         self.active = epoch + 1 >= round(self.params.adaptation * self.lr_schedule.epochs)  # the code counts from 1
 
     def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean(w · CE(clean, target)) + beta KL(clean ‖ adversarial), w the targets' largest probability."""
-        if not self.active:
-            return super().loss(batch, adversarial)
-        clean, logits, group = self.model(batch.images), self.model(adversarial), self.context.group
+        """Return mean(w · CE(clean, target)) + beta KL(clean ‖ adversarial), w the targets' largest probability.
+
+        Before the adaptation, targets are labels and w is 1. Clean images pass through the network once, unlike in
+        TRADES, as in the released code.
+        """
+        clean, logits = self.model(batch.images), self.model(adversarial)
         log_clean, log_robust = (outputs.to(self.targets.dtype).log_softmax(1) for outputs in (clean, logits))
-        targets = self.targets[batch.index].lerp(log_clean.detach().exp(), 1 - self.params.momentum)
-        self.targets[group.all_gather(batch.index)] = group.all_gather(targets)
-        weights = targets.amax(1)
-        (mean,) = group.all_reduce_mean([weights.mean()])
-        natural = -(weights / mean * (targets * log_clean).sum(1)).mean()
+        if self.active:
+            targets = self.moved_targets(batch, log_clean.detach().exp())
+            weights = targets.amax(1)
+            (mean,) = self.context.group.all_reduce_mean([weights.mean()])
+            natural = -(weights / mean * (targets * log_clean).sum(1)).mean()
+        else:
+            natural = F.nll_loss(log_clean, batch.labels)
         divergence = F.kl_div(log_robust, log_clean, reduction="batchmean", log_target=True)
         return natural + self.params.beta * divergence, logits
+
+    def moved_targets(self, batch: Batch, predictions: Tensor) -> Tensor:
+        """Move the targets of the batch towards `predictions`, [n, classes], and return them."""
+        group = self.context.group
+        targets = self.targets[batch.index].lerp(predictions, 1 - self.params.momentum)
+        self.targets[group.all_gather(batch.index)] = group.all_gather(targets)
+        return targets
 
     def state_dict(self) -> dict[str, Any]:
         return {"targets": self.targets}

@@ -4,7 +4,7 @@ One step costs a sixth of PGD-10, but training may collapse: within an epoch PGD
 at random in the ball and stops when that happens (Wong, Rice, Kolter, Fast is Better than Free: Revisiting Adversarial
 Training, ICLR 2020). N-FGSM draws the start from a larger cube and does not project, which keeps it from collapsing
 (de Jorge, Bibi, Volpi, Sanyal, Torr, Rogez, Dokania, Make Some Noise: Reliable and Efficient Single-Step Adversarial
-Training, NeurIPS 2022). Both take their one step whatever the protocol's attack is.
+Training, NeurIPS 2022). Both take their one step whatever the protocol's attack is, and none if it has no attack.
 """
 
 from collections.abc import Mapping, Sequence
@@ -95,15 +95,20 @@ class FGSMRS(Method[FGSMParams]):
         self.kept, self.accuracy, self.collapsed = frozen_copy(self.model), 0.0, False
 
     def perturb(self, batch: Batch) -> Tensor:
-        return self.attack(batch, cross_entropy(batch.targets), steps=1, step_size=self.params.step * self.ball().eps)
+        step_size, start = self.params.step * self.ball().eps, self.random_start(batch.images)
+        return self.attack(batch, cross_entropy(batch.targets), start=start, steps=1, step_size=step_size)
 
     def end_epoch(self, epoch: int) -> None:
         """Attack a training batch; keep the weights unless the accuracy has fallen."""
         batch, params = next(iter(self.context.batches)), self.params
         with self.autocast(), train_mode(self.model, enabled=False):
-            step = params.check_step * self.ball().eps
             adversarial = self.attack(
-                batch, cross_entropy(batch.labels), batch_norm="eval", steps=params.check_steps, step_size=step
+                batch,
+                cross_entropy(batch.labels),
+                start=self.random_start(batch.images),
+                batch_norm="eval",
+                steps=params.check_steps,
+                step_size=params.check_step * self.ball().eps,
             )
             with torch.no_grad():
                 correct = (self.model(adversarial).argmax(1) == batch.labels).float().mean()

@@ -81,7 +81,7 @@ class WOT(Method[Params]):
         names = [name.removeprefix("body.").partition(".")[0] for name, _ in self.model.named_parameters()]
         if self.params.blocks == "whole":
             names = ["all"] * len(names)
-        blocks = [name if name.startswith(("layer", "conv1")) else "rest" for name in names]
+        blocks = [name if name.startswith(("layer", "block", "conv1")) else "rest" for name in names]
         self.block_of = [sorted(set(blocks)).index(block) for block in blocks]
 
     def weights(self) -> list[Tensor]:

@@ -52,10 +52,10 @@ def sentence(problem: Any) -> str:
     return f"{text} (got {shown(value)})"
 
 
-def complaint(error: ValidationError) -> str:
-    """Return pydantic's first complaint, after the keys that lead to it."""
+def complaint(error: ValidationError, *place: str) -> str:
+    """Return pydantic's first complaint, after the keys that lead to it; `place`: those of what was validated."""
     first = error.errors(include_url=False)[0]
-    keys = ".".join(f"{part!s:.100}" for part in first["loc"])
+    keys = ".".join(f"{part!s:.100}" for part in (*place, *first["loc"]))
     return f"{keys}: {sentence(first)}" if keys else sentence(first)
 
 

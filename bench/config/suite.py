@@ -17,7 +17,7 @@ from bench.config.augmentation import Crop, Mix
 from bench.config.base import BaseConfig, named
 from bench.config.cell import EVALUATED, Cell, ResolvedMethod
 from bench.config.hyperparameters import MethodInfo, MethodParams, least_reliable
-from bench.config.messages import sentence
+from bench.config.messages import complaint, sentence
 from bench.config.protocol import Name, Protocol, Seed, check_normalisation
 from bench.config.teacher import Teacher
 from bench.config.yaml_file import Location, SuiteFile, read_suite_file
@@ -159,9 +159,7 @@ def _resolve_teacher(protocol: Protocol, name: str, teacher: Teacher, users: tup
     try:
         return resolve_method(protocol, entry, users)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, ("params", name, "params", *first["loc"])))
-        raise BenchError(f"{where}: {sentence(first)}") from None
+        raise BenchError(complaint(error, "params", name, "params")) from None
 
 
 def params_of(cell: Cell) -> MethodParams:

@@ -98,12 +98,12 @@ class TrainingBatches:
     ) -> None:
         """`classes` is the length of soft labels; `held_out` are images that no batch contains.
 
-        The images of `extra` follow the others in `self.images`.
-
         Raises:
             BenchError: the images do not fill one batch, or a batch cannot be shared out equally.
         """
-        self.images, self.group, self._own = images, group, len(images)
+        self.images, self.group = images, group
+        self.own = len(images)
+        """The number of images that are not extra ones; they come first in `images`."""
         self._per_batch, self._smoothing = (extra.per_batch, extra.smoothing) if extra else (0, 0.0)
         if extra and isinstance(images, ImageSet):
             self.images = ImageSet(
@@ -126,7 +126,7 @@ class TrainingBatches:
             BenchError: the images do not fill one batch, or a batch cannot be shared out equally.
         """
         self._index, self._weights = index, weights
-        count = self._own if index is None else len(index)
+        count = self.own if index is None else len(index)
         if count < self._batch_size and len(self.images):
             raise BenchError(f"only {count} images are left to train on, too few for one batch of {self._batch_size}")
         rest = count % self._batch_size
@@ -159,7 +159,7 @@ class TrainingBatches:
             random = self._random("augmentation")
             images, own, soft = to_float(augment(pixels, self._steps, random, self.group)), labels[index], None
             if self._smoothing:
-                spread = self._smoothing * (index >= self._own)[:, None]
+                spread = self._smoothing * (index >= self.own)[:, None]
                 soft = F.one_hot(own, self._classes) * (1 - spread) + spread / self._classes
             if self._mix:
                 images, own, soft = mix(self._mix, images, own, self._classes, random, self.group, soft)
@@ -168,7 +168,7 @@ class TrainingBatches:
     def _places(self) -> list[tuple[Tensor, Tensor | None]]:
         """Return the places and the weights of every whole batch of the epoch; the extra images come last in it."""
         random, extra = self._random("order"), self._per_batch
-        count = self._own if self._index is None else len(self._index)
+        count = self.own if self._index is None else len(self._index)
         order = torch.randperm(count, generator=random, device=self.images.labels.device)
         whole = []
         for places in torch.split(order[: self.used - extra * len(self)], self._batch_size - extra):
@@ -177,7 +177,7 @@ class TrainingBatches:
             if weights is not None:
                 weights = weights / weights.mean().clamp(min=torch.finfo(weights.dtype).tiny)
             if extra:
-                further = torch.randint(self._own, len(self.images), (extra,), generator=random, device=index.device)
+                further = torch.randint(self.own, len(self.images), (extra,), generator=random, device=index.device)
                 index = torch.cat((index, further))
                 weights = None if weights is None else torch.cat((weights, weights.new_ones(extra)))
             whole.append((index, weights))

@@ -6,9 +6,10 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from bench.config.cell import Cell
 from bench.config.suite import Suite, params_of, resolve_method, teachers_of
 from bench.data.batches import Batch, to_float
 from bench.data.dataset import Splits, dataset_of
+from bench.registry import METHODS
+from bench.storage.checkpoints import Entry
 from bench.storage.run_folder import RunFolder
 from bench.testing.recorded_graph import CountedCapture
 from bench.training.build import build_evaluated
@@ -103,6 +106,23 @@ def keeping_trainer_of(cell: Cell, folder: Path) -> KeepingTrainer:
     trainer = _trainer(KeepingTrainer, cell, folder)
     trainer.kept = []
     return trainer
+
+
+class Undisturbed(NamedTuple):
+    """What an eager training that nothing stops gives: weights after each epoch, curve and checkpoints."""
+
+    kept: list[dict[str, Tensor]]
+    history: list[dict[str, Any]]
+    entries: dict[str, Entry]
+
+
+@cache  # two checks compare with it
+def undisturbed(method: str, _registered: type[Method[Any]]) -> Undisturbed:
+    """Train a method; `_registered`: what its name stands for, which tests change."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = keeping_trainer_of(small_cell(method), Path(folder))
+        trainer.run()
+    return Undisturbed(trainer.kept, trainer.history, trainer.checkpoints.entries)
 
 
 TrainerT = TypeVar("TrainerT", bound=Trainer)
@@ -255,9 +275,7 @@ def resumes_exactly(method: str, folder: Path) -> None:
 
     Each epoch finds the global generators in another state.
     """
-    cell = small_cell(method)
-    whole = keeping_trainer_of(cell, folder / "whole")
-    whole.run()
+    cell, whole = small_cell(method), undisturbed(method, METHODS.get(method))
     count = len(whole.history)
     for k in range(count):
         torch.manual_seed(k)
@@ -270,7 +288,7 @@ def resumes_exactly(method: str, folder: Path) -> None:
             raise NotConforming(f"{method}: {resumed} with different weights")
         if curve(second.history) != curve(whole.history[: k + 1]):
             raise NotConforming(f"{method}: {resumed} with different curves")
-    if second.checkpoints.entries != whole.checkpoints.entries:
+    if second.checkpoints.entries != whole.entries:
         raise NotConforming(f"{method}: stopped and resumed after every epoch, it keeps other checkpoints")
 
 
@@ -279,15 +297,14 @@ def captured_steps_equal_eager_steps(method: str, folder: Path) -> None:
 
     A method whose Python code decides or counts from step to step states `captured = False` and passes.
     """
-    cell, count = small_cell(method), CountedCapture()
-    eager, captured = keeping_trainer_of(cell, folder / "eager"), keeping_trainer_of(cell, folder / "captured")
+    captured, count = keeping_trainer_of(small_cell(method), folder), CountedCapture()
     captured.capture = count
-    eager.run()
     captured.run()
     if count.refusals:
         raise NotConforming(f"{method}: a step cannot be captured: {count.refusals[0]}")
     if captured.method.captured and not count.replays:
         raise NotConforming(f"{method}: a step cannot be captured: it draws random numbers on the host")
+    eager = undisturbed(method, METHODS.get(method))
     for epoch, (one, other) in enumerate(zip(captured.kept, eager.kept, strict=True)):
         if not same(one, other):
             raise NotConforming(f"{method}: captured steps end epoch {epoch} with other weights than eager ones")

@@ -12,7 +12,7 @@ class CountedFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds the work of each convolution and matrix product to `flops`; a multiply-add counts as two.
 
     Uses torch's formula of each operation; the backward of a convolution counts only the requested gradients. Every
-    operation passes through Python, so use it for single steps.
+    operation passes through Python, so do not use it for every step.
     """
 
     def __init__(self) -> None:

@@ -144,8 +144,9 @@ class Method(Generic[ParamsT]):
     def select(self, epoch: int) -> tuple[Tensor, Tensor | None] | None:
         """Return the images of `epoch` and their weights in the loss, or None for all images; called first.
 
-        Places in the training set (`context.batches.images`), int64, [k], and float, [k], not negative, or None for
-        equal weights; both on the device, and the same in all processes. The mode of the network is not defined.
+        Places among the first `context.batches.own` of `context.batches.images`, which are not extra images, int64,
+        [k], and float, [k], not negative, or None for equal weights; both on the device, and the same in all processes.
+        The mode of the network is not defined.
         """
         return None
 
@@ -258,10 +259,12 @@ class Method(Generic[ParamsT]):
     def piecewise_schedule(self, milestones: Sequence[float], factor: float) -> Schedule:
         """Return the protocol's rate and length, the rate multiplied by `factor` at each milestone, shares of training.
 
-        For a method whose definition includes the time or size of its rate drops.
+        For a method whose definition includes the time or size of its rate drops. The protocol's warm-up stays.
         """
-        drops = Piecewise(milestones=tuple(milestones), factor=factor)
-        return protocol_schedule(self.context.protocol.training.model_copy(update={"schedule": drops}))
+        training = self.context.protocol.training
+        warmup = getattr(training.schedule, "warmup", None)
+        drops = Piecewise(milestones=tuple(milestones), factor=factor, warmup=warmup)
+        return protocol_schedule(training.model_copy(update={"schedule": drops}))
 
     def autocast(self) -> torch.autocast:
         """Return the context in which forward passes have the protocol's precision."""

@@ -137,7 +137,7 @@ class Trainer:
 
     def _epoch(self, epoch: int) -> None:
         started = time.monotonic()
-        selecting = self.begin_epoch(epoch)
+        beginning = self.begin_epoch(epoch)
         metrics, steps, rate = EpochMetrics(self.device, self.group), len(self.batches), 0.0
         counted = CountedFlops()  # of the first step; the work of the others is proportional to their images
         train = Steps(self.method, metrics, self.capture, compile=self.compile)
@@ -153,14 +153,15 @@ class Trainer:
                     train(batch)
                 self._progress(epoch, step + 1)
             train.end()
-            self.method.end_epoch(epoch)
+            with CountedFlops() as ending:
+                self.method.end_epoch(epoch)
         loss, robust = metrics.read()
         train_seconds = time.monotonic() - started
         if not math.isfinite(loss):
             raise Diverged(epoch)
         with self._writing_resume_file(epoch):
             validation, test = self._tracked() if epoch in self.tracked else (None, None)
-        work = counted.flops * (self.batches.used / self.training.batch_size) + selecting
+        work = counted.flops * (self.batches.used / self.training.batch_size) + beginning + ending.flops
         record = {
             "epoch": epoch,
             "lr": rate,
@@ -176,14 +177,14 @@ class Trainer:
         self._progress(epoch + 1, 0, force=True)
 
     def begin_epoch(self, epoch: int) -> float:
-        """Begin an epoch: its random numbers, images and phase; return the FLOPs of the method's selection."""
+        """Begin an epoch: its random numbers, images and phase; return the FLOPs of the method's hooks."""
         self.random.start_epoch(epoch)
-        with CountedFlops() as selecting:
+        with CountedFlops() as counted:
             selected = self.method.select(epoch)
-        self.batches.select(*(selected or (None,)))
-        self.method.begin_epoch(epoch)
+            self.batches.select(*(selected or (None,)))
+            self.method.begin_epoch(epoch)
         self.method.model.train()
-        return float(selecting.flops)
+        return float(counted.flops)
 
     def _progress(self, epoch: int, done: int, *, force: bool = False) -> None:
         if self.group.is_main:

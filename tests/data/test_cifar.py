@@ -463,7 +463,7 @@ def test_a_missing_dataset(tmp_path, dataset, folder, made):
     sentence = str(caught.value)
     for place in (folder, dataset.name, f"{dataset.name}-exact"):
         assert f"{root}/{place}" in sentence
-    assert f"Run `bench data prepare {dataset.name}`" in sentence
+    assert f"Run `bench data prepare {dataset.name} --data DIR`" in sentence
     assert "Licence: none stated by the authors" in sentence
 
 

@@ -172,7 +172,11 @@ def test_a_missing_dataset(tmp_path):
     with pytest.raises(NotFound) as caught:
         find(tmp_path)
     sentence = str(caught.value)
-    for part in (f"{tmp_path}/train_32x32.mat", f"{tmp_path}/svhn/train_32x32.mat", "Run `bench data prepare svhn`"):
+    for part in (
+        f"{tmp_path}/train_32x32.mat",
+        f"{tmp_path}/svhn/train_32x32.mat",
+        "Run `bench data prepare svhn --data DIR`",
+    ):
         assert part in sentence
     assert "Licence: no licence text" in sentence
 

@@ -1,11 +1,13 @@
 """Methods that change images before the attack: CutMix with averaging, and IDBH."""
 
 import copy
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.func import functional_call
+from torchvision.transforms import functional
 
 from bench.attacks.pgd import frozen_parameters
 from methods.idbh import crop_shift
@@ -93,16 +95,25 @@ def test_one_of_eight_changes_is_drawn(start):
         kinds[name] = method.colour_shape(pixels, torch.tensor([[chosen], [0.9], [0.6]]))
     assert len({tuple(value.flatten().tolist()) for value in kinds.values()}) >= 7  # autocontrast may change nothing
     assert torch.equal(kinds["brightness"], (pixels * (0.5 + 1.4 * 0.9)).clamp(max=255).to(torch.uint8))
-    middle = slice(6, 10)  # a small angle leaves the middle nearly alone
-    for name in ("shear", "rotate"):
-        assert (kinds[name][..., middle, middle] == pixels[..., middle, middle]).float().mean() > 0.4
-        assert not torch.equal(kinds[name], pixels)
+
+
+@pytest.mark.parametrize(("sign", "direction", "axis"), [(0.1, -1, 0), (0.3, -1, 1), (0.6, 1, 0), (0.9, 1, 1)])
+def test_shear_and_rotation_are_torchvisions(start, sign, direction, axis):
+    """By 0.14 radians along rows or columns, and by 9.1 degrees, to either side, with zeros around."""
+    method = start("idbh")
+    pixels = torch.randint(0, 256, (1, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    sheared, turned = (method.colour_shape(pixels, torch.tensor([[chosen], [0.9], [sign]])) for chosen in (0.8, 0.95))
+    shear = [0.0, 0.0]
+    shear[axis] = direction * math.degrees(0.14)
+    assert torch.equal(sheared, functional.affine(pixels, 0.0, [0, 0], 1.0, shear))
+    assert torch.equal(turned, functional.rotate(pixels, direction * 9.1))
 
 
 def test_the_released_values(start):
     params = type(start("idbh")).Params.canonical
     weak, svhn = params("cifar10", "multi_step"), params("svhn", "multi_step")
-    assert [weak[key].value for key in ("shift", "shapes", "erasing")] == [10 / 32, 0.25, 0.5]
+    assert [weak[key].value for key in ("shift", "shapes", "erasing", "area")] == [10 / 32, 0.25, 0.5, 0.33]
+    assert {value.provenance for values in (weak, svhn) for value in values.values()} == {"code"}
     assert [svhn[key].value for key in ("shift", "shapes", "erasing", "area")] == [8 / 32, 0.6, 1.0, 0.5]
 
 

@@ -48,6 +48,7 @@ def test_gradients_of_the_last_layer(start, trained, name):
     before = {key: value.clone() for key, value in method.model.state_dict().items()}
     index = list(torch.arange(32).split(16))
     found = list(method.gradients(index))
+    assert all(torch.equal(value, before[key]) for key, value in method.model.state_dict().items())
     images = method.context.batches.images
     for places, ours in zip(index, found, strict=True):
         (pixels,) = images.read([places])
@@ -75,3 +76,11 @@ def test_phases_and_rate(start):
     assert choices == [(4, 2)] * 3
     assert index.tolist() == list(range(16, 48))
     assert weights.tolist() == [3] * 16 + [1] * 16
+
+
+def test_extra_images_are_not_chosen(start):
+    method = start("coreset_craig", attack="none")
+    method.context.batches.own = 32  # as if the other 32 were extra images
+    index, _ = method.select(3)
+    assert len(index) == 16
+    assert index.max() < 32

@@ -10,7 +10,8 @@ from bench.attacks.pgd import frozen_parameters
 
 
 def test_moat_cycles_through_three_kinds_of_images(start, first_batch):
-    method = start("moat", epochs=50, attack={"name": "pgd", "steps": 3, "step_size": 0.05})
+    attack = {"name": "pgd", "steps": 3, "step_size": 0.05, "random_start": False}
+    method = start("moat", epochs=50, attack=attack)
     batch, kinds, seen = first_batch(method), [], []
     method.model.register_forward_hook(lambda *_: seen.append(1))
     for epoch in range(10):
@@ -20,6 +21,10 @@ def test_moat_cycles_through_three_kinds_of_images(start, first_batch):
         kinds.append(len(seen))
         assert clean == (len(seen) == 0)
     assert kinds == [0, 1, 1, 3, 3] * 2
+    method.begin_epoch(1)
+    method.context.random.start_epoch(1)
+    one = method.perturb(batch)
+    assert not torch.equal(one, method.perturb(batch))  # its one step has a random start, whatever the protocol's has
 
 
 def test_the_shortest_cycle_has_every_stage(start, first_batch):

@@ -37,3 +37,9 @@ def test_drops_and_average(start):
     assert plan.first_drop == 50
     assert type(method).end_epoch is SWA.end_epoch  # the first epoch averaged is 55
     assert round(method.params.start * 200) + plan.first_drop == 55
+
+
+def test_the_labels_have_no_negative_weight(start):
+    with pytest.raises(ValueError, match="leave of 1"):
+        start("kd_swa", natural_weight=0.5)
+    start("kd_swa", natural_weight=0.4)  # nothing is left for the labels

@@ -1,5 +1,7 @@
 import pytest
 
+from bench.errors import BenchError
+
 SOON = 1e-9  # after the beginning of an epoch
 
 
@@ -26,6 +28,15 @@ def test_the_bag_drops_the_rate_late(start):
     assert (plan.epochs, plan.first_drop) == (110, 100)
     rates = [plan.rate(t) for t in (SOON, 100 - SOON, 100, 105 - SOON, 105, 110)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+@pytest.mark.parametrize("name", ["bag_of_tricks", "kd_swa"])
+def test_drops_in_the_wrong_order_are_one_sentence(load, name):
+    row = f"methods: [{{name: {name}, params: {{first_drop: 0.96, second_drop: 0.9}}}}]"
+    with pytest.raises(
+        BenchError, match=r"suite\.yaml:\d+: methods\.0\.params: 'second_drop' must be more than 'first_drop'$"
+    ):
+        load({"methods: [pgd_at]": row})
 
 
 @pytest.mark.parametrize(("mode", "given"), [("eval", {}), ("train", {"batch_norm": "train"})])

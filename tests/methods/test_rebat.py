@@ -15,6 +15,12 @@ def test_the_rate_drops_less(start):
         assert rates == pytest.approx([0.1, 0.1] + 2 * [0.1 / divisor] + 2 * [0.1 / divisor**2])
 
 
+@pytest.mark.parametrize("name", ["rebat", "bag_of_tricks", "kd_swa"])
+def test_drops_of_its_own_keep_the_protocols_warm_up(start, name):
+    plan = start(name, epochs=200, training={"schedule": {"name": "cosine", "warmup": 5}}).lr_schedule
+    assert [plan.rate(t) for t in (1, 2.5, 5, 49)] == pytest.approx([0.02, 0.05, 0.1, 0.1])
+
+
 def test_the_network_is_pulled_towards_its_average(start, first_batch, trained):
     """Average, loss and two updates; the average is a copy until epoch 105 of 200."""
     method = start("rebat", epochs=200, dtype=torch.float64, decay=0.9, memory=None)

@@ -25,8 +25,11 @@ def test_n_fgsm_leaves_the_ball(start, first_batch, trained):
     assert start("n_fgsm", noise=0.1, step=0.2).params.training_radius == 1
 
 
-def test_fgsm_takes_one_long_step(start, first_batch, trained, follows):
-    method = start("fgsm_rs", dtype=torch.float64)
+@pytest.mark.parametrize("random_start", [True, False])
+def test_fgsm_takes_one_long_step_from_a_random_start(start, first_batch, trained, follows, random_start):
+    """Whether the protocol's attack has a random start or not."""
+    attack = {"name": "pgd", "steps": 3, "step_size": 0.05, "random_start": random_start}
+    method = start("fgsm_rs", dtype=torch.float64, attack=attack)
     trained(method.model)
     batch = first_batch(method)
     network = copy.deepcopy(method.model)
@@ -43,7 +46,9 @@ def test_fgsm_ends_with_the_weights_before_the_collapse(start, trained):
     method = start("fgsm_rs")
     before = copy.deepcopy(method.model)
     trained(method.model)
+    checked = copy.deepcopy(method.model.state_dict())
     method.end_epoch(0)
+    assert all(torch.equal(value, checked[name]) for name, value in method.model.state_dict().items())
     assert not method.should_stop([])
     assert 0 <= method.accuracy <= 1
     assert not torch.equal(method.evaluated_model().body.conv1.weight, before.body.conv1.weight)

@@ -85,6 +85,17 @@ def test_the_factors_follow_projected_momentum(refined, blocks, train):
     assert all(torch.equal(a, b) for a, b in zip(method.origin, method.model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize(
+    ("model", "blocks"),
+    [("preact_resnet8_32", "conv1 layer1 layer2 layer3 rest"), ("wide_resnet/10-1", "block1 block2 block3 conv1 rest")],
+)
+def test_every_stage_has_factors_of_its_own(start, model, blocks):
+    method = start("wot", model=model, images=16)
+    names = [name.split(".")[1] for name, _ in method.model.named_parameters()]
+    expected = [name if name in blocks.split() else "rest" for name in names]
+    assert [blocks.split()[block] for block in method.block_of] == expected
+
+
 def test_when_it_refines(start, monkeypatch):
     method, calls = start("wot", epochs=200, images=16), []
     monkeypatch.setattr(method, "refine", lambda *, train: (calls.append((epoch, train)), method.kept.clear()))

@@ -17,6 +17,7 @@ from bench.testing.conformance import (
     small_cell,
     trainer_of,
 )
+from bench.training.flops import CountedFlops
 from bench.utils.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.utils.rng import RngStreams
 from methods.pgd_at import PGDAT
@@ -112,6 +113,19 @@ def test_a_selected_epoch_has_its_images_steps_weights_and_cost(tmp_path):
     full, selecting, selected = (trainer.history[epoch]["train_pflop"] for epoch in (1, 2, 3))
     assert selected == pytest.approx(full * 2 / 5)
     assert selecting > selected  # the pass over all images is counted
+
+
+def test_work_after_the_last_batch_is_counted(tmp_path):
+    cell = small_cell("keeps")
+    whole, without = (trainer_of(cell, tmp_path / name) for name in ("whole", "without"))
+    without.method.end_epoch = lambda epoch: None
+    for trainer in (whole, without):
+        trainer.run(1)
+    with CountedFlops() as counted:
+        whole.method.end_epoch(0)
+    assert counted.flops > 0
+    more = whole.history[0]["train_pflop"] - without.history[0]["train_pflop"]
+    assert more == pytest.approx(counted.flops / 1e15)
 
 
 def test_weights_are_those_of_the_mean_of_the_losses(tmp_path):

@@ -35,10 +35,17 @@ PLUGIN = "seeds: [0]\nplugins: [parts.py]"
 
 def in_two_processes(folder, *parts):
     """Return what `two_processes.py` computes: the parts' results of each process."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-    command = [*launcher, str(HERE / "two_processes.py"), str(folder), *parts]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
+    }
+    commands = [[sys.executable, HERE / "two_processes.py", folder, str(rank), *parts] for rank in range(2)]
+    processes = [subprocess.Popen(command, env=environment) for command in commands]
+    try:
+        assert [process.wait(900) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

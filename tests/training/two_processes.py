@@ -1,6 +1,6 @@
 """What `test_parallel.py` compares, computed by each of two processes: alone, and with the other.
 
-    python -m torch.distributed.run --standalone --nproc-per-node 2 two_processes.py FOLDER PART...
+    python two_processes.py FOLDER 0 PART... & python two_processes.py FOLDER 1 PART...
 
 Each writes the results of the parts into FOLDER, as <rank>.json.
 """
@@ -209,11 +209,11 @@ def resuming(group, folder, model, changes):
 
 
 def main():
-    folder = Path(sys.argv[1])
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
     registry.load_plugin(Path(__file__).with_name("parts.py"))
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    group = ProcessGroup(dist.get_rank(), 2, dist.all_reduce)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    group = ProcessGroup(rank, 2, dist.all_reduce)
     parts = {
         "statistics": lambda: statistics(group),
         "methods": lambda: methods(group),
@@ -221,7 +221,7 @@ def main():
         "plain": lambda: resuming(group, folder / "plain", "plain", [(1, 2), (2, 1)]),
         "small_cnn": lambda: resuming(group, folder / "small_cnn", "small_cnn", [(2, 1)]),
     }
-    (folder / f"{group.rank}.json").write_text(json.dumps({name: parts[name]() for name in sys.argv[2:]}))
+    (folder / f"{rank}.json").write_text(json.dumps({name: parts[name]() for name in sys.argv[3:]}))
     dist.destroy_process_group()
 
 

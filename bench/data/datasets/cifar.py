@@ -120,7 +120,7 @@ class Cifar:
     def obtain(self, megabytes: int) -> str:
         """Return the sentence on how to get the official files."""
         return (
-            f"Run `bench data prepare {self.name}`, which downloads {megabytes} MB from "
+            f"Run `bench data prepare {self.name} --data DIR`, which downloads {megabytes} MB from "
             f"https://www.cs.toronto.edu/~kriz/cifar.html, or put the folder {self.folder} below the data root by hand."
         )
 

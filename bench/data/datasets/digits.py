@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bench.config.protocol import DatasetSettings
 from bench.data.dataset import Dataset, ImageSet, Located, arrays
@@ -28,7 +30,7 @@ def load() -> tuple[ImageSet, ImageSet]:
     if package is None or package.origin is None:
         raise BenchError("scikit-learn, which ships the digits, is not installed")
     try:
-        table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+        table = _table(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz")
     except OSError as error:
         raise BenchError(f"the digits of scikit-learn cannot be read: {error}") from error
     pixels = torch.from_numpy(table[:, :-1]).view(-1, 1, 8, 8).mul(255 / 16).round().to(torch.uint8)
@@ -37,6 +39,11 @@ def load() -> tuple[ImageSet, ImageSet]:
         ImageSet(pixels[:TRAIN_IMAGES], labels[:TRAIN_IMAGES]),
         ImageSet(pixels[TRAIN_IMAGES:], labels[TRAIN_IMAGES:]),
     )
+
+
+@cache  # reading the text takes longer than a step of training on the digits
+def _table(path: Path) -> NDArray[np.float64]:
+    return np.loadtxt(path, delimiter=",")
 
 
 def find(_root: Path | None, _settings: DatasetSettings) -> Located:

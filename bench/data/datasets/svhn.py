@@ -140,7 +140,7 @@ svhn = Dataset(
     citation="Netzer, Wang, Coates, Bissacco, Wu and Ng, Reading Digits in Natural Images with Unsupervised Feature "
     "Learning, NIPS workshop, 2011",
     find=find,
-    obtain="Run `bench data prepare svhn`, which downloads 246 MB from http://ufldl.stanford.edu/housenumbers/, or put "
-    "train_32x32.mat and test_32x32.mat into the data root by hand.",
+    obtain="Run `bench data prepare svhn --data DIR`, which downloads 246 MB from "
+    "http://ufldl.stanford.edu/housenumbers/, or put train_32x32.mat and test_32x32.mat into the data root by hand.",
     download=download,
 )
