@@ -10,6 +10,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
@@ -129,16 +130,21 @@ def _installed(file: str) -> bool:
     return file.startswith(_INSTALLED) or "site-packages" in parts or "dist-packages" in parts
 
 
+@cache  # an import afresh asks for thousands of modules, several times
+def _known(file: str) -> bool:
+    """Return whether a file is installed or ours, its links followed."""
+    file = os.path.realpath(file)
+    return _installed(file) or file.startswith(_OURS)
+
+
 def _from_outside() -> dict[str, str]:
     """Return the loaded modules from outside, and the absolute path of each: neither installed, nor ours, nor main."""
-    found = {}
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if name.partition(".")[0] not in _NOT_FORGOTTEN and isinstance(file, str):
-            file = os.path.realpath(file)
-            if not _installed(file) and not file.startswith(_OURS):
-                found[name] = file
-    return found
+    files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+    return {
+        name: os.path.realpath(file)
+        for name, file in files.items()
+        if name.partition(".")[0] not in _NOT_FORGOTTEN and isinstance(file, str) and not _known(file)
+    }
 
 
 def import_file(path: Path, what: str, *, afresh: bool = False) -> ModuleType:

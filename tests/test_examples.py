@@ -135,14 +135,9 @@ def test_the_package_is_found_through_its_entry_point(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "200"}
     (tmp_path / "suite.yaml").write_text(SUITE.read_text().replace("plugins:", "# plugins:"))
 
-    def bench(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "bench", *arguments],
-            env=environment, cwd=tmp_path, check=True, capture_output=True, text=True,
-        ).stdout  # fmt: skip
-
-    assert "my_label_smoothing" in {row["name"] for row in json.loads(bench("list", "methods", "--json"))}
-    assert "3 cells" in bench("validate", "suite.yaml")
+    command = [sys.executable, "-m", "bench", "validate", "suite.yaml"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "3 cells" in done.stdout
 
 
 # --- the notebook ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.options import Json, Output, Results, SelectedBy, Selection, StoreURL, complete_suite
+from bench.cli.options import FORMAT, Json, Output, Results, SelectedBy, Selection, StoreURL, complete_suite
 from bench.cli.output import TableFormat, write_tables
 
 SIDE = "a suite, a method's name or label, or the beginning of a run's name."
@@ -16,7 +16,7 @@ SIDE = "a suite, a method's name or label, or the beginning of a run's name."
 def diff_protocol(
     a: Annotated[str, typer.Argument(help=f"One side: {SIDE}", autocompletion=complete_suite)],
     b: Annotated[str, typer.Argument(help=f"The other side: {SIDE}", autocompletion=complete_suite)],
-    format: Annotated[TableFormat, typer.Option("--format", help="Output format.")] = TableFormat.TERMINAL,
+    format: Annotated[TableFormat | None, FORMAT] = None,
     output: Output = None,
     selection: SelectedBy = Selection.VALIDATION,
     results: Results = Path("results"),

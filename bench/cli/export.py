@@ -174,7 +174,7 @@ def tracker(
     from bench.trackers.live import FOLDER
     from bench.trackers.mirror import export_runs
 
-    if not (names := words(tracker)):
+    if not (names := words(tracker, "--tracker")):
         raise BenchError("name the trackers with --tracker, as in --tracker tensorboard,mlflow")
     folders = [find_run(run, results) for run in runs or []]
     folders = folders or [folder for folder in run_folders(results) if folder.status().is_final]

@@ -49,10 +49,13 @@ def ingest(
 
 
 def _ingest_bundles(bundles: list[Path], results: Path, store: str | None, json: bool) -> None:
+    from bench.errors import BenchError
     from bench.storage.ingest import ingest_bundle
 
     rows = []
     for path in bundles:
+        if path.is_dir():
+            raise BenchError(f"{path} is a folder, not a bundle; import its run folders with --results {path}")
         received = ingest_bundle(path, results, store)
         rows += [{"name": run.name, "ok": True, "reason": "" if run.new else "exists already"} for run in received]
         if not json:

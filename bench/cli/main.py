@@ -81,7 +81,8 @@ def _report(error: BaseException, stdout: int) -> int:
 
     `stdout`: a copy of its descriptor, since rich turns the original one away from a pipe that nobody reads.
     """
-    if isinstance(error, SystemExit) and "_BENCH_COMPLETE" in os.environ:
+    completion = "_BENCH_COMPLETE" in os.environ or {"--install-completion", "--show-completion"} & set(sys.argv[1:2])
+    if isinstance(error, SystemExit) and completion:
         return ExitCode.INVALID if error.code else ExitCode.SUCCESS
     # Typer and rich turn EPIPE into an exit with 1; Typer turns EOFError into an Abort, a RuntimeError without a text.
     while error.__context__ and (isinstance(error, SystemExit) or (isinstance(error, RuntimeError) and not error.args)):

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from bench.errors import ExitCode
+from bench.errors import BenchError, ExitCode
 
 
 class Selection(StrEnum):
@@ -85,18 +85,27 @@ Trackers = Annotated[
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file, atomically; default: stdout.")]
 
-
-def words(text: str | None) -> list[str]:
-    """Split a comma-separated list; None is an empty one."""
-    return [word.strip() for word in (text or "").split(",") if word.strip()]
+FORMAT = typer.Option("--format", help="Output format; default: as --output ends, else terminal.")
 
 
-def numbers(text: str | None) -> list[int]:
-    """Split a comma-separated list of whole numbers. Raises typer.BadParameter for anything else."""
-    for word in words(text):
+def words(text: str | None, option: str) -> list[str]:
+    """Split the comma-separated list of an option; None is an empty one.
+
+    Raises BenchError if nothing is listed: an unset variable of a shell must not select everything.
+    """
+    listed = [word.strip() for word in (text or "").split(",") if word.strip()]
+    if text is not None and not listed:
+        raise BenchError(f"{option} is empty; list values, separated by commas")
+    return listed
+
+
+def numbers(text: str | None, option: str) -> list[int]:
+    """Split the comma-separated whole numbers of an option. Raises BenchError for anything else."""
+    listed = words(text, option)
+    for word in listed:
         if not word.isdecimal():
-            raise typer.BadParameter(f"'{word}' is not a whole number")
-    return list(map(int, words(text)))
+            raise BenchError(f"{option}: '{word:.40}' is not a whole number")
+    return list(map(int, listed))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from bench.reporting.leaderboard import Leaderboard
     from bench.reporting.table import Table
     from bench.utils.progress import ProgressCallback
+
+F = TypeVar("F", bound=StrEnum)
 
 
 class Format(StrEnum):
@@ -37,6 +39,15 @@ class TableFormat(StrEnum):
     MARKDOWN = "markdown"
     JSON = "json"
     HTML = "html"
+
+
+ENDINGS = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
+
+
+def format_of(stated: F | None, output: Path | None, formats: type[F]) -> F:
+    """Return the `stated` format, else the one of `formats` that the ending of `output` names, else `terminal`."""
+    named = ENDINGS.get(output.suffix.lower()) if output else None
+    return stated or formats(named if named in set(formats) else "terminal")
 
 
 def print_json(value: object) -> None:
@@ -66,8 +77,10 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     texts = [[_text(value) for value in row.values()] for row in rows]
     headings = [key.replace("_", " ") for key in rows[0]]
     widths = [max(map(len, column)) for column in zip(headings, *texts, strict=True)]
-    if console.is_terminal:  # cut the last column
-        widths[-1] = max(10, min(widths[-1], console.width - sum(widths[:-1]) - 2 * len(widths) + 2))
+    if console.is_terminal:  # cut the last column, then the first, whose names may be given by their beginnings
+        for cut in (-1, 0):
+            excess = sum(widths) + 2 * len(widths) - 2 - console.width
+            widths[cut] = min(widths[cut], max(10, widths[cut] - excess))
     else:
         console.width = sum(widths) + 2 * len(widths)
     table = Table(box=None, pad_edge=False)
@@ -144,13 +157,17 @@ def render_boards(boards: Sequence[Leaderboard], format: Format) -> str:
     return renderers[format](boards)
 
 
-def write_tables(tables: Sequence[Table], data: object, format: TableFormat, output: Path | None) -> None:
-    """Write tables, or as JSON `data`, to the file `output`, or to stdout if it is None; raises as `write_output`."""
+def write_tables(tables: Sequence[Table], data: object, stated: TableFormat | None, output: Path | None) -> None:
+    """Write tables, or as JSON `data`, to the file `output`, or to stdout if it is None; raises as `write_output`.
+
+    `stated`: the format; if it is None, `format_of` chooses.
+    """
     from rich.console import Console
 
     from bench.reporting.formats.html import render_tables_html
     from bench.reporting.formats.terminal import UNLIMITED, render_tables
 
+    format = format_of(stated, output, TableFormat)
     if format is TableFormat.JSON and output is None:
         print_json(data)
     elif format is TableFormat.JSON:

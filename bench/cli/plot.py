@@ -40,7 +40,7 @@ def plot(
     only = load_suite(suite).suite if suite else None
     protocol = only.protocol.fingerprint if only else None
     with Store.of(results, store, create=False) as opened:
-        boards = leaderboards(opened, protocol=protocol, methods=words(methods), selection=selection.value)
+        boards = leaderboards(opened, protocol=protocol, methods=words(methods, "--methods"), selection=selection.value)
         drawable = [(board, figures(opened, board)) for board in boards if any(row.figures for row in board.rows)]
     if not drawable:
         raise NothingMeasured("no row has a seed to average, so there is nothing to draw; `bench report` says why")
@@ -61,11 +61,9 @@ def plot(
 
 
 def _known(text: str, known: tuple[str, ...], what: str) -> list[str]:
-    """Return the words of `text`, each once. Raises BenchError if there is none, or one that is not among `known`."""
-    chosen = list(dict.fromkeys(words(text)))
+    """Return the words of `text`, each once. Raises BenchError for one that is not among `known`."""
+    chosen = list(dict.fromkeys(words(text, f"--{what}")))
     for word in chosen:
         if word not in known:
             raise BenchError(f"there is no {what} '{word:.40}'{did_you_mean(word, known)}")
-    if not chosen:
-        raise BenchError(f"--{what} is empty; known: {', '.join(known)}")
     return chosen

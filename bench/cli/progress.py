@@ -105,14 +105,15 @@ class View(Progress):
             self._print_events(states, [{} for _ in states])
         for state in states:
             if state.status != CellStatus.FINISHED:
-                self._print(f"{state.cell}: {state.status}; {state.reason or f'see {state.folder.log}'}")
+                log = f"see {state.folder.log}" if state.folder.log.exists() else ""  # has the traceback, if any
+                self._print(_joined(f"{state.cell}: {state.status}", state.reason, log))
         skipped = sum(state.action is Action.SKIP for state in states)
         if skipped == len(states):
             self._print(f"nothing to do: all {skipped} cells are complete (run them again with --rerun failed or all)")
         else:
-            already = f", {skipped} were complete already" if skipped else ""
-            elapsed = self.tasks[0].elapsed or 0
-            self._print(f"{len(states) - skipped} cells ran in {duration(elapsed)}{already}")
+            already = f"; {skipped} complete before" if skipped else ""
+            ran = sum(state.action is not Action.SKIP and state.status != CellStatus.LOCKED for state in states)
+            self._print(f"{ran} of {len(states)} cells ran in {duration(self.tasks[0].elapsed or 0)}{already}")
 
     def get_renderables(self) -> Iterable[RenderableType]:
         if not self.tasks:  # called by the constructor
@@ -158,7 +159,7 @@ class View(Progress):
             if state.action is Action.SKIP or waits or event == before or (before and event == (CellStatus.RUNNING, 0)):
                 continue
             self._printed[id(state)] = event
-            text = _where(where) if state.status == CellStatus.RUNNING else f"{state.status} {state.reason}".strip()
+            text = _where(where) if state.status == CellStatus.RUNNING else _joined(state.status, state.reason)
             validation = where.get("last", {}).get("validation")
             if where.get("phase") == "training" and validation:
                 text += f", validation robust {_percent(validation['robust'])} %"
@@ -197,7 +198,7 @@ def _fields(state: CellState, where: dict[str, Any]) -> dict[str, Any]:
     return {
         "cell": str(state.cell),
         "status": state.status,
-        "where": _where(where) or state.reason,
+        "where": _joined(_where(where), state.reason),
         "left": "" if left is None else duration(left),
         "train": train,
         "val.": validation,
@@ -205,6 +206,10 @@ def _fields(state: CellState, where: dict[str, Any]) -> dict[str, Any]:
         "s/epoch": f"{last['seconds']:.3g}" if "seconds" in last else "",
         "host": str(where.get("host", "")),
     }
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(filter(None, parts))
 
 
 def _where(where: dict[str, Any]) -> str:

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.options import Methods, OnlySuite, Output, Results, SelectedBy, Selection, StoreURL, words
-from bench.cli.output import Format, print_boards, render_boards, write_output
+from bench.cli.options import FORMAT, Methods, OnlySuite, Output, Results, SelectedBy, Selection, StoreURL, words
+from bench.cli.output import Format, format_of, print_boards, render_boards, write_output
 
 
 def report(
     suite: OnlySuite = None,
-    format: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.TERMINAL,
+    format: Annotated[Format | None, FORMAT] = None,
     output: Output = None,
     selection: SelectedBy = Selection.VALIDATION,
     methods: Methods = None,
@@ -52,21 +52,22 @@ def report(
     from bench.storage.store import Store
 
     protocol = load_suite(suite).suite.protocol.fingerprint if suite else None
+    chosen = format_of(format, output, Format)
     with Store.of(results, store, create=False) as opened:
-        boards = leaderboards(opened, protocol=protocol, methods=words(methods), selection=selection.value)
+        boards = leaderboards(opened, protocol=protocol, methods=words(methods, "--methods"), selection=selection.value)
         if published:
             boards = with_published(opened, boards, protocol, selection.value)
         if reach is not None:
             boards = [replace(board, target=target(opened, board, reach / 100)) for board in boards]
         if sort:
             boards = sort_rows(boards, sort)
-        if format is Format.HTML:
+        if chosen is Format.HTML:
             from bench.reporting.formats.html import render_html
 
             text = render_html(opened, boards)
         elif output is None:
-            print_boards(boards, format)
+            print_boards(boards, chosen)
             return
         else:
-            text = render_boards(boards, format)
+            text = render_boards(boards, chosen)
     write_output(output, text)

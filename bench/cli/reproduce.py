@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bench.cli.options import (
+    FORMAT,
     Data,
     Device,
     Json,
@@ -35,7 +36,7 @@ def reproduce(
         Path | None, typer.Option("--published", help="CSV file of published figures; default: the shipped one.")
     ] = None,
     seeds: Seeds = None,
-    format: Annotated[TableFormat, typer.Option("--format", help="Output format.")] = TableFormat.TERMINAL,
+    format: Annotated[TableFormat | None, FORMAT] = None,
     output: Output = None,
     results: Results = Path("results"),
     store: StoreURL = None,
@@ -73,7 +74,7 @@ def reproduce(
                 store=store,
                 data=data,
                 settings=ExecutorSettings(device=device, threads=threads),
-                seeds=numbers(seeds),
+                seeds=numbers(seeds, "--seeds"),
                 watch=view.show,
             )
             view.finish(states)

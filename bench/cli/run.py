@@ -115,7 +115,7 @@ def run(
     if rerun not in set(Rerun):
         raise BenchError(f"--rerun '{rerun:.60}'{did_you_mean(rerun, Rerun)}")
     loaded = load_suite(suite)
-    only, only_seeds = words(methods), numbers(seeds)
+    only, only_seeds = words(methods, "--methods"), numbers(seeds, "--seeds")
     settings = ExecutorSettings(
         executor=executor.value,
         device=device,
@@ -123,7 +123,7 @@ def run(
         threads=threads,
         compile=compile,
         preview=preview,
-        gpus=tuple(numbers(gpus)),
+        gpus=tuple(numbers(gpus, "--gpus")),
         jobs_per_gpu=jobs_per_gpu,
         address=address,
         slurm=pairs(slurm or []),
@@ -143,7 +143,7 @@ def run(
     from bench.cli.progress import View
     from bench.trackers.live import LiveTrackers
 
-    trackers = LiveTrackers(words(tracker), results, data)
+    trackers = LiveTrackers(words(tracker, "--tracker"), results, data)
     with interruptible(lambda: how_to_resume(results)), View(quiet=json) as view, trackers:
 
         def watch(states: Sequence[CellState]) -> None:

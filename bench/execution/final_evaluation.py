@@ -18,7 +18,7 @@ from bench.attacks.combined import evaluate_corruptions, joint_outcome
 from bench.attacks.evaluate import ball_of, evaluate, evaluated_images, forward_passes
 from bench.attacks.identity import attack_key, joined_attacks, outcome_identity
 from bench.attacks.outcome import Outcome
-from bench.config.attacks import AutoAttack, Joint, Preview, Threat
+from bench.config.attacks import AutoAttack, FinalAttack, Joint, Preview, Threat
 from bench.config.cell import Cell
 from bench.config.corruptions import Corruptions
 from bench.data.corrupted import versions
@@ -61,17 +61,17 @@ def evaluate_checkpoints(
     if the cell's method does not build one. `elsewhere`: what runs the batches of AutoAttack, if not this process.
     `data`: the data root, with published corrupted images. `preview`: bound the missing outcomes of AutoAttack first.
     """
-    checkpoints = Checkpoints(folder.checkpoints)
+    checkpoints, threat = Checkpoints(folder.checkpoints), cell.protocol.threat
     names: dict[str, list[str]] = {}  # of the checkpoints with the same weights, by their SHA-256
     for name in CHECKPOINTS:
         if name in checkpoints.entries:
             names.setdefault(checkpoints.entries[name].sha256, []).append(name)
     finals = sorted(cell.protocol.evaluation.final, key=lambda attack: isinstance(attack, Joint))  # the last
-    attacks = [(attack_key(attack, cell), attack) for attack in finals]
+    attacks = {attack_key(attack, cell): attack for attack in finals}
     stored = _valid_outcomes(folder)
     records = {(record["weights_sha256"], key): record for (_, key), record in stored.items()}
-    work = [evaluated_images(attack, len(test)) * forward_passes(attack) for _, attack in attacks]
-    total, done = len(names) * sum(work), 0
+    work = {key: evaluated_images(attack, len(test)) * forward_passes(attack) for key, attack in attacks.items()}
+    total, done = len(names) * sum(work.values()), 0
 
     @lru_cache(maxsize=1)
     def load(name: str) -> nn.Module:
@@ -80,41 +80,38 @@ def evaluate_checkpoints(
         return model
 
     bounds: dict[tuple[str, str], float] = {}  # of robust accuracy, by weights and key of AutoAttack
-    for weights, equal in names.items() if preview else ():
-        for key, attack in attacks:
+    for weights, (name, *_) in names.items() if preview else ():
+        for key, attack in attacks.items():
             if isinstance(attack, AutoAttack) and (weights, key) not in records:
-                path, update = preview_path(folder, weights, key), _Progress(folder).start(equal[0], "Preview", 0, 0)
-                bounds[weights, key] = _upper_bound(
-                    load, weights, equal[0], test, attack, cell.protocol.threat, path, update
-                )
+                path, update = preview_path(folder, weights, key), _Progress(folder).start(name, "Preview", 0, 0)
+                bounds[weights, key] = _upper_bound(load, weights, name, test, attack, threat, path, update)
     progress = _Progress(folder)
+
+    def outcome_of(weights: str, name: str, key: str, attack: FinalAttack) -> Outcome:
+        if isinstance(attack, Joint):
+            outcomes = [Outcome.from_record(records[weights, attack_key(one, cell)]) for one in joined_attacks(cell)]
+            return joint_outcome(outcome_identity(attack, cell), outcomes, test.labels)
+        model, own = load(name), work[key] / total
+        update = progress.start(name, attack.title, done / total, own, bounds.get((weights, key)))
+        if isinstance(attack, Corruptions):
+            corrupted = versions(attack, dataset, test, data)
+            outcome = evaluate_corruptions(model, weights, attack, corrupted, threat, update)
+        else:
+            path = folder.partial / f"{weights[:16]}.{key}.json"
+            outcome = evaluate(
+                model, weights, test, attack, threat,
+                progress=update, state=_read_state(path), commit=partial(_write_state, path),
+                heartbeat=folder.heartbeat,
+                elsewhere=elsewhere and partial(elsewhere, name, cast("AutoAttack", attack)),
+            )  # fmt: skip
+        log.info("%s under %s: %.4f of %d", name, attack.title, outcome.accuracy, len(outcome.correct))
+        return outcome
+
     for weights, equal in names.items():
-        for (key, attack), amount in zip(attacks, work, strict=True):
-            if (weights, key) in records:
-                pass
-            elif isinstance(attack, Joint):
-                combined = [
-                    Outcome.from_record(records[weights, attack_key(one, cell)]) for one in joined_attacks(cell)
-                ]
-                records[weights, key] = joint_outcome(outcome_identity(attack, cell), combined, test.labels).to_record()
-            else:
-                model, threat = load(equal[0]), cell.protocol.threat
-                path = folder.partial / f"{weights[:16]}.{key}.json"
-                bound = bounds.get((weights, key))
-                update = progress.start(equal[0], attack.title, done / total, amount / total, bound)
-                if isinstance(attack, Corruptions):
-                    corrupted = versions(attack, dataset, test, data)
-                    outcome = evaluate_corruptions(model, weights, attack, corrupted, threat, update)
-                else:
-                    outcome = evaluate(
-                        model, weights, test, attack, threat,
-                        progress=update, state=_read_state(path), commit=partial(_write_state, path),
-                        heartbeat=folder.heartbeat,
-                        elsewhere=elsewhere and partial(elsewhere, equal[0], cast("AutoAttack", attack)),
-                    )  # fmt: skip
-                log.info("%s under %s: %.4f of %d", equal[0], attack.title, outcome.accuracy, len(outcome.correct))
-                records[weights, key] = outcome.to_record()
-            done += amount
+        for key, attack in attacks.items():
+            if (weights, key) not in records:
+                records[weights, key] = outcome_of(weights, equal[0], key, attack).to_record()
+            done += work[key]
             for name in equal:
                 if stored.get((name, key)) != records[weights, key]:
                     write_record(folder.outcome_path(name, key), records[weights, key])

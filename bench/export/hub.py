@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save
 
 from bench import registry
 from bench.attacks.identity import attack_key
@@ -39,7 +38,7 @@ def write_hub_folder(trained: TrainedNetwork, folder: Path) -> None:
     """
     described = trained.describe()
     folder.mkdir()
-    (folder / WEIGHTS).write_bytes(save(trained.tensors(), {"format": "pt"}))
+    trained.write_safetensors(folder / WEIGHTS)
     config = {"library_name": LIBRARY, "network": described.model_dump(mode="json"), "run": _provenance(trained)}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / CARD).write_text(model_card(trained, described), encoding="utf-8")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from bench.config.cell import EVALUATED, Cell
@@ -33,6 +34,10 @@ class TrainedNetwork:
         """Return copies of the tensors of the network, in the usual layout."""
         state = self.network.state_dict()
         return {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+
+    def write_safetensors(self, path: Path) -> None:
+        """Write the tensors into a safetensors file, with the metadata that libraries of hubs expect."""
+        path.write_bytes(save(self.tensors(), {"format": "pt"}))
 
     def describe(self) -> NetworkDescription:
         """Return the description that rebuilds the network. Raises BenchError: there is none."""

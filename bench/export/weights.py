@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from bench.data.batches import to_float
@@ -154,10 +153,6 @@ def _write_and_compare(trained: TrainedNetwork, how: Format, path: Path, images:
 # --- state dicts -----------------------------------------------------------------------------------------------------
 
 
-def _write_safetensors(trained: TrainedNetwork, path: Path) -> None:
-    path.write_bytes(save(trained.tensors(), {"format": "pt"}))
-
-
 def _write_torch(trained: TrainedNetwork, path: Path) -> None:
     with path.open("wb") as file:  # given a path, torch says in its own words that it cannot be written
         torch.save(trained.tensors(), file)
@@ -213,7 +208,7 @@ def _read_onnx(_trained: TrainedNetwork, path: Path) -> Logits:
 
 
 _FORMATS = {
-    WeightsFormat.SAFETENSORS: Format(_write_safetensors, _read_state, 0),
+    WeightsFormat.SAFETENSORS: Format(TrainedNetwork.write_safetensors, _read_state, 0),
     WeightsFormat.TORCH: Format(_write_torch, _read_state, 0),
     WeightsFormat.TORCHSCRIPT: Format(_write_torchscript, _read_torchscript, TOLERANCE),
     WeightsFormat.ONNX: Format(_write_onnx, _read_onnx, TOLERANCE),

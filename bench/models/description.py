@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bench import registry
 from bench.config.base import BaseConfig
-from bench.config.messages import sentence
+from bench.config.messages import complaint
 from bench.config.protocol import Channels, Deviations, Name, Side
 from bench.errors import BenchError
 from bench.models.activations import ACTIVATIONS, replace_relu
@@ -108,9 +108,7 @@ def read_description(folder: Path) -> NetworkDescription:
     try:
         return NetworkDescription.model_validate(content["network"])
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(map(str, ("network", *problem["loc"])))
-        raise BenchError(f"{path}: '{key}': {sentence(problem)}") from error
+        raise BenchError(f"{path}: {complaint(error, 'network')}") from error
 
 
 def load_hub_folder(folder: Path) -> Network:

@@ -209,16 +209,6 @@ def _hint(source: str) -> str:
     return did_you_mean(source.partition(":")[0], ["robustbench"]) if ":" in source else ""
 
 
-def _digest(paths: Sequence[Path]) -> str:
-    """Return the SHA-256 (hex) of the concatenated bytes of the files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 # --- the zoo, a factory ----------------------------------------------------------------------------------------------
 
 
@@ -228,7 +218,7 @@ def _from_zoo(threat_name: str, name: str, folder: Path, dataset: Dataset, threa
             "a network of the zoo is named robustbench:<threat>/<name>, as in robustbench:Linf/Wong2020Fast"
         )
     files = zoo_files(name, threat_name, folder, dataset.name, threat)
-    params = {"model": f"robustbench:{threat_name}/{name}", "weights_sha256": _digest(files)}
+    params = {"model": f"robustbench:{threat_name}/{name}", "weights_sha256": file_sha256(*files)}
     return LoadedModel(load_from_zoo(name, folder, dataset.name, threat), params)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench.attacks.outcome import PackedBits
+from bench.config.messages import complaint
 from bench.config.suite import LoadedSuite
 from bench.errors import BenchError, DamagedFile, NotComparable, NothingMeasured
 from bench.reporting.rows import collapsed, complete_run, ranking
@@ -210,7 +211,7 @@ def snapshot(store: Store, loaded: LoadedSuite) -> Snapshot:
             rows=tuple(rows),
         )
     except ValidationError as error:
-        raise DamagedFile(f"the runs of {loaded.suite.name} contradict each other: {_complaint(error)}") from error
+        raise DamagedFile(f"the runs of {loaded.suite.name} contradict each other: {complaint(error)}") from error
 
 
 def _seed(seed: int, run: RunRow | None, curve: Sequence[Epoch]) -> SeedResult:
@@ -296,7 +297,7 @@ def read_baseline(path: Path) -> Snapshot:
     try:
         return Snapshot.model_validate(content)
     except ValidationError as error:
-        raise DamagedFile(f"the baseline {path} is damaged: {_complaint(error)}") from error
+        raise DamagedFile(f"the baseline {path} is damaged: {complaint(error)}") from error
 
 
 def write_baseline(path: Path, results: Snapshot) -> None:
@@ -306,10 +307,3 @@ def write_baseline(path: Path, results: Snapshot) -> None:
         write_record(path, results.model_dump(mode="json", exclude_none=True))
     except OSError as error:
         raise BenchError(f"the baseline {path} cannot be written: {error.strerror}") from error
-
-
-def _complaint(error: ValidationError) -> str:
-    """Return pydantic's first complaint in one line: the place and the problem."""
-    problem = error.errors(include_input=False, include_url=False)[0]
-    where = ".".join(map(str, problem["loc"]))
-    return f"{where}: {problem['msg']}" if where else str(problem["msg"])

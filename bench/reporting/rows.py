@@ -320,7 +320,7 @@ def _figures(seeds: Sequence[CompleteRun], attack: int) -> AttackSummary:
     if len(seeds) == 1:
         (before,), (after,) = best, last
         over_images = [interval_of(outcome) for outcome in (before, after)]
-        over_images.append(paired_interval(*correct([before, after])))
+        over_images.append(gap_interval_of(before, after))
     values = [outcome.accuracy for outcome in best], [outcome.accuracy for outcome in last], gaps
     at_best, at_last, gap = map(estimate, values, over_images)
     return AttackSummary(at_best, at_last, None if seeds[0].run.method == EVALUATED else gap)
@@ -331,6 +331,11 @@ def interval_of(outcome: OutcomeRow) -> Interval:
     if outcome.versions > 1:
         return mean_interval(outcome.per_image())
     return wilson_interval(outcome.right, outcome.count)
+
+
+def gap_interval_of(best: OutcomeRow, last: OutcomeRow) -> Interval:
+    """Return the interval of one seed's gap, best minus last, over images."""
+    return paired_interval(*correct([best, last]))
 
 
 def _costs(runs: Sequence[RunRow]) -> tuple[Cost, ...]:

@@ -20,6 +20,9 @@ Floats: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 CONFIDENCE = 0.95
 
+Z = float(special.ndtri((1 + CONFIDENCE) / 2))
+"""Half the width of an interval in standard errors, of the normal distribution."""
+
 FLOOR = 0.5
 """Lower bound of the variance of a difference, as a share of its variance over images. Our choice: the true share is 1
 or more, but with 1 the test would have too little power; docs/statistics.md has the error rates with 0.5."""
@@ -70,13 +73,13 @@ def standard_deviation(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+def t_interval(values: Sequence[float]) -> Interval:
     """Return Student's interval for the mean of two values or more: mean +- t(n - 1) sd / sqrt(n).
 
     Source: Student, The probable error of a mean, Biometrika 1908.
     """
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    reach = float(special.stdtrit(len(values) - 1, (1 + confidence) / 2)) * error
+    reach = float(special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * error
     return mean - reach, mean + reach
 
 
@@ -85,24 +88,24 @@ def binomial_error(share: float, count: int) -> float:
     return math.sqrt(share * (1 - share) / count)
 
 
-def wilson_interval(right: int, count: int, confidence: float = CONFIDENCE) -> Interval:
+def wilson_interval(right: int, count: int) -> Interval:
     """Return the score interval of an accuracy, which stays inside 0 to 1 and holds near its ends.
 
     Source: Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927.
     """
-    z, share = float(special.ndtri((1 + confidence) / 2)), right / count
-    centre, reach = share + z**2 / (2 * count), z * math.hypot(binomial_error(share, count), z / (2 * count))
-    return (max(0.0, (centre - reach) / (1 + z**2 / count)), min(1.0, (centre + reach) / (1 + z**2 / count)))
+    share = right / count
+    centre, reach = share + Z**2 / (2 * count), Z * math.hypot(binomial_error(share, count), Z / (2 * count))
+    return (max(0.0, (centre - reach) / (1 + Z**2 / count)), min(1.0, (centre + reach) / (1 + Z**2 / count)))
 
 
-def mean_interval(values: Correct | Floats, confidence: float = CONFIDENCE) -> Interval:
+def mean_interval(values: Correct | Floats) -> Interval:
     """Return the interval of the mean of one value for each image, [m]: mean +- z sd / sqrt(m)."""
     mean = float(values.mean())
-    reach = float(special.ndtri((1 + confidence) / 2)) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    reach = Z * float(values.std(ddof=1)) / math.sqrt(len(values))
     return mean - reach, mean + reach
 
 
-def paired_interval(a: Correct | Floats, b: Correct | Floats, confidence: float = CONFIDENCE) -> Interval:
+def paired_interval(a: Correct | Floats, b: Correct | Floats) -> Interval:
     """Return the interval of the difference of two accuracies on the same images, a - b; both bool, [m].
 
     If only `a` is correct on n10 images and only `b` on n01, the difference is d = (n10 - n01) / m and its variance
@@ -110,11 +113,11 @@ def paired_interval(a: Correct | Floats, b: Correct | Floats, confidence: float 
     dependent proportions. Of shares of an image's versions, it is the interval of the mean of their differences.
     """
     if a.dtype != bool:
-        return mean_interval(np.subtract(a, b), confidence)
+        return mean_interval(np.subtract(a, b))
     only_a, only_b, count = int((a > b).sum()), int((b > a).sum()), len(a)
     difference = (only_a - only_b) / count
     variance = (only_a + only_b - (only_a - only_b) ** 2 / count) / count**2
-    reach = float(special.ndtri((1 + confidence) / 2)) * math.sqrt(variance)
+    reach = Z * math.sqrt(variance)
     return difference - reach, difference + reach
 
 

@@ -236,7 +236,7 @@ def _check_outcome(path: Path, attack: FinalAttack, outcome: OutcomeRow, images:
     try:
         per_class = _Detail.model_validate(outcome.detail).per_class
     except ValidationError as error:
-        raise DamagedFile(f"{path} does not describe an outcome: detail.{complaint(error)}") from None
+        raise DamagedFile(f"{path} does not describe an outcome: {complaint(error, 'detail')}") from None
     totals = None if per_class is None else [sum(part) for part in zip(*per_class, strict=True)]
     if totals not in (None, [outcome.right, outcome.count]):
         raise DamagedFile(f"{path} has accuracies per class that are not those of its images")

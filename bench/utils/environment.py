@@ -9,12 +9,12 @@ import subprocess
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from bench.outside import sources_digest
-from bench.utils.device import cores
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("robust-overfitting-bench", "torch", "torchvision", "numpy", "pyautoattack", "robustbench", "timm")
 
@@ -115,6 +115,10 @@ def describe(
 
     `plugins`: the digests of those that it uses; `compiled`: whether its network is compiled for training.
     """
+    import torch  # here, because its import takes seconds, and commands that only read results need none of it
+
+    from bench.utils.device import cores
+
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "versions": versions(),

@@ -62,33 +62,35 @@ def run(model, images, labels, threat, state=None, commit=lambda _state: None, *
     return Cascade(model, threat, settings, seed=0).run(images, labels, state, commit, lambda *_place: None)
 
 
-def plain(model, images, labels, threat, targets):
+def plain(model, images, labels, threat, targets, attacks):
     """What the package itself says, with the number of target classes set by hand."""
     norm = {"linf": "Linf", "l2": "L2"}[threat.norm]
     official = AutoAttack(model, norm=norm, eps=threat.eps, seed=0)
     official.apgd_targeted.n_target_classes = official.fab.n_target_classes = targets
+    official.attacks_to_run = list(attacks)
     adversarial, _ = official.run_standard_evaluation(images, labels, batch_size=BATCH)
     return (model(adversarial).argmax(1) == labels).numpy()
 
 
 @pytest.mark.parametrize(
-    ("classes", "threat"),
+    ("classes", "threat", "attacks"),
     [
-        pytest.param(10, Threat(norm="linf", eps=0.08), id="10 classes", marks=pytest.mark.slow),
-        pytest.param(10, Threat(norm="l2", eps=0.35), id="L2", marks=pytest.mark.slow),
-        pytest.param(9, Threat(norm="linf", eps=0.08), id="9 classes", marks=pytest.mark.slow),
-        pytest.param(4, Threat(norm="linf", eps=0.1), id="4 classes"),
+        pytest.param(10, Threat(norm="linf", eps=0.08), STANDARD, id="10 classes", marks=pytest.mark.slow),
+        pytest.param(10, Threat(norm="l2", eps=0.35), STANDARD, id="L2", marks=pytest.mark.slow),
+        pytest.param(9, Threat(norm="linf", eps=0.08), STANDARD, id="9 classes", marks=pytest.mark.slow),
+        pytest.param(4, Threat(norm="linf", eps=0.1), STANDARD, id="4 classes", marks=pytest.mark.slow),
+        pytest.param(4, Threat(norm="linf", eps=0.1), STANDARD[:3], id="without Square"),
     ],
 )
-def test_verdicts_are_the_packages(trained, classes, threat):
+def test_verdicts_are_the_packages(trained, classes, threat, attacks):
     model, images, labels = trained(classes)
     tracer = sys.gettrace()
-    expected = plain(model, images.contiguous(), labels, threat, min(9, classes - 1))
+    expected = plain(model, images.contiguous(), labels, threat, min(9, classes - 1), attacks)
     sys.settrace(tracer)  # the package removes it
-    final = run(model, images, labels, threat)
+    final = run(model, images, labels, threat, attacks=attacks)
     assert 0 < expected.sum() < IMAGES, "an easy or a hopeless case would prove nothing"
     np.testing.assert_array_equal(final.robust, expected)
-    assert list(final.accuracy_after) == ["clean", *STANDARD]
+    assert list(final.accuracy_after) == ["clean", *attacks]
     accuracies = list(final.accuracy_after.values())
     assert accuracies == sorted(accuracies, reverse=True)
     assert accuracies[-1] == final.robust.mean()
@@ -205,15 +207,20 @@ def test_where_the_precisions_disagree_fp32_looks_again(trained):
 # --- what counts as broken --------------------------------------------------------------------------------------------
 
 
+CONFIRMED = "standard-bf16-confirmed"
+
+
 @pytest.mark.parametrize(
-    "threat",
+    ("threat", "version", "attacks"),
     [
-        pytest.param(Threat(norm="linf", eps=0.1), id="linf"),
-        pytest.param(Threat(norm="l2", eps=0.5), id="l2", marks=pytest.mark.slow),
+        pytest.param(Threat(norm="linf", eps=0.1), "standard", STANDARD[:3], id="without Square"),
+        pytest.param(Threat(norm="linf", eps=0.1), "standard", STANDARD, id="linf", marks=pytest.mark.slow),
+        pytest.param(Threat(norm="l2", eps=0.5), "standard", STANDARD, id="l2", marks=pytest.mark.slow),
+        pytest.param(Threat(norm="linf", eps=0.1), CONFIRMED, STANDARD, id="linf in bf16", marks=pytest.mark.slow),
+        pytest.param(Threat(norm="l2", eps=0.5), CONFIRMED, STANDARD, id="l2 in bf16", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("version", ["standard", pytest.param("standard-bf16-confirmed", marks=pytest.mark.slow)])
-def test_every_image_that_counts_is_in_the_ball_and_fools_alone(trained, threat, version, monkeypatch):
+def test_every_image_that_counts_is_in_the_ball_and_fools_alone(trained, threat, version, attacks, monkeypatch):
     model, images, labels = trained(10)
     counted = []
     confirm = Cascade._confirm
@@ -224,7 +231,7 @@ def test_every_image_that_counts_is_in_the_ball_and_fools_alone(trained, threat,
         return sure
 
     monkeypatch.setattr(Cascade, "_confirm", watched)
-    final = run(model, images, labels, threat, version=version)
+    final = run(model, images, labels, threat, version=version, attacks=attacks)
     broken = (model(images).argmax(1) == labels).sum() - final.robust.sum()
     assert len(counted) == broken > 3
     for found, clean, label in counted:

@@ -73,7 +73,8 @@ def test_a_store_of_a_newer_version(bench, suite, tmp_path):
     [
         (("--methods", "fomoo"), "no method 'fomoo'"),
         (("--seeds", "7"), "no seed 7"),
-        (("--seeds", "x"), "'x' is not a whole number"),
+        (("--seeds", "x"), "--seeds: 'x' is not a whole number"),
+        (("--methods", ","), "--methods is empty"),
         (("--device", "cuda"), "sees no NVIDIA GPU"),
         (("--jobs", "999"), "lower --jobs"),
         (("--rerun", "al"), "did you mean 'all'?"),

@@ -421,6 +421,7 @@ def test_a_bundle_of_another_form_is_refused(bench, trained, tmp_path, change, s
 def test_what_is_no_bundle_is_refused(bench, trained, tmp_path, monkeypatch):
     refused(bench("check-bundle", tmp_path / "none.json"), "none.json cannot be read: No such file")
     refused(bench("check-bundle", tmp_path), "it is no file")
+    refused(bench("ingest", tmp_path, "--results", tmp_path / "new"), f"with --results {tmp_path}")
     os.mkfifo(tmp_path / "pipe")
     refused(bench("check-bundle", tmp_path / "pipe"), "it is no file")
     (tmp_path / "zip.json").write_bytes(b"PK\3\4")

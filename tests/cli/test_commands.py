@@ -33,7 +33,7 @@ def test_run_trains_reports_and_then_has_nothing_to_do(bench, ran):
     assert first.returncode == 0
     assert "PGD-AT" in first.stdout
     assert "PGD-3" in first.stdout
-    assert "1 cells ran" in first.stderr
+    assert "1 of 1 cells ran" in first.stderr
     second = bench("run", path, "--results", results)
     assert second.code == 0
     assert "nothing to do" in second.err
@@ -111,9 +111,10 @@ def test_list(bench, ran, kind):
     rows = json.loads(bench("list", kind, "--json", "--results", results).out)
     assert rows
     assert all(row["name"] for row in rows)
-    text = bench("list", kind, "--results", results).out
-    assert all(row["name"] in text for row in rows)
-    if kind == "models":
+    if kind != "models":  # which take long to measure again
+        text = bench("list", kind, "--results", results).out
+        assert all(row["name"] in text for row in rows)
+    else:
         sizes = {row["name"]: (row["parameters"], row["gflops"]) for row in rows}
         assert sizes["preact_resnet18"][0] == 11_172_170
         assert sizes["preact_resnet18"][1] == pytest.approx(1.11, rel=0.01)
@@ -190,9 +191,11 @@ def test_help_takes_less_than_two_seconds():
 
 
 def test_help_loads_nothing_heavy():
+    """Nor do the modules behind `bench list runs` and `bench compare` load torch."""
     code = HELP + "print(sorted({'torch', 'pandas', 'sqlalchemy', 'numpy', 'pydantic'} & set(sys.modules)))"
+    code += "\nimport bench.reporting.comparison, bench.storage.find; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("[]")
+    assert done.stdout.split()[-2:] == ["[]", "False"]
 
 
 def test_the_command_that_continues_asks_for_no_rerun():

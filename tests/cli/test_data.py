@@ -122,7 +122,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_interrupted(bench, pets, kind):
     root, path = pets
     process = subprocess.Popen(

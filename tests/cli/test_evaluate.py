@@ -185,12 +185,12 @@ def test_every_command_bears_such_a_row(bench, evaluate, suite, weights, tmp_pat
         assert result.code == 0, result.err
         assert "evaluated only" in result.out or format in {"csv", "json"}
         assert file_sha256(weights) in result.out
-    html = bench("report", "--format", "html", "--results", results).out
-    assert "bench evaluate WEIGHTS --suite" in html
-    for selection in ("validation", "test"):
-        plotted = bench("plot", "--results", results, "--output", tmp_path / selection, "--selection", selection)
+    assert "bench evaluate WEIGHTS --suite" in result.out
+    for words, count in (((), 5), (("--selection", "test", "--figure", "gap"), 1)):
+        folder = tmp_path / str(count)
+        plotted = bench("plot", "--results", results, "--output", folder, *words)
         assert plotted.code == 0, plotted.err
-        assert len(list((tmp_path / selection).glob("*.png"))) == 5
+        assert len(list(folder.glob("*.png"))) == count
     shown = bench("show", "run", "evaluated", "--results", results, "--json")
     assert json.loads(shown.out)["params"]["weights_sha256"] == file_sha256(weights)
     assert NAME in bench("list", "runs", "--results", results).out

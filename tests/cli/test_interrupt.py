@@ -7,8 +7,10 @@ import sys
 import time
 
 import pytest
+import typer
 from filelock import FileLock
 
+from bench.cli.options import interruptible
 from bench.config.suite import load_suite
 from bench.execution.worker import Job, execute
 from bench.storage.run_folder import RunFolder
@@ -72,6 +74,24 @@ def test_interrupted_and_continued(path, tmp_path, ways):
     assert "PGD-AT" in out
     assert result_of(folder) == result_of(undisturbed.folder)
     assert folder.log.read_text().count("resumed after epoch") == len(ways)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_is_saved_is_said(capsys, number):
+    def interrupted():
+        with interruptible(lambda: "two epochs are saved"):
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
+    try:
+        with pytest.raises(typer.Exit) as ended:
+            interrupted()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ended.value.exit_code == 130
+    assert capsys.readouterr().err == "bench: interrupted; two epochs are saved\n"
 
 
 def test_a_cell_that_another_run_holds_is_left_alone(bench, path, tmp_path):

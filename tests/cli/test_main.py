@@ -105,6 +105,14 @@ def test_whatever_is_raised_is_one_sentence(bench, monkeypatch, tmp_path, name):
         assert len(list(tmp_path.glob("bench-*.log"))) == 1
 
 
+def test_installing_completion(tmp_path):
+    variables = os.environ | {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    command = [sys.executable, "-m", "bench", "--install-completion", "bash"]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "bash completion installed" in done.stdout
+
+
 def test_without_a_folder_for_the_log(bench, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     fail(monkeypatch, SUITE, RuntimeError("deep"))
@@ -157,19 +165,20 @@ def test_a_broken_installation():
 @pytest.mark.parametrize(
     ("script", "code", "err"),
     [
-        ("set -o pipefail; $B show suite quickstart | true", ExitCode.READER_ENDED, ""),  # print
-        ("set -o pipefail; $B list suites | true", ExitCode.READER_ENDED, ""),  # rich
-        ("$B list suites > /dev/full", ExitCode.INVALID, "No space left on device"),
-        ("$B list suites >&-", 0, ""),
+        ("set -o pipefail; $B validate --schema | true", ExitCode.READER_ENDED, ""),  # print
+        ("set -o pipefail; $B list runs | true", ExitCode.READER_ENDED, ""),  # rich
+        ("$B list runs > /dev/full", ExitCode.INVALID, "No space left on device"),
+        ("$B list runs >&-", 0, ""),
         ("$B list nothing 2>&-", 2, ""),
         ("$B list nothing <&- >&- 2>&-", 2, ""),
         ("$B list nothing 2>/dev/full", 2, ""),
     ],
 )
-def test_streams(tmp_path, script, code, err):
+def test_streams(tiny_results, script, code, err):
+    """By commands that need no torch, whose import takes seconds."""
     if "/dev/full" in script and not Path("/dev/full").exists():
         pytest.skip("only Linux has /dev/full")
-    result = shell(script, tmp_path)
+    result = shell(script, tiny_results.parent)
     assert result[0] == code
     assert err in result[2] if err else result[2] == ""
     assert "Traceback" not in result[2]
@@ -213,7 +222,7 @@ def test_plots_do_not_depend_on_the_backend_of_a_notebook(copy_of_results):
 
 
 @pytest.mark.parametrize("name", ["/dev/stdout", pytest.param("/dev/stderr", marks=pytest.mark.slow)])
-def test_an_output_that_is_no_file_is_written_to_and_not_replaced(tiny_results, tmp_path, board, name):
+def test_an_output_that_is_no_file_is_written_to_and_not_replaced(tiny_results, tmp_path, name):
     """As root, a rename would put a file in the place of the device."""
     (tmp_path / "link").symlink_to(name)
     code, *streams = shell(f"$B report --results {tiny_results} --output link", tmp_path)

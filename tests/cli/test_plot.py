@@ -79,7 +79,7 @@ def test_methods_and_selection(bench, filled, tmp_path):
         (("--format", "pgn"), "there is no format 'pgn'; did you mean 'png'?"),
         (("--format", "png,bmp"), "there is no format 'bmp'; known: pdf, png, svg"),
         (("--figure", "curve"), "there is no figure 'curve'; did you mean 'curves'?"),
-        (("--figure", ","), "--figure is empty; known: curves, gap, cost, work, agreement"),
+        (("--figure", ","), "--figure is empty; list values, separated by commas"),
         (("--methods", "fom"), "there is no run of a method 'fom'"),
     ],
 )

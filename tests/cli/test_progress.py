@@ -9,6 +9,7 @@ from rich.console import Console
 
 from bench.cli import progress
 from bench.cli.progress import View
+from bench.execution.plan import Action
 
 CELL = "FOMO [ours] [/b] seed 0"
 
@@ -33,13 +34,13 @@ def evaluating(share, robust=None, attack="AutoAttack", checkpoint="best"):
 def shown(monkeypatch):
     """Show a running cell at each place in turn, on a terminal or elsewhere, and return all that was printed."""
 
-    def shown(*places, terminal=False):
+    def shown(*places, terminal=False, status="running", reason=""):
         file = io.StringIO()
         console = Console(file=file, width=150, force_terminal=terminal)
         monkeypatch.setattr(progress, "Console", lambda **_options: console)
         monkeypatch.setattr(progress, "REFRESH_SECONDS", 0)
         state = SimpleNamespace(
-            cell=CELL, folder=Folder(), action="run", work=None, status="running", reason="", progress={}
+            cell=CELL, folder=Folder(), action="run", work=None, status=status, reason=reason, progress={}
         )
         with View() as running:
             for place in places:
@@ -92,6 +93,31 @@ def test_the_live_table_says_it_too(shown):
 )
 def test_where_it_is(shown, place, words):
     assert lines(shown(place)) == [words]
+
+
+def test_a_stalled_cell_says_for_how_long(shown):
+    reason = "no heartbeat for 3 minutes"
+    text = shown(evaluating(0.5), terminal=True, status="stalled", reason=reason)
+    assert f"AutoAttack on best; {reason}" in text
+
+
+def test_a_locked_cell_did_not_run(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(Folder, "log", tmp_path / "log.txt")
+    Folder.log.touch()
+    states = [
+        SimpleNamespace(cell=CELL, folder=Folder(), action=action, work=None, status=status, reason=reason, progress={})
+        for action, status, reason in [
+            (Action.RUN, "locked", "by PID 7"),
+            (Action.RUN, "finished", ""),
+            (Action.SKIP, "finished", ""),
+        ]
+    ]
+    with View() as view:
+        view.finish(states)
+    printed = capsys.readouterr().err
+    assert f"{CELL}: locked; by PID 7 (" in printed
+    assert f"{CELL}: locked; by PID 7; see {Folder.log}\n" in printed
+    assert "1 of 3 cells ran in 0 s; 1 complete before" in printed
 
 
 @pytest.mark.parametrize(("width", "columns"), [(150, {"train", "s/epoch"}), (80, set())])

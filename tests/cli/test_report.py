@@ -58,6 +58,15 @@ def test_a_file_holds_what_stdout_shows(report, tmp_path, format):
     assert list(tmp_path.glob(".*")) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "first"),
+    [("a.HTML", (), "<!DOCTYPE"), ("a.txt", (), "cifar10"), ("a.html", ("--format", "markdown"), "### ")],
+)
+def test_the_ending_of_a_file_chooses_the_format_if_none_is_stated(report, tmp_path, name, words, first):
+    report("--output", tmp_path / name, *words)
+    assert (tmp_path / name).read_text().startswith(first)
+
+
 def test_html_is_written_while_the_store_is_open(report, tmp_path, monkeypatch):
     class Stub:
         @staticmethod

@@ -7,14 +7,13 @@ import time
 
 import pytest
 
-BENCH = [sys.executable, "-m", "bench"]
-
 
 @pytest.mark.slow
 def test_watching_a_run(bench, load, tmp_path):
     load({"epochs: 2": "epochs: 30", "seeds: [0]": "seeds: [0, 1]"})
     results, suite = tmp_path / "results", tmp_path / "suite.yaml"
-    run = subprocess.Popen([*BENCH, "run", str(suite), "--results", str(results), "--json"], stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "bench", "run", str(suite), "--results", str(results), "--json"]
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     found, deadline = [], time.monotonic() + 120
     while time.monotonic() < deadline and not any((cell["epoch"] or 0) > 1 for cell in found):
         time.sleep(0.2)
@@ -36,21 +35,20 @@ def test_watching_a_run(bench, load, tmp_path):
     assert (once.code, "2 cells: 2 finished" in once.out) == (0, True)
 
 
-def test_nothing_to_watch(tmp_path):
-    run = subprocess.run([*BENCH, "watch", "--results", str(tmp_path)], capture_output=True, text=True, timeout=60)
-    assert run.returncode == 4
-    assert run.stderr.startswith("bench: there is no run folder in")
+def test_nothing_to_watch(bench, tmp_path):
+    result = bench("watch", "--results", tmp_path)
+    assert result.code == 4
+    assert result.err.startswith("bench: there is no run folder in")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["failed", "diverged"])
-def test_a_cell_that_failed_gives_exit_code_3(load, tmp_path, ending):
+def test_a_cell_that_failed_gives_exit_code_3(bench, load, tmp_path, ending):
     from bench.storage.run_folder import RunFolder
 
     cell = load().cells[0]
     folder = RunFolder.of(cell, tmp_path)
     folder.begin(cell, {})
     folder.finish(ending, reason="so it is")
-    run = subprocess.run([*BENCH, "watch", "--results", str(tmp_path)], capture_output=True, text=True, timeout=60)
-    assert run.returncode == 3
-    assert "so it is" in run.stdout
+    result = bench("watch", "--results", tmp_path)
+    assert result.code == 3
+    assert "so it is" in result.out

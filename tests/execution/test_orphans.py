@@ -14,7 +14,15 @@ from bench.execution.watch import Watcher
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are listed by /proc")
 
-SECONDS = 5
+SECONDS = 30
+
+
+@pytest.fixture(autouse=True)
+def hangups_are_received():
+    """Programs started under `nohup` ignore SIGHUP, and so do theirs."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def alive(session):
@@ -57,7 +65,7 @@ def path(tmp_path, tiny_suite):
     return write
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_workers_end_with_their_driver(path, tmp_path, number, devices):
     if devices > len(os.sched_getaffinity(0)):

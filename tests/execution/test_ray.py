@@ -1,6 +1,5 @@
 """Cells on a real Ray cluster: started here, with nodes that come and go."""
 
-import subprocess
 import sys
 import tempfile
 
@@ -107,14 +106,9 @@ def test_a_node_that_does_not_see_the_results(load, tmp_path, cluster, monkeypat
     assert not list(tmp_path.glob("**/.probe*"))
 
 
-def test_without_ray(tmp_path):
-    code = (
-        "import sys; sys.modules['ray'] = None\n"
-        "from bench.cli.main import main\n"
-        f"sys.argv = ['bench', 'run', 'quickstart', '--executor', 'ray', '--results', {str(tmp_path)!r}]\n"
-        "main()"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert run.returncode == 2
-    assert "pip install 'robust-overfitting-bench[ray]'" in run.stderr
-    assert len(run.stderr.strip().splitlines()) == 1
+def test_without_ray(load, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "bench.execution.ray")
+    with pytest.raises(BenchError, match=r"pip install 'robust-overfitting-bench\[ray\]'$"):
+        run_suite(load(), results=tmp_path / "results", settings=ExecutorSettings(executor="ray"))
+    assert not (tmp_path / "results").exists()

@@ -183,14 +183,14 @@ CONFIGS = {
     "[" * 100_000: "config.json cannot be read",
     "[]": "config.json has no key 'network'",
     '{"model_type": "bert"}': "config.json has no key 'network'; `bench export weights --format hub` writes",
-    '{"network": {"classes": 10}}': "config.json: 'network.architecture': this key is required",
+    '{"network": {"classes": 10}}': "config.json: network.architecture: this key is required",
     "architecture=none": "unknown model 'none'",
-    "architecture=../x": "config.json: 'network.architecture': must match",
-    "classes=1": "config.json: 'network.classes': must be at least 2 (got 1)",
+    "architecture=../x": "config.json: network.architecture: must match",
+    "classes=1": "config.json: network.classes: must be at least 2 (got 1)",
     "classes=11": "model.safetensors: they do not fit the network",
     "shape=[3, 8, 8]": "'mean' and 'std' need one value a channel",
     "activation=tanh": "the activation is none of silu, ",
-    "code=os.system": "config.json: 'network': unknown key 'code'",
+    "code=os.system": "config.json: network: unknown key 'code'",
 }
 
 

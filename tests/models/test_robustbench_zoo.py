@@ -65,6 +65,7 @@ def test_a_network_of_the_zoo(folder, network, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_the_alias_serves_a_fresh_process():
     code = (
         "from bench.models.robustbench_zoo import import_robustbench; import_robustbench();"

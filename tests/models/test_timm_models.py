@@ -141,6 +141,7 @@ def test_a_type_error_of_the_model_itself_is_not_taken_for_a_refused_size(monkey
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 def test_timm_is_imported_when_a_member_is_asked_for_and_without_a_word():
     script = """
 import sys

@@ -163,12 +163,10 @@ def test_a_board_says_what_its_ranking_is_worth(take, store, board, final, note)
     take({"best": figures, "last": figures}, protocol=protocol_of(evaluation={"final": final}))
     notes = [line for line in table(board()).notes if "upper bound" in line or "Ranked by" in line]
     assert [line.startswith(note) for line in notes] == ([True] if note else [])
-    for text in (
-        render_text([board()]),
-        render_markdown(board()),
-        render_latex([board()]),
-        render_html(store, [board()]),
-    ):
+    texts = [render_text([board()]), render_markdown(board()), render_latex([board()])]
+    if final == ["clean"]:  # the fewest figures to draw
+        texts.append(render_html(store, [board()]))
+    for text in texts:
         assert ("upper bound" in text or "say nothing about robustness" in text) == bool(note)
 
 

@@ -207,6 +207,14 @@ def test_a_wide_terminal_gets_one_table(board):
     assert re.search(r"2= +2–3 +Early \| stop +75\.00 +75\.00 +0\.00 ‡ .* 1\.00 h \+ 0\.50 h on CPU +1\.5 on CPU", text)
 
 
+def test_wide_columns_beside_the_attacks_get_further_tables(board, monkeypatch):
+    monkeypatch.setattr("bench.reporting.formats.terminal.NARROWEST", 60)
+    tables = render(board, 60).split("best: ")[0]
+    assert max(map(len, tables.splitlines())) <= 60
+    for cell in (cell for row in shown(board).values() for cell in row.values()):
+        assert cell in tables
+
+
 def test_a_narrow_terminal_gets_a_table_for_each_attack(board):
     text = render(board, 100)
     assert text.count("Method") == 5

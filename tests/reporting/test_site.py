@@ -21,7 +21,7 @@ from bench.reporting.formats.csv import render_csv
 from bench.reporting.frames import curves_frame, results_frame
 from bench.reporting.leaderboard import leaderboards
 from bench.reporting.published_comparison import compare_with_published
-from bench.reporting.site import runs
+from bench.reporting.site import comparisons, runs
 from bench.reporting.site.downloads import downloads
 from bench.reporting.site.pages import Site, page_name
 from bench.reporting.site.runs import RunReader
@@ -56,7 +56,9 @@ def files(store):
     with pytest.MonkeyPatch.context() as patch:
         for module in (html, runs):
             patch.setattr(module, "svg", lambda *_: '<svg role="img" aria-label="figure"></svg>')
-        yield Site(store, leaderboards(store)).files()
+        files = Site(store, leaderboards(store)).files()
+        assert Site(store, leaderboards(store)).files() == files, "equal results give equal bytes"
+        yield files
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +221,15 @@ def test_the_comparison_has_the_differences_of_the_command(store, files):
     assert len(data["pairs"]) == 3  # the diverged run has no figures
     assert [run["figures"] is None for run in data["runs"]] == [False, False, False, True]
     assert [len(run["curves"]["validation"]) for run in data["runs"]] == [2, 2, 2, 2]
+
+
+def test_more_pairs_than_the_limit_are_left_to_the_command(store, monkeypatch):
+    monkeypatch.setattr(comparisons, "MOST_PAIRS", 2)
+    (board,) = leaderboards(store)
+    runs = {board.fingerprint: store.runs(bits=True)}
+    data = comparisons.comparison_data([board], runs, {}, lambda run: run.method, lambda run: run.folder)
+    assert data["pairs"] == {}
+    assert [run["figures"] is None for run in data["runs"]] == [False, False, False, True]
 
 
 # --- what the run folder and the dataset add -------------------------------------------------------------------------

@@ -26,9 +26,7 @@ def site(tmp_path_factory, tiny_results):
     folder = tmp_path_factory.mktemp("committed") / "site"
     committed = [path.parent for path in sorted(COMMITTED.glob("*/runs"))]
     with Store.of_folders([*committed, tiny_results]) as store:
-        boards = leaderboards(store)
-        files = Site(store, boards).files()
-        assert Site(store, boards).files() == files, "equal results give equal bytes"
+        files = Site(store, leaderboards(store)).files()
     write_site(folder, files)
     kinds = {path.partition("/")[0]: path for path in sorted(files) if path.endswith(".html")}
     assert len(kinds) == 5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.console import Console, OverflowMethod
@@ -39,11 +39,12 @@ def _render(shown: Table, console: Console) -> None:
     whole = _table(shown, range(len(shown.columns)))
     if not shown.rows:
         pass
-    elif console.measure(whole, options=console.options.update(width=UNLIMITED)).maximum <= console.width:
+    elif _fits(whole, console):
         console.print(whole)
     else:
-        for columns in _parts(shown.columns):
-            console.print(_table(shown, columns))
+        for lead, part in _parts(shown.columns):
+            for columns in _fitting(shown, lead, part, console):
+                console.print(_table(shown, columns))
     for note in shown.notes:
         console.print(Text(note, style="dim"), soft_wrap=not console.is_terminal)
     console.print()
@@ -60,7 +61,22 @@ def render_tables(tables: Sequence[Table], console: Console) -> None:
         console.print()
 
 
-def _parts(columns: Sequence[Column]) -> list[list[int]]:
+def _fits(table: RichTable, console: Console) -> bool:
+    return console.measure(table, options=console.options.update(width=UNLIMITED)).maximum <= console.width
+
+
+def _fitting(shown: Table, lead: list[int], part: list[int], console: Console) -> Iterator[list[int]]:
+    """Divide a part further where it is too wide: each table has the columns `lead` and as many others as fit."""
+    columns: list[int] = []
+    for column in part:
+        if columns and not _fits(_table(shown, [*lead, *columns, column]), console):
+            yield [*lead, *columns]
+            columns = []
+        columns.append(column)
+    yield [*lead, *columns]
+
+
+def _parts(columns: Sequence[Column]) -> list[tuple[list[int], list[int]]]:
     """Return the columns of each part: rank and method, and one attack's columns, or the others, costs apart."""
     groups = list(dict.fromkeys(column.group for column in columns if column.group))
     lead = [index for index, column in enumerate(columns) if column.title in {"Rank", "Method"}]
@@ -68,7 +84,7 @@ def _parts(columns: Sequence[Column]) -> list[list[int]]:
     parts = [[index for index, column in enumerate(columns) if column.group == group] for group in groups]
     costs = [index for index in rest if columns[index].numeric and not columns[index].title.startswith("Rank")]
     parts += [[index for index in rest if index not in costs], costs]
-    return [[*lead, *part] for part in parts if part]
+    return [(lead, part) for part in parts if part]
 
 
 def _table(shown: Table, columns: Sequence[int], overflow: OverflowMethod = "ellipsis") -> RichTable:

@@ -23,8 +23,8 @@ from bench.reporting.labels import disambiguate
 from bench.reporting.notes import LEVEL, percent
 from bench.reporting.plots.data import run_figures
 from bench.reporting.plots.render import svg
-from bench.reporting.rows import Selection, correct, interval_of
-from bench.reporting.statistics import Interval, paired_interval
+from bench.reporting.rows import Selection, gap_interval_of, interval_of
+from bench.reporting.statistics import Interval
 from bench.reporting.table import NONE, Cell, Column, Table
 from bench.storage.run_folder import CHECKPOINTS, RunFolder
 from bench.storage.schema import CheckpointRow, OutcomeRow, RunRow
@@ -184,7 +184,7 @@ def _share(share: float, interval: Interval) -> list[Cell]:
 def _gap(best: OutcomeRow | None, last: OutcomeRow | None) -> list[Cell]:
     if best is None or last is None or best.count != last.count:
         return _NOTHING
-    return _share(best.accuracy - last.accuracy, paired_interval(*correct([best, last])))
+    return _share(best.accuracy - last.accuracy, gap_interval_of(best, last))
 
 
 def _parts(run: RunRow) -> Table:
