@@ -28,7 +28,6 @@ from bench.cli import (
 
 app = typer.Typer(
     name="bench",
-    help="Benchmark and leaderboard harness for robust overfitting in adversarial training.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -48,7 +47,7 @@ def _version(requested: bool) -> None:
 def _global(
     version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
 ) -> None:
-    """Benchmark robust overfitting in adversarial training.
+    """Benchmark methods against robust overfitting in adversarial training.
 
     Data go to stdout, messages to stderr. Exit codes: 0 success; 1 regression found; 2 invalid command, suite, file or
     environment; 3 some cells failed (the others are stored); 4 nothing measured or comparable; 5 the fast path

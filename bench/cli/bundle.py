@@ -34,7 +34,7 @@ def bundle(
 ) -> None:
     """Pack records of runs into one file.
 
-    Take it into another results folder with `bench ingest`. A bundle has everything that leaderboards show, and no
+    Add it to another results folder with `bench ingest`. A bundle has everything that leaderboards show, and no
     weights. Equal runs give equal bytes. Runs that have not finished are left out.
     """
     from bench.storage.bundle import finished_runs, make_bundle

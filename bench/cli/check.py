@@ -28,7 +28,7 @@ def check(
         typer.Option("--tolerance", min=0, max=100, help="Points that a figure may change without being a regression."),
     ] = 2.0,
     accept_improvements: Annotated[
-        bool, typer.Option("--accept-improvements", help="Exit 0 even if a figure under attack is better.")
+        bool, typer.Option("--accept-improvements", help="Exit 0 even if accuracy under attack has improved.")
     ] = False,
     update: Annotated[
         bool, typer.Option("--update", help="Write the runs as the new baseline, and print what changed.")

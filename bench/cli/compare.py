@@ -32,7 +32,7 @@ def compare(
 ) -> None:
     """Compare two methods or runs.
 
-    Paired by test image. Exit 4 if they are not comparable.
+    Pairs their results by test image. Exit 4 if they are not comparable.
     """
     from bench.config.suite import load_suite
     from bench.reporting.comparison import compared

@@ -35,7 +35,7 @@ Name = Annotated[
 def list_(data: Data = None, json: Json = False) -> None:
     """List the datasets and their state.
 
-    With the paths where they are found, and whether their images are prepared.
+    Shows the paths where they are found, and whether their images are prepared.
     """
     from bench.data.status import overview
 
@@ -75,7 +75,7 @@ def check(
 def prepare(name: Name, data: Data = None) -> None:
     """Download or decode a dataset.
 
-    Decoding its image files once lets runs start faster.
+    Decodes image files once, so that runs start faster.
     """
     from bench.data import status
 

@@ -25,7 +25,7 @@ def diff_protocol(
 ) -> None:
     """Show in which settings two protocols differ.
 
-    And, where both were run, how many points lie between them.
+    Also shows the differences of their figures in points, where both were run.
     """
     from contextlib import nullcontext
     from dataclasses import asdict

@@ -68,7 +68,7 @@ def evaluate(
     ] = None,
     prefix: Annotated[
         str | None,
-        typer.Option("--prefix", help="Beginning of the network's names in a file with several networks."),
+        typer.Option("--prefix", help="Prefix of the network's tensor names in a file with several networks."),
     ] = None,
     model_dir: Annotated[Path, typer.Option("--model-dir", help="Local folder of RobustBench's zoo.")] = Path("models"),
     results: Results = Path("results"),
@@ -96,7 +96,7 @@ def evaluate(
             source=network, model=model, normalisation=normalisation, prefix=prefix, model_dir=str(model_dir)
         )
     except ValidationError:
-        raise BenchError(f"--model '{model:.60}' is not a name") from None
+        raise BenchError(f"--model '{model:.60}' is not a valid name") from None
     loaded = load_suite(suite)
 
     from bench.cli.progress import View

@@ -38,7 +38,8 @@ Run = Annotated[
     str, typer.Argument(help="The beginning of a run's folder name or fingerprint.", autocompletion=complete_run)
 ]
 Checkpoint = Annotated[
-    str | None, typer.Option("--checkpoint", help="best, best_on_test or last.", autocompletion=complete_checkpoint)
+    str | None,
+    typer.Option("--checkpoint", help="best (default), best_on_test or last.", autocompletion=complete_checkpoint),
 ]
 
 

@@ -16,7 +16,7 @@ from bench.errors import ExitCode
 def ingest(
     bundles: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="BUNDLE", help="Bundles to take in; default: import the run folders that are there."),
+        typer.Argument(metavar="BUNDLE", help="Bundles to import; default: all run folders of the results folder."),
     ] = None,
     results: Results = Path("results"),
     store: StoreURL = None,

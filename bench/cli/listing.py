@@ -39,14 +39,14 @@ class Thing(StrEnum):
 
 
 def list_(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    kind: Annotated[Kind, typer.Argument(help="Kind of objects.")],
     results: Results = Path("results"),
     store: StoreURL = None,
     json: Json = False,
 ) -> None:
     """List methods, models, datasets, suites, runs.
 
-    One line each. Also the papers' figures: published.
+    One line each. `published` are the figures that papers report.
     """
     lists: dict[Kind, Callable[[], list[dict[str, Any]]]] = {
         Kind.METHODS: list_methods,

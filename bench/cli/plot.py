@@ -43,7 +43,7 @@ def plot(
         boards = leaderboards(opened, protocol=protocol, methods=words(methods, "--methods"), selection=selection.value)
         drawable = [(board, figures(opened, board)) for board in boards if any(row.figures for row in board.rows)]
     if not drawable:
-        raise NothingMeasured("no row has a seed to average, so there is nothing to draw; `bench report` says why")
+        raise NothingMeasured("nothing to draw: no row has an averaged seed; `bench report` states the reasons")
     written = []
     for board, data in drawable:
         stem = only.name if only else board.fingerprint[:12]

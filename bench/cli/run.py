@@ -113,7 +113,7 @@ def run(
     from bench.utils.device import emulates_bf16, resolve_device
 
     if rerun not in set(Rerun):
-        raise BenchError(f"--rerun '{rerun:.60}'{did_you_mean(rerun, Rerun)}")
+        raise BenchError(f"unknown value of --rerun, '{rerun:.60}'{did_you_mean(rerun, Rerun)}")
     loaded = load_suite(suite)
     only, only_seeds = words(methods, "--methods"), numbers(seeds, "--seeds")
     settings = ExecutorSettings(

@@ -23,7 +23,8 @@ def site(
     store: StoreURL = None,
     data: Data = None,
     images: Annotated[
-        int, typer.Option("--images", min=0, max=100, help="Adversarial examples of each run with weights.")
+        int,
+        typer.Option("--images", min=0, max=100, help="Number of adversarial examples for each run that has weights."),
     ] = 8,
     selection: SelectedBy = Selection.VALIDATION,
     published: Annotated[bool, typer.Option("--published", help="Add the papers' figures, where known.")] = False,

@@ -48,8 +48,8 @@ def speed(
         What,
         typer.Option(
             "--what",
-            help="Measure training, autoattack, both (all), changes: the reference loop, changed step by step, or gpu: "
-            "all that depends on the GPU, in at most 9 minutes.",
+            help="What to measure. changes: the reference loop with one optimisation after the other; all: training "
+            "and autoattack; gpu: all that depends on the GPU, in at most 9 minutes.",
         ),
     ] = What.TRAINING,
     model: Annotated[str | None, typer.Option("--model", help="Architecture; default: the suite's.")] = None,
@@ -70,7 +70,7 @@ def speed(
         typer.Option(
             "--images",
             min=1,
-            help="Number of images for AutoAttack; default: 16 on a CPU, 512 on a GPU, gpu: 4 and 64.",
+            help="Number of images for AutoAttack; default: 16 on a CPU, 512 on a GPU; with --what gpu 4 and 64.",
         ),
     ] = None,
     eps: Annotated[
@@ -79,14 +79,14 @@ def speed(
     ] = None,
     data: Data = None,
     output: Annotated[
-        Path | None, typer.Option("--output", help="Folder of gpu's lines, logs and profile; default: gpu-check.")
+        Path | None, typer.Option("--output", help="Folder of the results of --what gpu; default: gpu-check.")
     ] = None,
     json: Json = False,
 ) -> None:
     """Measure the speed of training and AutoAttack.
 
     Compares training with the loop common to public code, and AutoAttack with plain pyautoattack, interleaved. Exit 5
-    if the fast path does not compute the same as the plain one, or a claim of gpu fails.
+    if the fast path does not compute the same as the plain one, or a check of --what gpu fails.
     """
     from bench import registry
     from bench.config.suite import load_suite
@@ -99,9 +99,9 @@ def speed(
     from bench.utils.environment import describe
 
     if eps is not None and not 0 < eps <= 1:
-        raise BenchError(f"--eps {eps:g}: a radius above 0 and up to 1, such as {8 / 255:.4f}")
+        raise BenchError(f"--eps {eps:g}: the radius must be above 0 and at most 1, such as {8 / 255:.4f}")
     if output is not None and what is not What.GPU:
-        raise BenchError("--output is of --what gpu; use --json > FILE")
+        raise BenchError("--output needs --what gpu; to write other figures to a file, use --json > FILE")
     loaded = load_suite(suite)
     cell = loaded.cells[0]
     protocol = cell.protocol

@@ -101,7 +101,7 @@ Indices = Annotated[str, BeforeValidator(parse_indices, json_schema_input_type=s
 
 def _below_the_data_root(path: str) -> str:
     if path.startswith("/") or ".." in path.split("/") or not path.strip("./"):
-        raise PydanticCustomError("path", "the path must stay below the data root: no '..' and no '/' in front")
+        raise PydanticCustomError("path", "the path must stay below the data root: no '..' and no leading '/'")
     if not path.isprintable() or path != path.strip():
         raise PydanticCustomError("path", "the path must be printable, without spaces around it")
     return normalize("NFC", path)

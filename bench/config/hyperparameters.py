@@ -123,7 +123,7 @@ class MethodParams(BaseConfig):
         for name, declared in self.hyperparameters().items():
             other = declared.instead_of
             if other and (getattr(self, name) is None) == (getattr(self, other) is None):
-                raise PydanticCustomError("alternatives", f"give either '{other}' or '{name}', not both and not none")
+                raise PydanticCustomError("alternatives", f"give exactly one of '{other}' and '{name}'")
         return self
 
     def check_length(self, steps: int) -> None:

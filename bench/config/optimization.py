@@ -92,7 +92,7 @@ class Piecewise(_WarmUp):
     @classmethod
     def _milestones_rise(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
         if list(milestones) != sorted(set(milestones)):
-            raise PydanticCustomError("milestones", "milestones must rise")
+            raise PydanticCustomError("milestones", "milestones must be increasing")
         return milestones
 
 

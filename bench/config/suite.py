@@ -104,14 +104,14 @@ def resolve_method(protocol: Protocol, entry: MethodEntry, users: tuple[MethodEn
         ValidationError: a parameter is unknown or out of its range.
     """
     if entry.name == EVALUATED:
-        raise BenchError(f"'{EVALUATED}' is what networks trained elsewhere are called; `bench evaluate` judges them")
+        raise BenchError(f"'{EVALUATED}' is reserved for external models; add one with `bench evaluate`")
     method = registry.METHODS.get(entry.name)
     try:
         info: MethodInfo = method.info
         declared: type[MethodParams] = method.Params
         canonical = declared.canonical(protocol.dataset.name, protocol.training.attack.regime)
     except (AttributeError, TypeError) as error:
-        raise BenchError(f"'{entry.name}' is not a method as bench.training.method describes one: {error}") from error
+        raise BenchError(f"'{entry.name}' is not a valid method: {error}") from error
     if protocol.training.soft_labels and not vars(method).get("accepts_soft_labels"):
         raise BenchError(
             f"'{entry.name}' needs one label for each image; remove {_softening(protocol)} from the training, which "
@@ -292,7 +292,7 @@ class LoadedSuite:
         training, own = self.suite.training, left - params.held_out
         if own < training.batch_size:
             raise BenchError(
-                f"the method keeps {params.held_out} of the {left} training images, and too few for one batch are left"
+                f"the method holds out {params.held_out} of the {left} training images; too few for one batch are left"
             )
         params.check_length(training.epochs * training.batches(own))
 

@@ -48,7 +48,7 @@ def write_zoo_entry(
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,79}", name):
         raise BenchError(
-            f"--entry '{name:.80}' is not a name; write letters, digits, _ and -, as in Rice2020Overfitting"
+            f"--entry '{name:.80}' is not a valid name; write letters, digits, _ and -, as in Rice2020Overfitting"
         )
     dataset, threat = information["dataset"], trained.cell.protocol.threat
     place = Path(dataset) / THREATS[threat.norm] / name

@@ -345,7 +345,7 @@ def test_weights_that_are_refused(evaluate, suite, weights, tmp_path):
         ("weights.pt", (), "state the normalisation of training"),
         ("weights.pt", ("--normalisation", "nine"), "--normalisation 'nine' is invalid"),
         ("weights.pt", ("--normalisation", "none", "--model", "small_cn"), "did you mean 'small_cnn'?"),
-        ("weights.pt", ("--normalisation", "none", "--model", "small cnn"), "'small cnn' is not a name"),
+        ("weights.pt", ("--normalisation", "none", "--model", "small cnn"), "'small cnn' is not a valid name"),
         ("weights.pt", ("--normalisation", "none", "--device", "cuda"), "sees no NVIDIA GPU"),
         ("weights.pt", ("--normalisation", "none", "--store", "nonsense"), "store"),
     ):
@@ -370,7 +370,9 @@ def test_names_that_are_refused(evaluate, suite, weights, tmp_path, name):
 
 def test_a_suite_that_is_refused(evaluate, suite, weights, tmp_path):
     check_refused(evaluate(weights, "quickstrat"), "did you mean 'quickstart'?")
-    check_refused(evaluate(weights, suite({"methods: [pgd_at]": "methods: [evaluated]"})), "`bench evaluate` judges")
+    check_refused(
+        evaluate(weights, suite({"methods: [pgd_at]": "methods: [evaluated]"})), "add one with `bench evaluate`"
+    )
     check_refused(evaluate("robustbench:L2/Wong2020Fast", suite()), "has the threat 'L2', but the suite has Linf")
     assert not (tmp_path / "results").exists()
 

@@ -30,8 +30,8 @@ def test_a_stated_decay_replaces_the_share(name, load):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ("memory: 0.1, decay: 0.9", r"params: give either 'memory' or 'decay', not both and not none"),
-        ("memory: null", r"params: give either 'memory' or 'decay', not both and not none"),
+        ("memory: 0.1, decay: 0.9", r"params: give exactly one of 'memory' and 'decay'"),
+        ("memory: null", r"params: give exactly one of 'memory' and 'decay'"),
         (
             "memory: 1e-6",
             r"params: 'memory': 1e-06 of a training of \d+ steps is less than one averaging; give 0\.\d+ or",
@@ -52,7 +52,7 @@ def test_a_length_that_fits_no_training_is_one_sentence(name, params, message, l
 
 
 def test_both_are_refused_in_python_too():
-    with pytest.raises(ValidationError, match="give either 'memory' or 'decay'"):
+    with pytest.raises(ValidationError, match="give exactly one of 'memory' and 'decay'"):
         METHODS.get("ema").Params(memory=0.1, decay=0.9)
 
 

@@ -67,7 +67,7 @@ WRONG = {
         ),
         "extra_data: {file: extra.npz, share: 0.5}": "7: training.extra_data.digest: this key is required",
         f"extra_data: {{file: ../extra.npz, share: 0.5, digest: {'a' * 64}}}": (
-            "7: training.extra_data.file: the path must stay below the data root: no '..' and no '/' in front"
+            "7: training.extra_data.file: the path must stay below the data root: no '..' and no leading '/'"
         ),
         f"extra_data: {{file: extra.npz, share: 0.001, digest: {'a' * 64}}}": (
             "5: training: extra_data.share: 0.001 of 128 images leaves no image of one kind"
@@ -80,7 +80,7 @@ WRONG = {
             "7: training.schedule.milestones.1: must be less than 1 (got 50)"
         ),
         "schedule: {name: piecewise, milestones: [0.5, 0.2]}": (
-            "7: training.schedule.milestones: milestones must rise"
+            "7: training.schedule.milestones: milestones must be increasing"
         ),
         "schedule: {name: piecewise, factr: 0.5}": (
             "7: training.schedule.factr: unknown key 'factr'; did you mean 'factor'?"
@@ -119,10 +119,10 @@ WRONG = {
             "2: dataset: dataset 'digits' has files of its own; remove the key 'files'"
         ),
         "{name: digits, files: {path: ../x, classes: 2, shape: [1, 8, 8]}}": (
-            "2: dataset.files.path: the path must stay below the data root: no '..' and no '/' in front"
+            "2: dataset.files.path: the path must stay below the data root: no '..' and no leading '/'"
         ),
         "{name: digits, files: {path: x/../../y, classes: 2, shape: [1, 8, 8]}}": (
-            "2: dataset.files.path: the path must stay below the data root: no '..' and no '/' in front"
+            "2: dataset.files.path: the path must stay below the data root: no '..' and no leading '/'"
         ),
         "{name: digits, files: {path: x, classes: 2, shape: [1, 8, 8], std: [1, 1]}}": (
             "2: dataset.files: 'std' needs 1 values, one a channel"
@@ -183,7 +183,7 @@ WRONG = {
         ),
         "{name: corruptions, path: x, kinds: [fog, fog]}": "11: evaluation.final.1: duplicate corruption",
         "{name: corruptions, path: ../x}": (
-            "11: evaluation.final.1.path: the path must stay below the data root: no '..' and no '/' in front"
+            "11: evaluation.final.1.path: the path must stay below the data root: no '..' and no leading '/'"
         ),
         "{name: pgd, threat: {norm: l3, eps: 1}}": (
             "11: evaluation.final.1.threat.norm: must be 'linf' or 'l2' (got 'l3')"

@@ -142,7 +142,7 @@ def test_an_architecture_that_no_file_can_build(build):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("../x", "--entry '../x' is not a name"),
+        ("../x", "--entry '../x' is not a valid name"),
         ("Wong2020Fast", "RobustBench has a network 'Wong2020Fast' already"),
     ],
 )

@@ -177,6 +177,6 @@ def test_bad_input(load, tmp_path):
     load()
     suite = str(tmp_path / "suite.yaml")
     done = CliRunner().invoke(app, ["speed", suite, "--output", "somewhere"])
-    assert "--output is of --what gpu" in str(done.exception)
+    assert "--output needs --what gpu" in str(done.exception)
     done = CliRunner().invoke(app, ["speed", suite, "--device", "cpu", "--what", "gpu", "--output", suite])
     assert f"{suite} cannot be written" in str(done.exception)

@@ -187,8 +187,8 @@ def test_the_command(make_setup, tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--eps", "0"], "a radius above 0 and up to 1"),
-        (["--eps", "8"], "a radius above 0 and up to 1"),
+        (["--eps", "0"], "the radius must be above 0 and at most 1"),
+        (["--eps", "8"], "the radius must be above 0 and at most 1"),
         (["--device", "cuda"], "sees no NVIDIA GPU here"),
         (["--threads", "4096"], "this machine has"),
         (["--model", "resnet"], "unknown"),

@@ -205,6 +205,6 @@ def test_a_method_that_keeps_too_much_is_refused_with_the_suite(load, tmp_path, 
     with pytest.raises(BenchError) as error:
         load({"methods: [pgd_at]": f"methods: [{{name: keeps, params: {{kept: {kept}}}}}]"})
     assert str(error.value) == (
-        f"{tmp_path / 'suite.yaml'}:12: methods.0.params: the method keeps {kept} of the 1097 training images, and too "
-        "few for one batch are left"
+        f"{tmp_path / 'suite.yaml'}:12: methods.0.params: the method holds out {kept} of the 1097 training images; "
+        "too few for one batch are left"
     )

@@ -179,7 +179,7 @@ def _drawing(data: FigureData, name: str) -> Drawing:
     if name not in painter:
         raise BenchError(f"there is no figure '{name:.40}'{did_you_mean(name, NAMES)}")
     if not data.labels:
-        raise NothingMeasured("no row of the leaderboard has a seed to average, so there is nothing to draw")
+        raise NothingMeasured("nothing to draw: no row of the leaderboard has an averaged seed")
     drawing = Drawing(Figure(layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)))
     painter[name](drawing, data)
     return drawing
