@@ -1,5 +1,6 @@
 """Every page of the documentation: links, anchors, command lines, names and the width of lines."""
 
+import ast
 import re
 import shlex
 from collections.abc import Collection, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import bench
 from bench.cli.app import app
 from bench.config.suite import shipped_suites
 from bench.registry import DATASETS, METHODS, MODELS
@@ -147,6 +149,23 @@ def test_command_lines_are_valid(page):
                 given = value.split(",") if isinstance(value, str) else value or ()
                 unknown = [name for name in given if name.islower() and "." not in name and name not in allowed]
                 assert not unknown, f"bench {' '.join(words)}"
+
+
+@every_page
+def test_python_examples_import_what_the_package_exports(page):
+    for block in re.findall(r"^```python\n(.*?)^```", text(page), re.MULTILINE | re.DOTALL):
+        if ">>>" not in block:  # tests/reporting/test_frames.py runs sessions
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and node.module == "bench":
+                    assert {name.name for name in node.names} <= set(bench.__all__), block
+
+
+@every_page
+def test_named_files_exist(page):
+    """A name in capitals is a placeholder; those in results/ are of a run, those of CHANGELOG.md may be of the past."""
+    named = re.findall(r"`((?:\.ci|bench|docs|examples|methods|suites|tests)/[\w./-]+)`", prose(page))
+    missing = [name for name in named if not (ROOT / name).exists() and not re.search(r"\b[A-Z]{4,}\b|\.\.\.", name)]
+    assert page == "CHANGELOG.md" or not missing
 
 
 @every_page

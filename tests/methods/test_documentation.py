@@ -1,5 +1,6 @@
 """The pages of docs/methods state what the code states."""
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -51,6 +52,13 @@ def test_the_overview_links_every_page():
     overview = (DOCS / "methods" / "README.md").read_text(encoding="utf-8")
     for name in OURS:
         assert f"[{METHODS.get(name).info.title}]({name}.md)" in overview
+
+
+def test_the_page_names_the_methods_that_need_one_device():
+    page = (DOCS / "data-parallel-training.md").read_text(encoding="utf-8")
+    (stated,) = re.findall(r"built-in\s+methods do not: (.*?)\.\s+The", page, re.DOTALL)
+    expected = {name for name in OURS if not vars(METHODS.get(name)).get("data_parallel")}
+    assert set(re.findall(r"`(\w+)`", stated)) == expected
 
 
 def test_the_guide_shows_the_example_as_it_is():
