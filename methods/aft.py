@@ -12,9 +12,10 @@ re-implementations; the peak, the length of pre-training and the rule for short 
 import math
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from bench import (
@@ -71,6 +72,12 @@ class Params(MethodParams):
             with suppress(OSError):  # `initialise` says what is wrong with the file
                 return {**data, "initial_sha256": file_sha256(Path(path))}
         return data
+
+    @model_validator(mode="after")
+    def _digest_of_a_file(self) -> Self:
+        if self.initial_sha256 is not None and self.initial_weights is None:
+            raise PydanticCustomError("digest", "'initial_sha256' is the digest of 'initial_weights', which is missing")
+        return self
 
     def tuning_epochs(self, epochs: int, batches: int) -> int:
         """Return the epochs of fine-tuning in a protocol of `epochs` epochs with `batches` batches each."""

@@ -4,7 +4,7 @@ The attack on the images and the loss are those of the other method; the weights
 taken where it is worst (Wu, Xia, Wang, Adversarial Weight Perturbation Helps Robust Generalization, NeurIPS 2020).
 """
 
-from bench import MethodInfo, hyperparameter
+from bench import CanonicalValue, MethodInfo, hyperparameter
 from methods import awp, mart, trades
 
 PAPER = "Wu, Xia, Wang, NeurIPS 2020"
@@ -13,6 +13,10 @@ PAPER = "Wu, Xia, Wang, NeurIPS 2020"
 class TRADESParams(trades.Params, awp.Params):
     """Those of TRADES and of AWP."""
 
+    beta: float = hyperparameter(
+        6.0, unit="1", provenance="declared", ge=0, note="weight of the divergence",
+        by_dataset={"cifar10": CanonicalValue(6.0, "code"), "cifar100": CanonicalValue(6.0, "code")},
+    )  # fmt: skip
     gamma: float = hyperparameter(
         0.005, unit="share of the tensor's norm", provenance="code", gt=0, lt=1, note="size of the step"
     )

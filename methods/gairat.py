@@ -18,11 +18,11 @@ class Params(MethodParams):
     """The weights."""
 
     shift: float = hyperparameter(
-        -1.0, unit="1", provenance="code", note="lambda: the larger, the more equal the weights"
+        -1.0, unit="1", provenance="code", ge=-30, note="lambda: the larger, the more equal the weights"
     )
     start: float = hyperparameter(
         0.5, unit="share of training", provenance="code", ge=0, lt=1,
-        note="first epoch with weights: the 60th of 120; the code has the 30th for trainings below 110 epochs",
+        note="first epoch with weights: the 60th of 120",
     )  # fmt: skip
 
 

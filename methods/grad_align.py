@@ -17,8 +17,8 @@ class Params(MethodParams):
     """The penalty and the step."""
 
     weight: float = hyperparameter(
-        0.2, unit="1", provenance="code", ge=0, note="lambda at 8/255: 0.027 at 1/255, 2 at 16/255 on CIFAR-10",
-        by_dataset={"svhn": CanonicalValue(2.5, "code")},
+        0.2, unit="1", provenance="declared", ge=0, note="lambda at 8/255: 0.027 at 1/255, 2 at 16/255 on CIFAR-10",
+        by_dataset={"cifar10": CanonicalValue(0.2, "code"), "svhn": CanonicalValue(2.5, "code")},
     )  # fmt: skip
     step: float = hyperparameter(
         1.25, unit="eps", provenance="code", gt=0, note="length of the step, which is projected: 10/255"

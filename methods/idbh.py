@@ -33,25 +33,31 @@ FACTORS = {"saturation": (0.1, 1.9), "brightness": (0.5, 1.9), "contrast": (0.5,
 SHEAR, TURN = (0.05, 0.15), (1.0, 10.0)  # radians, degrees
 
 
+def released(cifar10: float, *, svhn: float) -> dict[str, CanonicalValue]:
+    """Return the values of the released code, which has variants for CIFAR-10 (the weak one here) and SVHN."""
+    return {"cifar10": CanonicalValue(cifar10, "code"), "svhn": CanonicalValue(svhn, "code")}
+
+
 class Params(MethodParams):
-    """How hard the augmentation is; the defaults are the released weak variant."""
+    """How hard the augmentation is; on other data as in the released weak variant for CIFAR-10."""
 
     shift: float = hyperparameter(
-        10 / 32, unit="share of the side", provenance="code", ge=0, lt=1, note="rows and columns cropped away, at most",
-        by_dataset={"svhn": CanonicalValue(8 / 32, "code"), "digits": CanonicalValue(1 / 8, "declared")},
+        10 / 32, unit="share of the side", provenance="declared", ge=0, lt=1,
+        note="rows and columns cropped away, at most",
+        by_dataset={**released(10 / 32, svhn=8 / 32), "digits": CanonicalValue(1 / 8, "declared")},
     )  # fmt: skip
     shapes: float = hyperparameter(
-        0.25, unit="probability", provenance="code", ge=0, le=1,
+        0.25, unit="probability", provenance="declared", ge=0, le=1,
         note="of shear or rotation, equally; the six changes of colour share the rest",
-        by_dataset={"svhn": CanonicalValue(0.6, "code")},
+        by_dataset=released(0.25, svhn=0.6),
     )  # fmt: skip
     erasing: float = hyperparameter(
-        0.5, unit="probability", provenance="code", gt=0, le=1, note="of erasing; 1 in the strong variant",
-        by_dataset={"svhn": CanonicalValue(1.0, "code")},
+        0.5, unit="probability", provenance="declared", gt=0, le=1, note="of erasing; 1 in the strong variant",
+        by_dataset=released(0.5, svhn=1.0),
     )  # fmt: skip
     area: float = hyperparameter(
-        0.33, unit="share of the image", provenance="code", ge=0.02, lt=1, note="largest area erased",
-        by_dataset={"svhn": CanonicalValue(0.5, "code")},
+        0.33, unit="share of the image", provenance="declared", ge=0.02, lt=1, note="largest area erased",
+        by_dataset=released(0.33, svhn=0.5),
     )  # fmt: skip
 
 

@@ -12,15 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import Batch, Method, MethodInfo, MethodParams, hyperparameter
+from bench import Batch, CanonicalValue, Method, MethodInfo, MethodParams, hyperparameter
 
 
 class Params(MethodParams):
     """What is scaled, and how."""
 
     threshold: float = hyperparameter(
-        1.5, unit="nats", provenance="code", gt=0, note="adversarial loss below which an image is scaled"
-    )
+        1.5, unit="nats", provenance="declared", gt=0, note="adversarial loss below which an image is scaled",
+        by_dataset={"cifar10": CanonicalValue(1.5, "code")},
+    )  # fmt: skip
     detached: bool = hyperparameter(
         False, unit="-", provenance="code", note="whether the scale is a constant, as the formula reads"
     )

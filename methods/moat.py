@@ -7,9 +7,14 @@ Adversarial Training, 2021).
 Uncertain: length, order and schedule of the stages. All parameters are declared here.
 """
 
+from typing import Self
+
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from bench import Batch, Method, MethodInfo, MethodParams, cross_entropy, hyperparameter
+from bench import Batch, Method, MethodInfo, MethodParams, hyperparameter
+from methods.single_step import single_step
 
 
 class Params(MethodParams):
@@ -26,6 +31,14 @@ class Params(MethodParams):
         note="second stage: one step from a random start; the rest of a cycle has the protocol's attack",
     )  # fmt: skip
     step: float = hyperparameter(1.25, unit="eps", provenance="declared", gt=0, le=2, note="length of that one step")
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        if self.benign + self.single > 1:
+            raise PydanticCustomError(
+                "stages", "the protocol's attack has what 'benign' and 'single' leave of a cycle; lower one of them"
+            )
+        return self
 
 
 class MOAT(Method[Params]):
@@ -51,6 +64,5 @@ class MOAT(Method[Params]):
         if self.stage == 0:
             return batch.images
         if self.stage == 1:
-            step_size, start = self.params.step * self.ball().eps, self.random_start(batch.images)
-            return self.attack(batch, cross_entropy(batch.targets), start=start, steps=1, step_size=step_size)
+            return single_step(self, batch, self.params.step)
         return super().perturb(batch)

@@ -81,11 +81,12 @@ def norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
 
 
 class MLCATParams(RWPParams):
-    """RWP's, with one threshold for all datasets."""
+    """RWP's, with the threshold that was released for CIFAR-10."""
 
     threshold: float = hyperparameter(
-        1.5, unit="nats", provenance="code", gt=0, note="adversarial loss below which an image counts"
-    )
+        1.5, unit="nats", provenance="declared", gt=0, note="adversarial loss below which an image counts",
+        by_dataset={"cifar10": CanonicalValue(1.5, "code")},
+    )  # fmt: skip
     warm_up: float = hyperparameter(
         0.0, unit="share of training", provenance="code", ge=0, le=1, note="plain PGD-AT at the beginning"
     )

@@ -95,8 +95,7 @@ class FGSMRS(Method[FGSMParams]):
         self.kept, self.accuracy, self.collapsed = frozen_copy(self.model), 0.0, False
 
     def perturb(self, batch: Batch) -> Tensor:
-        step_size, start = self.params.step * self.ball().eps, self.random_start(batch.images)
-        return self.attack(batch, cross_entropy(batch.targets), start=start, steps=1, step_size=step_size)
+        return single_step(self, batch, self.params.step)
 
     def end_epoch(self, epoch: int) -> None:
         """Attack a training batch; keep the weights unless the accuracy has fallen."""
@@ -130,3 +129,9 @@ class FGSMRS(Method[FGSMParams]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.kept.load_state_dict(state["kept"])
         self.accuracy, self.collapsed = state["accuracy"], state["collapsed"]
+
+
+def single_step(method: Method[Any], batch: Batch, step: float) -> Tensor:
+    """Return the images after one step of `step` times eps from a random start, inside the ball: FGSM-RS."""
+    start, step_size = method.random_start(batch.images), step * method.ball().eps
+    return method.attack(batch, cross_entropy(batch.targets), start=start, steps=1, step_size=step_size)

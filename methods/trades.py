@@ -12,13 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import Batch, Method, MethodInfo, MethodParams, hyperparameter, train_mode
+from bench import Batch, CanonicalValue, Method, MethodInfo, MethodParams, hyperparameter, train_mode
 
 
 class Params(MethodParams):
     """The trade-off."""
 
-    beta: float = hyperparameter(6.0, unit="1", provenance="code", ge=0, note="weight of the divergence")
+    beta: float = hyperparameter(
+        6.0, unit="1", provenance="declared", ge=0, note="weight of the divergence; 1 in the code for MNIST",
+        by_dataset={"cifar10": CanonicalValue(6.0, "code")},
+    )  # fmt: skip
     start: float = hyperparameter(
         0.001, unit="pixel range", provenance="code", ge=0, note="standard deviation of the start"
     )

@@ -108,3 +108,8 @@ def test_weights_that_do_not_fit_are_refused(start, weights):
     _, path = weights
     with pytest.raises(BenchError, match=r"natural\.safetensors: they do not fit.*missing: .*'layer1\.0\.bn1\.weight'"):
         start("aft", model="preact_resnet18", initial_weights=str(path))
+
+
+def test_a_digest_needs_its_file(start):
+    with pytest.raises(ValueError, match="'initial_weights', which is missing"):
+        start("aft", initial_sha256="0" * 64)

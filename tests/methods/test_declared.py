@@ -40,6 +40,21 @@ def test_the_shortest_cycle_has_every_stage(start, first_batch):
     assert counts == [0, 1, 3] * 2
 
 
+def test_the_stages_of_a_cycle_leave_no_negative_share(start):
+    with pytest.raises(ValueError, match="leave of a cycle"):
+        start("moat", benign=0.7, single=0.4)
+    start("moat", benign=0.6, single=0.4)  # nothing is left for the protocol's attack
+
+
+def test_the_single_step_is_that_of_fgsm_rs(start, first_batch):
+    images = []
+    for name in ("moat", "fgsm_rs"):
+        method = start(name, epoch=1)
+        with frozen_parameters(method.model):
+            images.append(method.perturb(first_batch(method)))
+    assert torch.equal(*images)
+
+
 @pytest.mark.parametrize("penalty", [1.0, 0.2])
 def test_doubly_robust_weights_grow_with_the_loss(start, follows, trained, penalty):
     def formula(network, batch, images):

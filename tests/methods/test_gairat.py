@@ -56,3 +56,11 @@ def test_iterates_are_counted_without_the_last(start, first_batch, trained, foll
 
 def test_before_it_starts_it_is_plain(start, follows):
     follows(start("gairat"), lambda network, batch, x: F.cross_entropy(network(x), batch.labels))
+
+
+@pytest.mark.parametrize("shift", [-30.0, 1e6])
+def test_weights_are_finite_at_the_limits_of_the_shift(start, shift):
+    method = start("gairat", shift=shift)
+    assert method.weigh(torch.arange(4.0)).isfinite().all()
+    with pytest.raises(ValueError, match="shift"):  # all weights would round to zero
+        start("gairat", shift=-31)
