@@ -63,7 +63,7 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def train_mode(model: nn.Module, *, enabled: bool) -> Iterator[None]:
-    """Set train mode (batch statistics) or eval mode; each module's own mode is restored afterwards."""
+    """Set train mode (batch statistics) or eval mode inside the block; afterwards restore each module's own mode."""
     changed = [module for module in model.modules() if module.training != enabled]
     for module in changed:
         module.training = enabled
@@ -106,7 +106,7 @@ def random_start(
 
 
 def ascend(images: Tensor, adversarial: Tensor, gradient: Tensor, threat: Threat, step_size: float) -> Tensor:
-    """Return `adversarial` after a step along `gradient`, inside the ball around `images` and [0, 1]."""
+    """Return `adversarial` after a step along `gradient`, projected onto the ball around `images` and [0, 1]."""
     direction = gradient.sign() if threat.norm == "linf" else gradient / l2_norm(gradient)
     moved = adversarial.detach().add(direction, alpha=step_size).sub_(images)
     return project(moved, threat).add_(images).clamp_(0, 1)

@@ -32,7 +32,7 @@ EVALUATED = "evaluated"
 
 
 class ExternalModel(BaseConfig):
-    """A network trained elsewhere: where it is, and what must be known to build it."""
+    """An external model: where it is, and what must be known to build it."""
 
     source: str
     """A weights file, a hub folder, `robustbench:<threat>/<name>`, or `<file>.py:<factory>`."""
@@ -49,7 +49,7 @@ class ExternalModel(BaseConfig):
 
 
 class Cell(BaseConfig):
-    """One (protocol, method with parameters, seed): the unit of work."""
+    """One training run and its evaluation: a protocol, a method with parameters, and a seed."""
 
     protocol: Protocol
     method: ResolvedMethod

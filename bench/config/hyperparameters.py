@@ -28,7 +28,7 @@ AttackRegime = Literal["natural", "single_step", "multi_step"]
 
 
 class CanonicalValue(NamedTuple):
-    """A value and its provenance."""
+    """A value of a hyperparameter for particular datasets, and where it was read; see `hyperparameter`."""
 
     value: Any
     provenance: Provenance

@@ -23,7 +23,7 @@ class Batch:
     """One mini-batch, or the part of it that this process trains on.
 
     `images`: float32, [n, channels, height, width], in [0, 1], channels_last. `labels`: int64, [n]. `index`: int64,
-    [n], each image's place in the training set, for methods that remember something of every sample. `soft_labels`:
+    [n], each image's position in the training set, for methods that store values per image. `soft_labels`:
     float32, [n, classes], the share of each class, where labels are mixed or smoothed; `labels` are then the largest.
     `weights`: float32, [n], of the terms of the loss, with a mean of 1 over the whole batch, from `Method.select`.
     """

@@ -73,7 +73,10 @@ ENHANCEMENTS: dict[str, Enhancement] = {
     "saturation": saturation,
     "sharpness": sharpness,
 }
+"""Operations with a factor for each image, by name; images are uint8, [n, channels, height, width]."""
+
 TONES = {"autocontrast": autocontrast, "equalize": equalize}
+"""Operations without a factor, by name; images are uint8, [n, channels, height, width]."""
 
 
 def _grey(pixels: Tensor) -> Tensor:

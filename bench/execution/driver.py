@@ -154,10 +154,14 @@ def run_suite(
     Cells that fail or diverge do not stop the others. After an interruption, the same call resumes.
 
     Args:
+        loaded: the suite.
         results: folder of the run folders and, unless `store` is given, of the store.
         store: SQLAlchemy URL; default: SQLite in the results folder.
         data: root folder of the datasets.
-        settings: how cells are spread over machines; by default as the suite's `execution` section says.
+        settings: how cells are spread over machines; default: the suite's `execution` section.
+        methods: only these methods, by name or label; all if empty.
+        seeds: only these seeds; all if empty.
+        rerun: which cells run: missing, failed or all.
         retry: how lost workers are handled.
         watch: called several times a second with the states.
         detach: submit the cells to Slurm and return; the same call without `detach` collects their results.

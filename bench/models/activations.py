@@ -16,7 +16,8 @@ from bench.errors import BenchError
 class SmoothReLU(nn.Module):
     """max(0, x - log(b|x| + 1) / b) for x > 0, else 0, with one learnable b = raw² (raw starts at 20).
 
-    Continuously differentiable: the derivative is b x / (b x + 1) for x > 0, and 0 for x <= 0. Any shape.
+    Continuously differentiable: the derivative is b x / (b x + 1) for x > 0, and 0 for x <= 0. Xie et al., 2020,
+    released code.
     """
 
     def __init__(self, raw: float = 20.0) -> None:
@@ -24,6 +25,7 @@ class SmoothReLU(nn.Module):
         self.raw = nn.Parameter(torch.tensor(raw))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the activation of each value, of the shape of `x`."""
         sharpness = self.raw.square()
         positive = x.clamp(min=0)
         return positive - torch.log1p(sharpness * positive) / sharpness
@@ -37,6 +39,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "mish": nn.Mish,
     "smooth_relu": SmoothReLU,
 }
+"""Factories of the smooth activations of Xie et al., by name; a call returns a new module."""
 
 
 def replace_relu(network: nn.Module, activation: Callable[[], nn.Module]) -> int:

@@ -120,8 +120,8 @@ def read_state_dicts(path: Path) -> dict[str, dict[str, Tensor]]:
 def load_weights(network: nn.Module, path: Path, prefix: str | None = None) -> bool:
     """Load a state dict into `network`, or into its body if the file has no normalisation.
 
-    The file may hold it in containers and under a prefix of its names, such as `module.`, and beside it other things
-    than networks. A network is what has at least half of the tensors, by name and shape.
+    The file may hold it in containers and under a prefix of its names, such as `module.`, and may hold other things as
+    well. A network is what has at least half of the tensors, by name and shape.
 
     Args:
         network: all its tensors must be in the file, which must have no others of it.

@@ -21,7 +21,8 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 def move_towards(average: nn.Module, model: nn.Module, share: float, buffers: Literal["average", "copy"]) -> None:
     """Move every parameter of `average` by `share` of its distance to `model`'s: a <- (1 - share) a + share w.
 
-    Buffers (batch statistics) move likewise, or are copied; integers are always copied.
+    With share = 1 - decay this is a step of an exponential moving average. Buffers (batch statistics) move in the same
+    way, or are copied; integers are always copied. Both networks have the same architecture and device.
     """
     moved: list[Tensor] = list(average.parameters())
     targets: list[Tensor] = list(model.parameters())
@@ -56,6 +57,7 @@ def recompute_statistics(model: nn.Module, images: Iterable[Tensor]) -> None:
     """Replace the running batch statistics of `model` by the average over the batches `images`, weighted by size.
 
     Averaged weights have no statistics of their own (Izmailov et al., Averaging weights leads to wider optima, 2018).
+    A batch is [n, channels, height, width], in [0, 1], on the device of the network.
     """
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     if not layers:

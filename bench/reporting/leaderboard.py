@@ -86,10 +86,13 @@ class Target:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """The rows of one protocol, best first. `ranked_by` is an index of `attacks`; `hardware` counts runs by device.
+    """The rows of one protocol, best first.
 
-    `published`: what papers report of the same methods, see `compare_with_published`; `target`: the work until an
-    accuracy was reached, see `work.target`; None unless asked for.
+    `fingerprint`, `protocol`: its digest (64 hex digits) and its settings. `selection`: the images that selected the
+    checkpoint `best`. `attacks`: the final attacks; `ranked_by` is the index of the one that ranks. `hardware` counts
+    runs by device. `published`: what papers report of the same methods, see `compare_with_published`; `target`: the
+    work until an accuracy was reached, see `work.target`; both are None unless requested. `bundles`: where imported
+    runs come from. `previews`: upper bounds for runs whose AutoAttack has not finished.
     """
 
     fingerprint: str

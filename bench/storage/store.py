@@ -77,6 +77,10 @@ class Store:
 
         If not `create`, for reading only. Then the copy of the default file is completed from the run folders that it
         lacks, in memory, and is made of them alone if there is no file. Damaged folders are named in the log.
+
+        Raises:
+            NothingMeasured: there is no database, `create` is false, and there are no run folders.
+            BenchError: the database cannot be opened, or is of a newer version.
         """
         try:
             store = cls(url if url is not None else default_url(results), create=create)

@@ -44,7 +44,7 @@ Check = Callable[[str, Path], None]
 
 
 class NotConforming(AssertionError):
-    """A method does not keep the contract; the message says which point and how."""
+    """A method fails a check of the conformance suite; the message names the method and the reason."""
 
 
 def conform(method: str) -> None:

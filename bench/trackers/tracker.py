@@ -20,7 +20,7 @@ FINAL = "final"
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told when a run begins.
+    """The run that a tracker records.
 
     `experiment`: the suite and the beginning of the protocol's fingerprint, of letters, digits, `_` and `-`; `name`:
     method and seed; `fingerprint`: of the cell (64 hex digits), by which a tracker finds the run again; `params`: the
@@ -56,7 +56,7 @@ class Picture:
 
 
 class Tracker(ABC):
-    """The record of one run in an experiment tracker. Its methods are called in one thread, and may raise anything."""
+    """The record of one run in an experiment tracker. Its methods are called in one thread, and may raise any error."""
 
     @abstractmethod
     def __init__(self, folder: Path, run: TrackedRun) -> None:

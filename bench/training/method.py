@@ -40,15 +40,20 @@ from bench.utils.rng import RngStreams
 ParamsT = TypeVar("ParamsT", bound=MethodParams)
 
 EpochRecord = Mapping[str, Any]
-"""One line of `epochs.jsonl`: epoch, learning rate, losses and accuracies; see `bench.training.trainer`."""
+"""One line of `epochs.jsonl`.
+
+`epoch` (from 0), `lr`, `train` (`loss`, and `robust` under the training attack), `validation` and `test` (`clean`, and
+`robust` under the tracking attack, or None if not measured), `train_pflop`, and `train_seconds` and `seconds` of the
+epoch without and with tracking. Accuracies are shares in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Context:
     """The run that a method is part of.
 
-    `random(purpose)` is the run's generator for a purpose, on the run's device, renewed every epoch. A method draws
-    from purposes that begin with its own name, never from torch's global state.
+    `classes`: of the dataset; `batches`: the training images, of which `batches.images` has all; `device`: of the
+    network and the batches. `random(purpose)` is the run's generator for a purpose, on the run's device, seeded again
+    every epoch. A method draws from purposes that begin with its own name, never from torch's global state.
     """
 
     protocol: Protocol
@@ -65,9 +70,9 @@ class Context:
         return self.batches.group
 
     def held_out(self) -> Iterator[Batch]:
-        """Yield the training images that the method's parameters keep (`MethodParams.held_out`), not augmented.
+        """Yield batches of the images that `MethodParams.held_out` excludes from training, not augmented.
 
-        They are no training images then, and never the images that select checkpoints.
+        The images that select checkpoints are never among them.
         """
         return self.batches.held_out()
 
@@ -142,11 +147,12 @@ class Method(Generic[ParamsT]):
     # --- every epoch -------------------------------------------------------------------------------------------------
 
     def select(self, epoch: int) -> tuple[Tensor, Tensor | None] | None:
-        """Return the images of `epoch` and their weights in the loss, or None for all images; called first.
+        """Select the images of an epoch; called before `begin_epoch`, with the network in train or eval mode.
 
-        Places among the first `context.batches.own` of `context.batches.images`, which are not extra images, int64,
-        [k], and float, [k], not negative, or None for equal weights; both on the device, and the same in all processes.
-        The mode of the network is not defined.
+        Returns:
+            None for all images; or their positions in `context.batches.images` (int64, [k], less than
+            `context.batches.own`, so without extra images) and their weights in the loss (float, [k], not negative, or
+            None for equal weights). Both are on the device, and the same in all processes.
         """
         return None
 
@@ -157,17 +163,17 @@ class Method(Generic[ParamsT]):
         """Called after the last batch of `epoch`, before the accuracies are measured."""
 
     def should_stop(self, history: Sequence[EpochRecord]) -> bool:
-        """Return whether to end training after the last epoch of `history`, which has the tracked epochs."""
+        """Return whether to end training; called after a tracked epoch, with those so far."""
         return False
 
     # --- every batch -------------------------------------------------------------------------------------------------
 
     def transform(self, batch: Batch) -> Batch:
-        """Return the batch to train on; called in train mode, before the attack."""
+        """Return the batch to train on, of the same shapes; called in train mode, before the attack."""
         return batch
 
     def perturb(self, batch: Batch) -> Tensor:
-        """Return adversarial images for `batch`, [n, channels, height, width]; parameters are frozen meanwhile."""
+        """Return adversarial images, [n, channels, height, width], in [0, 1]; called with frozen parameters."""
         return self.attack(batch, cross_entropy(batch.targets))
 
     def attack(
@@ -183,8 +189,16 @@ class Method(Generic[ParamsT]):
     ) -> Tensor:
         """Run the protocol's training attack on `objective`; return the images unchanged if there is no attack.
 
-        `start` (inside the ball), `batch_norm`, `steps` and `step_size` replace the protocol's, for methods that define
-        their own. `radius` is a multiple of eps, at most the `training_radius` of the parameters.
+        Arguments that are None take the protocol's value; a method whose definition includes one states it.
+
+        Args:
+            batch: its images are attacked.
+            objective: the scalar to maximise, as a function of the logits: a sum over the batch.
+            start: first iterate, [n, channels, height, width], inside the ball.
+            batch_norm: mode of the network during the attack.
+            radius: of the ball, as a multiple of eps, at most the `training_radius` of the parameters.
+            steps: number of gradient steps.
+            step_size: length of a step in units of the pixel range [0, 1]; see `bench.pgd`.
         """
         settings, threat = self.context.protocol.training.attack, self.ball(radius)
         if settings.name == "none":
@@ -203,25 +217,37 @@ class Method(Generic[ParamsT]):
         return threat.model_copy(update={"eps": radius * threat.eps})
 
     def random_start(self, images: Tensor, radius: float = 1.0) -> Tensor:
-        """Return `images` plus a random point of the ball of `radius` times eps, clipped to [0, 1]."""
+        """Return `images` plus a `random_perturbation` in the ball of `radius` times eps, clipped to [0, 1]."""
         return random_start(images, self.ball(radius), self.context.random("attack"), self.context.group)
 
     def random_perturbation(self, images: Tensor) -> Tensor:
-        """Return a random point of the ball for each of `images`; added to them it may leave [0, 1]."""
+        """Return a random point of the ball for each of `images`, of their shape; see `bench.attacks.pgd`.
+
+        Linf: uniform in the cube. L2: a uniform direction with a uniform radius. The sum with the image may leave
+        [0, 1].
+        """
         return random_perturbation(images, self.ball(), self.context.random("attack"), self.context.group)
 
     def ascend(self, images: Tensor, adversarial: Tensor, gradient: Tensor, step_size: float) -> Tensor:
-        """Return `adversarial` after a step along `gradient`, inside the ball around `images` and [0, 1]."""
+        """Return `adversarial` after a step along `gradient`, projected onto the ball around `images` and [0, 1].
+
+        Linf: along the sign of the gradient, `step_size` per pixel. L2: along the gradient, `step_size` in L2 norm.
+        All tensors are [n, channels, height, width].
+        """
         return ascend(images, adversarial, gradient, self.ball(), step_size)
 
     def gaussian_start(self, images: Tensor, deviation: float) -> Tensor:
-        """Return `images` plus Gaussian noise, projected into the ball: the start of TRADES and related methods."""
+        """Return `images` plus Gaussian noise, projected onto the ball and clipped to [0, 1].
+
+        The start of TRADES (Zhang et al., ICML 2019, released code) and related methods. `deviation`: standard
+        deviation in units of the pixel range [0, 1].
+        """
         random = self.context.random("attack")
         noise = self.context.group.draw_like(images, lambda noise: noise.normal_(std=deviation, generator=random))
         return (images + project(noise, self.context.protocol.threat)).clamp_(0, 1)
 
     def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scalar to minimise and the logits on the adversarial images, [n, classes]."""
+        """Return the loss, a mean over the batch, and the logits on the adversarial images, [n, classes]."""
         logits = self.model(adversarial)
         if batch.weights is None:
             return F.cross_entropy(logits, batch.targets), logits
@@ -239,7 +265,7 @@ class Method(Generic[ParamsT]):
         return loss, logits
 
     def after_step(self) -> None:
-        """Called after the optimiser's step; average weights here."""
+        """Called after each step of the optimiser; average weights here."""
 
     # --- afterwards --------------------------------------------------------------------------------------------------
 

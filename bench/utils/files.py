@@ -23,7 +23,10 @@ def fingerprint(value: Any) -> str:
 
 
 def file_sha256(*paths: Path) -> str:
-    """Return the SHA-256 (hex) of the bytes of a file, or of several files in a row."""
+    """Return the SHA-256 (64 hex digits) of the bytes of a file, or of several files, concatenated.
+
+    Raises OSError if a file cannot be read.
+    """
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

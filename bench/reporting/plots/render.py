@@ -74,7 +74,11 @@ STYLE = {
 
 
 def draw(data: FigureData, name: str) -> Figure:
-    """Draw one of `NAMES`; the figure belongs to no window and no global state.
+    """Draw a figure of a leaderboard; it belongs to no window and no global state of matplotlib.
+
+    Args:
+        data: what `bench.figures` returned.
+        name: curves, gap, cost, work or agreement.
 
     Raises:
         BenchError: there is no such figure.
