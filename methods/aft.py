@@ -36,7 +36,7 @@ class Params(MethodParams):
     """The two phases."""
 
     pretraining: float = hyperparameter(
-        0.5, unit="share of training", provenance="declared", gt=0, le=10,
+        0.5, unit="share of training", least_epochs=1, provenance="declared", gt=0, le=10,
         note="natural epochs: 100 where the protocol has 200; none with initial_weights",
     )  # fmt: skip
     finetuning: float = hyperparameter(
@@ -117,7 +117,7 @@ class AFT(Method[Params]):
     def schedule(self, protocol_schedule: Schedule) -> Schedule:
         """The protocol's schedule, compressed to the natural phase, then slow start and fast decay."""
         whole, params = protocol_schedule.epochs, self.params
-        self.natural = 0 if params.initial_weights is not None else max(1, round(params.pretraining * whole))
+        self.natural = 0 if params.initial_weights is not None else params.whole_epochs("pretraining", whole)
         tuning = params.tuning_epochs(whole, len(self.context.batches))
 
         def rate(t: float) -> float:

@@ -37,7 +37,7 @@ class EMAParams(AverageParams):
         "min((1 + t) / (10 + t), decay), batch statistics copied; released with decay 0.995",
     )  # fmt: skip
     start: float = hyperparameter(
-        0.025, unit="share of training after the first drop", provenance="code", ge=0, le=1,
+        0.025, unit="share of training after the first drop", least_epochs=0, provenance="code", ge=0, le=1,
         note="of rebat: epoch 105 of 200; before it the average is a copy",
     )  # fmt: skip
 
@@ -62,7 +62,7 @@ class EMA(Method[EMAParams]):
         self.decay = self.params.decay_in(self.training_steps)
 
     def begin_epoch(self, epoch: int) -> None:
-        self.started = epoch >= first_averaged(self, self.params.start)
+        self.started = epoch >= first_averaged(self)
 
     def after_step(self) -> None:
         if self.params.recipe == "deepmind":
@@ -87,7 +87,7 @@ class SWAParams(MethodParams):
     """When averaging starts."""
 
     start: float = hyperparameter(
-        0.025, unit="share of training after the first drop", provenance="code", ge=0, le=1,
+        0.025, unit="share of training after the first drop", least_epochs=0, provenance="code", ge=0, le=1,
         note="first epoch averaged: 5 of 200 after the drop",
     )  # fmt: skip
 
@@ -112,7 +112,7 @@ class SWA(Method[SWAParams]):
 
     def end_epoch(self, epoch: int) -> None:
         """Take the epoch into the average, and give the average statistics of its own from clean training images."""
-        if epoch >= first_averaged(self, self.params.start):
+        if epoch >= first_averaged(self):
             self.averaged += 1
             move_towards(self.average, self.model, 1 / self.averaged, buffers="copy")
             with self.autocast():
@@ -129,6 +129,6 @@ class SWA(Method[SWAParams]):
         self.averaged = state["averaged"]
 
 
-def first_averaged(method: Method[Any], start: float) -> int:
+def first_averaged(method: Method[Any]) -> int:
     """Return the first epoch of averaging: `start` of training after the first rate drop, never without one."""
-    return method.lr_schedule.first_drop + round(start * method.lr_schedule.epochs)
+    return method.lr_schedule.first_drop + method.whole_epochs("start")

@@ -18,7 +18,7 @@ class Params(MethodParams):
         0.01, unit="share of the tensor's norm", provenance="code", gt=0, lt=1, note="size of the step"
     )
     warm_up: float = hyperparameter(
-        0.0, unit="share of training", provenance="code", ge=0, le=1,
+        0.0, unit="share of training", least_epochs=0, provenance="code", ge=0, le=1,
         note="plain PGD-AT at the beginning; on SVHN 5 of 200 epochs",
         by_dataset={"svhn": CanonicalValue(0.025, "code")},
     )  # fmt: skip
@@ -40,7 +40,7 @@ class AWP(Method[Params]):
     accepts_soft_labels = True
 
     def begin_epoch(self, epoch: int) -> None:
-        self.active = epoch >= round(self.params.warm_up * self.lr_schedule.epochs)
+        self.active = epoch >= self.whole_epochs("warm_up")
 
     def backward(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         """Move the weights up the loss, then take the gradient there; `after_step` moves them back."""

@@ -21,8 +21,9 @@ class TRADESParams(trades.Params, awp.Params):
         0.005, unit="share of the tensor's norm", provenance="code", gt=0, lt=1, note="size of the step"
     )
     warm_up: float = hyperparameter(
-        0.05, unit="share of training", provenance="code", ge=0, le=1, note="plain TRADES at first: 10 of 200 epochs"
-    )
+        0.05, unit="share of training", least_epochs=0, provenance="code", ge=0, le=1,
+        note="plain TRADES at first: 10 of 200 epochs",
+    )  # fmt: skip
 
 
 class TRADESAWP(awp.AWP, trades.TRADES):
@@ -40,8 +41,9 @@ class MARTParams(mart.Params, awp.Params):
         0.005, unit="share of the tensor's norm", provenance="declared", gt=0, lt=1, note="size of the step: TRADES'"
     )
     warm_up: float = hyperparameter(
-        0.05, unit="share of training", provenance="declared", ge=0, le=1, note="plain MART at first, as with TRADES"
-    )
+        0.05, unit="share of training", least_epochs=0, provenance="declared", ge=0, le=1,
+        note="plain MART at first, as with TRADES",
+    )  # fmt: skip
 
 
 class MARTAWP(awp.AWP, mart.MART):

@@ -38,11 +38,11 @@ class Params(MethodParams):
 
     share: float = hyperparameter(0.5, unit="share of images", provenance="code", gt=0, le=1, note="that are chosen")
     warm_up: float = hyperparameter(
-        0.5, unit="share of training", provenance="code", ge=0, lt=1,
+        0.5, unit="share of training", least_epochs=0, provenance="code", ge=0, lt=1,
         note="budget of the first phase: all images, in `share` of its epochs; 60 of 120",
     )  # fmt: skip
     renewal: float = hyperparameter(
-        1 / 6, unit="share of training", provenance="code", gt=0, le=1,
+        1 / 6, unit="share of training", least_epochs=1, provenance="code", gt=0, le=1,
         note="time between two choices: 20 of 120 epochs",
     )  # fmt: skip
 
@@ -61,7 +61,7 @@ class Coreset(Method[Params]):
     def schedule(self, protocol_schedule: Schedule) -> Schedule:
         """Leave out the epochs without training between both phases."""
         whole = protocol_schedule.epochs
-        end = round(self.params.warm_up * whole)
+        end = self.params.whole_epochs("warm_up", whole)
         self.warm = min(end, max(1, round(end * self.params.share)))
         idle = end - self.warm
 
@@ -70,7 +70,7 @@ class Coreset(Method[Params]):
 
         drop = protocol_schedule.first_drop
         first_drop = drop if drop < self.warm else max(self.warm, drop - idle)
-        self.period = max(1, round(self.params.renewal * whole))
+        self.period = self.params.whole_epochs("renewal", whole)
         return Schedule(whole - idle, rate, first_drop)
 
     def begin_training(self) -> None:

@@ -15,7 +15,7 @@ class Params(MethodParams):
     """When to stop."""
 
     patience: float = hyperparameter(
-        0.1, unit="share of training", provenance="declared", gt=0, le=1,
+        0.1, unit="share of training", least_epochs=1, provenance="declared", gt=0, le=1,
         note="time without a better validation accuracy, counted from the first rate drop: 20 of 200 epochs",
     )  # fmt: skip
 
@@ -39,5 +39,4 @@ class EarlyStopping(Method[Params]):
         """Stop `patience` after the later of the first rate drop and the best epoch."""
         best = max(history, key=lambda record: record["validation"]["robust"])  # the first of equals
         waited_from = max(best["epoch"], self.lr_schedule.first_drop - 1)
-        patience = max(1, round(self.params.patience * self.lr_schedule.epochs))
-        return bool(history[-1]["epoch"] - waited_from >= patience)
+        return bool(history[-1]["epoch"] - waited_from >= self.whole_epochs("patience"))

@@ -38,7 +38,7 @@ class Params(AverageParams):
         note="last parts of the network that forget: two stages and the classifier",
     )  # fmt: skip
     relearning: float = hyperparameter(
-        0.025, unit="share of training", provenance="declared", gt=0, le=1,
+        0.025, unit="share of training", least_epochs=1, provenance="declared", gt=0, le=1,
         note="time between forgettings: 5 of 200 epochs, one epoch at least",
     )  # fmt: skip
     consolidation: float = hyperparameter(
@@ -84,8 +84,7 @@ class FOMO(Method[Params]):
     def begin_epoch(self, epoch: int) -> None:
         """Forget at the first rate drop, and then whenever the time for relearning is over."""
         self.epoch = epoch
-        every = max(1, round(self.params.relearning * self.lr_schedule.epochs))
-        if self.relearning and (epoch - self.lr_schedule.first_drop) % every == 0:
+        if self.relearning and (epoch - self.lr_schedule.first_drop) % self.whole_epochs("relearning") == 0:
             forget(self.model, self.params, self.context.random.seed("fomo/forgetting"))
 
     def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ class Params(MethodParams):
         -1.0, unit="1", provenance="code", ge=-30, note="lambda: the larger, the more equal the weights"
     )
     start: float = hyperparameter(
-        0.5, unit="share of training", provenance="code", ge=0, lt=1,
+        0.5, unit="share of training", least_epochs=0, provenance="code", ge=0, lt=1,
         note="first epoch with weights: the 60th of 120",
     )  # fmt: skip
 
@@ -40,7 +40,7 @@ class GAIRAT(Method[Params]):
     data_parallel = True
 
     def begin_epoch(self, epoch: int) -> None:
-        self.active = epoch + 1 >= round(self.params.start * self.lr_schedule.epochs)  # the code counts from 1
+        self.active = epoch + 1 >= self.whole_epochs("start")  # the code counts from 1
 
     def perturb(self, batch: Batch) -> Tensor:
         """Count the iterates, start included and result left out, that are classified correctly."""

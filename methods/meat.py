@@ -20,7 +20,7 @@ class Params(MethodParams):
     """Which epochs the median is of."""
 
     window: float = hyperparameter(
-        0.05, unit="share of training", provenance="declared", gt=0, le=1,
+        0.05, unit="share of training", least_epochs=3, provenance="declared", gt=0, le=1,
         note="last epochs that count, three at least: 10 of 200; each is kept in memory and in the resume checkpoint",
     )  # fmt: skip
 
@@ -46,7 +46,7 @@ class MEAT(Method[Params]):
     def end_epoch(self, epoch: int) -> None:
         """Keep the epoch's weights; set the median, with statistics of its own from clean training images."""
         self.kept.append([weight.detach().clone() for weight in self.model.parameters()])
-        del self.kept[: -max(3, round(self.params.window * self.lr_schedule.epochs))]
+        del self.kept[: -self.whole_epochs("window")]
         with torch.no_grad():
             for median, *weights in zip(self.median.parameters(), *self.kept, strict=True):
                 ordered = torch.stack(weights).sort(0).values

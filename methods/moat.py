@@ -21,8 +21,9 @@ class Params(MethodParams):
     """The stages of a cycle."""
 
     cycle: float = hyperparameter(
-        0.1, unit="share of training", provenance="declared", gt=0, le=1, note="three epochs at least: 20 of 200"
-    )
+        0.1, unit="share of training", least_epochs=3, provenance="declared", gt=0, le=1,
+        note="three epochs at least: 20 of 200",
+    )  # fmt: skip
     benign: float = hyperparameter(
         0.2, unit="share of a cycle", provenance="declared", ge=0, le=1, note="first stage: no attack"
     )
@@ -56,7 +57,7 @@ class MOAT(Method[Params]):
     accepts_soft_labels = True
 
     def begin_epoch(self, epoch: int) -> None:
-        cycle = max(3, round(self.params.cycle * self.lr_schedule.epochs))
+        cycle = self.whole_epochs("cycle")
         benign, single = (round(share * cycle) for share in (self.params.benign, self.params.single))
         self.stage = (epoch % cycle >= benign) + (epoch % cycle >= benign + single)
 

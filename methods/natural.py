@@ -34,7 +34,7 @@ class Params(MethodParams):
     """The change to adversarial training."""
 
     start: float = hyperparameter(
-        0.5, unit="share of training", provenance="declared", ge=0, lt=1,
+        0.5, unit="share of training", least_epochs=0, provenance="declared", ge=0, lt=1,
         note="first adversarial epoch: 100 of 200, the first rate drop",
     )  # fmt: skip
 
@@ -54,7 +54,7 @@ class NaturalFirst(Method[Params]):
     accepts_soft_labels = True
 
     def begin_epoch(self, epoch: int) -> None:
-        self.natural = epoch < round(self.params.start * self.lr_schedule.epochs)
+        self.natural = epoch < self.whole_epochs("start")
 
     def perturb(self, batch: Batch) -> Tensor:
         return batch.images if self.natural else super().perturb(batch)

@@ -24,8 +24,9 @@ class Params(MethodParams):
     """The estimate and the rate."""
 
     probe: float = hyperparameter(
-        0.1, unit="share of training", provenance="declared", gt=0, le=1, note="epochs that estimate L: 20 of 200"
-    )
+        0.1, unit="share of training", least_epochs=1, provenance="declared", gt=0, le=1,
+        note="epochs that estimate L: 20 of 200",
+    )  # fmt: skip
     factor: float = hyperparameter(
         1.0, unit="1 / L", provenance="declared", gt=0, le=2, note="full rate after them; the paper has 1 and 2"
     )
@@ -60,20 +61,15 @@ class Persistency(Method[Params]):
         """Return a copy of the parameters by name."""
         return {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
 
-    @property
-    def probing(self) -> int:
-        """The number of epochs that estimate L."""
-        return max(1, round(self.params.probe * self.lr_schedule.epochs))
-
     def begin_epoch(self, epoch: int) -> None:
-        if epoch >= self.probing:
+        if epoch >= self.whole_epochs("probe"):
             full, bound = self.context.protocol.training.optimizer.lr, self.params.bound
             wanted = self.params.factor / max(self.lipschitz * full, 1e-12)
             self.scale = min(max(wanted, 1 / bound), bound)
 
     def end_epoch(self, epoch: int) -> None:
         """Compare two gradients on the adversarial images of one batch: the largest ‖Δg‖ / ‖Δw‖ is the estimate."""
-        if epoch >= self.probing:
+        if epoch >= self.whole_epochs("probe"):
             return
         batch, now = next(iter(self.context.batches)), self.weights()
         with self.autocast():

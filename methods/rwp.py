@@ -88,8 +88,9 @@ class MLCATParams(RWPParams):
         by_dataset={"cifar10": CanonicalValue(1.5, "code")},
     )  # fmt: skip
     warm_up: float = hyperparameter(
-        0.0, unit="share of training", provenance="code", ge=0, le=1, note="plain PGD-AT at the beginning"
-    )
+        0.0, unit="share of training", least_epochs=0, provenance="code", ge=0, le=1,
+        note="plain PGD-AT at the beginning",
+    )  # fmt: skip
 
 
 class MLCATWeightPerturbation(RWP):

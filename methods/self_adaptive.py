@@ -24,8 +24,9 @@ class SelfAdaptiveParams(trades.Params):
         0.9, unit="1", provenance="code", ge=0, lt=1, note="share of the target that an epoch keeps"
     )
     adaptation: float = hyperparameter(
-        0.7, unit="share of training", provenance="code", ge=0, lt=1, note="first epoch that moves targets: 70th of 100"
-    )
+        0.7, unit="share of training", least_epochs=0, provenance="code", ge=0, lt=1,
+        note="first epoch that moves targets: 70th of 100",
+    )  # fmt: skip
 
 
 class SelfAdaptive(trades.TRADES):
@@ -48,7 +49,7 @@ class SelfAdaptive(trades.TRADES):
         self.targets = F.one_hot(labels, self.context.classes).to(self.context.device, torch.get_default_dtype())
 
     def begin_epoch(self, epoch: int) -> None:
-        self.active = epoch + 1 >= round(self.params.adaptation * self.lr_schedule.epochs)  # the code counts from 1
+        self.active = epoch + 1 >= self.whole_epochs("adaptation")  # the code counts from 1
 
     def loss(self, batch: Batch, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean(w · CE(clean, target)) + beta KL(clean ‖ adversarial), w the targets' largest probability.

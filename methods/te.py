@@ -26,11 +26,13 @@ class Params(MethodParams):
     )
     weight: float = hyperparameter(300.0, unit="1", provenance="code", ge=0, note="largest weight of the squared error")
     start: float = hyperparameter(
-        0.45, unit="share of training", provenance="code", ge=0, lt=1, note="first epoch: the 90th of 200"
-    )
+        0.45, unit="share of training", least_epochs=0, provenance="code", ge=0, lt=1,
+        note="first epoch: the 90th of 200",
+    )  # fmt: skip
     ramp: float = hyperparameter(
-        0.3, unit="share of training", provenance="code", gt=0, le=1, note="rise of the weight: 60 of 200"
-    )
+        0.3, unit="share of training", least_epochs=1, provenance="code", gt=0, le=1,
+        note="rise of the weight: 60 of 200",
+    )  # fmt: skip
 
 
 class TE(Method[Params]):
@@ -52,11 +54,9 @@ class TE(Method[Params]):
         self.ensemble = torch.zeros(count, classes, device=self.context.device)
 
     def begin_epoch(self, epoch: int) -> None:
-        epochs = self.lr_schedule.epochs
-        first, ramp = round(self.params.start * epochs), max(1, round(self.params.ramp * epochs))
-        since = epoch + 1 - first  # the released code counts epochs from 1
+        since = epoch + 1 - self.whole_epochs("start")  # the released code counts epochs from 1
         self.active = since >= 0
-        self.weight = self.params.weight * math.exp(-5 * max(0.0, 1 - since / ramp) ** 2)
+        self.weight = self.params.weight * math.exp(-5 * max(0.0, 1 - since / self.whole_epochs("ramp")) ** 2)
 
     def perturb(self, batch: Batch) -> Tensor:
         """Take the clean predictions into the ensemble, then attack cross-entropy and squared error together."""

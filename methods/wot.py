@@ -36,13 +36,9 @@ class Params(MethodParams):
         "stages", unit="-", provenance="code", note="stages (WOT-B): a factor for each stage; whole (WOT-W): one"
     )
     interval: float = hyperparameter(
-        0.005,
-        unit="share of training",
-        provenance="code",
-        gt=0,
-        le=1,
+        0.005, unit="share of training", least_epochs=1, provenance="code", gt=0, le=1,
         note="of one change, an epoch at least: 1 of 200",
-    )
+    )  # fmt: skip
     changes: int = hyperparameter(4, unit="intervals", provenance="code", ge=1, note="combined in a refinement")
     images: int = hyperparameter(
         1_000, unit="images", provenance="code", ge=1, note="training images kept to fit the factors",
@@ -54,7 +50,7 @@ class Params(MethodParams):
         0.9, unit="1", provenance="code", ge=0, lt=1, note="of the factors, renewed in each pass"
     )
     batch_statistics: float = hyperparameter(
-        0.75, unit="share of training", provenance="code", ge=0, le=1,
+        0.75, unit="share of training", least_epochs=0, provenance="code", ge=0, le=1,
         note="first epoch that fits the factors in train mode: 150 of 200; before, eval mode",
     )  # fmt: skip
 
@@ -91,17 +87,16 @@ class WOT(Method[Params]):
     def end_epoch(self, epoch: int) -> None:
         """Keep the change of an interval; refine after the last of a group and at the end of training."""
         epochs, first = self.lr_schedule.epochs, self.lr_schedule.first_drop
-        interval = max(1, round(self.params.interval * epochs))
         if epoch < first:
             self.origin = self.last = self.weights()
             return
         ends = epoch + 1 == epochs
-        if (epoch + 1 - first) % interval == 0 or ends:
+        if (epoch + 1 - first) % self.whole_epochs("interval") == 0 or ends:
             now = self.weights()
             self.kept.append(list(torch._foreach_sub(now, self.last)))
             self.last = now
         if len(self.kept) == self.params.changes or ends:
-            self.refine(train=epoch >= round(self.params.batch_statistics * epochs))
+            self.refine(train=epoch >= self.whole_epochs("batch_statistics"))
 
     def refine(self, *, train: bool) -> None:
         """Fit the factors, from 0; their combination becomes the network, with fresh statistics and momentum."""

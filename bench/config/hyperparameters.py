@@ -48,6 +48,8 @@ class Hyperparameter:
     by_dataset: Mapping[str, CanonicalValue]
     instead_of: str | None = None
     """The parameter that this one replaces if it is not None."""
+    least_epochs: int | None = None
+    """Of a share of training that is rounded to whole epochs: the least number of them."""
 
 
 @dataclass(frozen=True)
@@ -129,14 +131,20 @@ class MethodParams(BaseConfig):
     def check_length(self, steps: int) -> None:
         """Raise BenchError, naming the parameter, if a value does not fit a training of `steps` steps."""
 
+    def whole_epochs(self, name: str, epochs: int) -> int:
+        """Return the share of training `name` of `epochs` epochs, rounded, and `least_epochs` of them at least."""
+        share: float = getattr(self, name)
+        return max(self.hyperparameters()[name].least_epochs or 0, round(share * epochs))
+
     def in_training(self, epochs: int, steps: int | None) -> dict[str, str]:
         """Return what each share of training is, in epochs and steps, by parameter; `steps` is None if unknown."""
         texts = {}
         for name, declared in self.hyperparameters().items():
             value = getattr(self, name)
             if declared.unit.startswith("share of training") and value is not None:
-                counted = "" if steps is None else f", {value * steps:.0f} steps"
-                texts[name] = f"{value * epochs:.4g} epochs{counted}"
+                taken = value * epochs if declared.least_epochs is None else self.whole_epochs(name, epochs)
+                counted = "" if steps is None else f", {taken * steps / epochs:.0f} steps"
+                texts[name] = f"{taken:.4g} epochs{counted}"
         return texts
 
 
@@ -148,6 +156,7 @@ def hyperparameter(
     note: str = "",
     by_dataset: Mapping[str, CanonicalValue] | None = None,
     instead_of: str | None = None,
+    least_epochs: int | None = None,
     **constraints: Any,
 ) -> Any:
     """Declare a hyperparameter of a method. `constraints` are pydantic's (`ge`, `lt`, ...).
@@ -159,9 +168,11 @@ def hyperparameter(
         note: one line on its effect, or on the choice of the value.
         by_dataset: values for particular datasets, or for a dataset and an attack regime; see `Hyperparameter`.
         instead_of: the parameter that a value of this one replaces; a suite gives one of the two.
+        least_epochs: for a share of training that the method rounds to whole epochs (`MethodParams.whole_epochs`): the
+            least number of them.
     """
     field = Field(default, **constraints)
-    field.metadata.append(Hyperparameter(unit, provenance, note, dict(by_dataset or {}), instead_of))
+    field.metadata.append(Hyperparameter(unit, provenance, note, dict(by_dataset or {}), instead_of, least_epochs))
     return field
 
 

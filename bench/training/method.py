@@ -282,6 +282,10 @@ class Method(Generic[ParamsT]):
 
     # --- for subclasses ----------------------------------------------------------------------------------------------
 
+    def whole_epochs(self, name: str) -> int:
+        """Return the share of training that the parameter `name` states, in whole epochs."""
+        return self.params.whole_epochs(name, self.lr_schedule.epochs)
+
     def piecewise_schedule(self, milestones: Sequence[float], factor: float) -> Schedule:
         """Return the protocol's rate and length, the rate multiplied by `factor` at each milestone, shares of training.
 

@@ -62,3 +62,20 @@ def test_the_shares_of_a_suite_in_epochs_and_steps():
     assert METHODS.get("fomo").Params().in_training(200, None)["memory"] == "13.09 epochs"
     stated = METHODS.get("ema").Params(memory=None, decay=0.999).in_training(200, 76_400)
     assert stated["decay"] == "memory 0.01309 of training"
+
+
+@pytest.mark.parametrize(
+    ("name", "short", "canonical"),
+    [
+        ("moat", {"cycle": "3 epochs, 51 steps"}, {"cycle": "20 epochs, 3400 steps"}),
+        ("meat", {"window": "3 epochs, 51 steps"}, {"window": "10 epochs, 1700 steps"}),
+        ("te", {"start": "7 epochs, 119 steps", "ramp": "5 epochs, 85 steps"}, {}),
+        ("wot", {"interval": "1 epochs, 17 steps", "batch_statistics": "12 epochs, 204 steps"}, {}),
+        ("swa", {"start": "0 epochs, 0 steps"}, {"start": "5 epochs, 850 steps"}),
+    ],
+)
+def test_shares_that_a_method_rounds_are_whole_epochs(name, short, canonical):
+    """At least as many as the method takes: MOAT's cycle has three epochs in a training of 16."""
+    params = METHODS.get(name).Params()
+    assert params.in_training(16, 16 * 17) == short
+    assert canonical.items() <= params.in_training(200, 200 * 170).items()

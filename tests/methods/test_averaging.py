@@ -78,9 +78,9 @@ def test_swa_is_the_mean_of_the_epochs_since_its_start(start, trained):
 
 def test_swa_starts_five_epochs_of_200_after_the_first_drop(start):
     method = start("swa", epochs=200)
-    assert first_averaged(method, method.params.start) == 105
+    assert first_averaged(method) == 105
     method.lr_schedule = replace(method.lr_schedule, first_drop=50)  # as in the released recipe
-    assert first_averaged(method, method.params.start) == 55
+    assert first_averaged(method) == 55
 
 
 def test_swa_has_statistics_of_its_own(start, trained):
