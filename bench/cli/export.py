@@ -142,7 +142,10 @@ def robustbench(
     if zoo is None or output is not None:
         write_output(output, json.dumps(information, indent=2, ensure_ascii=False) + "\n")
     if unknown:
-        print(f"bench: left out, not stated anywhere: {', '.join(unknown)}", file=sys.stderr)
+        print(
+            f"bench: fields left out, because nothing states them: {', '.join(unknown)}",
+            file=sys.stderr,
+        )
     if note := information.get("footnote"):
         print(f"bench: RobustBench evaluates on the whole test set. {note}", file=sys.stderr)
 

@@ -60,6 +60,6 @@ def _ingest_bundles(bundles: list[Path], results: Path, store: str | None, json:
         rows += [{"name": run.name, "ok": True, "reason": "" if run.new else "exists already"} for run in received]
         if not json:
             new = sum(run.new for run in received)
-            print(f"{path}: {new} runs ingested, {len(received) - new} exist already")
+            print(f"{path}: {new} runs imported, {len(received) - new} already existed")
     if json:
         print_json(rows)

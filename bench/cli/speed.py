@@ -133,7 +133,7 @@ def speed(
     try:
         with interruptible(lambda: _extent(measured)), _status(quiet=json) as report:
             if what is not What.AUTOATTACK:
-                report("products of matrices")
+                report("matrix products")
                 peaks = measure_peak(setup, min(repetitions, 5))  # it hardly varies
                 measured["peak_tflops"] = {name: value / 1e12 for name, value in peaks.items()}
                 measure = measure_changes if what is What.CHANGES else measure_training
@@ -244,6 +244,6 @@ def _print(measured: dict[str, Any]) -> None:
         differing = ", ".join(f"{name} {count}" for name, count in result["differing"].items() if name != "reference")
         console.print(
             f"autoattack: {result['images']} {result['what']} in {result['batches']} batches, radius "
-            f"{result['eps']:.3g}; {result['standing']} stand; verdicts other than the reference's: {differing}",
+            f"{result['eps']:.3g}; {result['standing']} robust; results that differ from the reference's: {differing}",
             highlight=False,
         )

@@ -62,7 +62,7 @@ def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images | No
     if not count:
         return images, None
     if count > len(images):
-        raise BenchError(f"the method keeps {count} of the training images, and there are only {len(images)}")
+        raise BenchError(f"the method holds out {count} of the training images, but there are only {len(images)}")
     order = torch.randperm(len(images), generator=generator(seed, "held_out"))
     return images.take(order[count:].sort().values), images.take(order[:count].sort().values)
 

@@ -106,7 +106,7 @@ def _in_array(folder: Path, kind: str, severity: int, dataset: Dataset) -> _Loca
     """Return the images of CIFAR-10-C and CIFAR-100-C: an array a corruption, the five severities one after another."""
     path, labels_path = folder / f"{kind}.npy", folder / "labels.npy"
     if not path.is_file():
-        raise NotFound(f"corruptions: {path} does not exist; name those that do with 'kinds'")
+        raise NotFound(f"corruptions: {path} does not exist; list the existing ones in 'kinds'")
     pixels, labels = _array(path), _array(labels_path)
     resized = dataset.settings and dataset.settings.resize
     if dataset.shape[0] != 3 or (dataset.shape[1:] != (32, 32) and not resized):
@@ -136,7 +136,7 @@ def _in_folders(folder: Path, kind: str, severity: int, dataset: Dataset) -> _Lo
     """Return the images of Tiny-ImageNet-C: a folder a corruption, a severity and a class."""
     place = folder / kind / str(severity)
     if not place.is_dir():
-        raise NotFound(f"corruptions: {place} does not exist; name the corruptions that do with 'kinds'")
+        raise NotFound(f"corruptions: {place} does not exist; list the existing ones in 'kinds'")
     settings = dataset.settings
     if settings and settings.subset and settings.subset.test:
         raise BenchError(f"{folder} does not say which test image is which; leave out 'subset.test'")

@@ -77,6 +77,6 @@ def _compare(cell: Cell, folder: RunFolder, data: dict[str, str]) -> None:
     if differing := different_data({"then": folder.cell()["environment"], "here": {"data": data}}):
         again = "" if cell.network else ", or run it from the start with --rerun all"
         raise BenchError(
-            f"{folder.path} used other data than there is here: {differing}; restore that data, choose another "
+            f"{folder.path} used other data than those present: {differing}; restore that data, choose another "
             f"--results{again}"
         )

@@ -148,7 +148,7 @@ def _report_lost_cluster() -> Iterator[None]:
     try:
         yield
     except GONE as error:
-        raise BenchError(f"the Ray cluster is gone: {str(error).strip().splitlines()[0]:.200}") from None
+        raise BenchError(f"the Ray cluster has ended: {str(error).strip().splitlines()[0]:.200}") from None
 
 
 def _connect(address: str | None) -> None:

@@ -88,7 +88,7 @@ def _outcome(
         if all(run["attacks"][outcome["key"]].get(key) == value for key, value in wanted.items())
     ]
     if not found:
-        raise BenchError(f"{run['name']} has no outcome {what}, which RobustBench's leaderboards rest on")
+        raise BenchError(f"{run['name']} has no outcome {what}, which RobustBench's leaderboards need")
     return max(found, key=lambda outcome: int(outcome["count"]))
 
 

@@ -141,10 +141,10 @@ def _write_and_compare(trained: TrainedNetwork, how: Format, path: Path, images:
         raise
     except Exception as error:  # exporters raise nearly anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BenchError(f"{what} does not take the network of {trained.folder.path.name}: {reason:.200}") from error
+        raise BenchError(f"{what} does not support the network of {trained.folder.path.name}: {reason:.200}") from error
     if not difference <= how.tolerance:  # also if it is no number
         raise BenchError(
-            f"{what} does not take the network of {trained.folder.path.name}: read back, its logits differ by up to "
+            f"{what} does not support the network of {trained.folder.path.name}: read back, its logits differ by up to "
             f"{difference:.2g} on {len(images)} test images"
         )
     return difference

@@ -42,7 +42,7 @@ class NetworkDescription(BaseConfig):
         if not len(self.mean) == len(self.std) == self.shape[0]:
             raise PydanticCustomError("channels", "'mean' and 'std' need one value a channel")
         if self.activation is not None and self.activation not in ACTIVATIONS:
-            raise PydanticCustomError("activation", f"the activation is none of {', '.join(ACTIVATIONS)}")
+            raise PydanticCustomError("activation", f"the activation must be one of {', '.join(ACTIVATIONS)}")
         return self
 
     def build(self) -> Network:
@@ -78,8 +78,8 @@ def describe_network(network: nn.Module, architecture: str, classes: int, shape:
         if same:
             return described
     raise BenchError(
-        f"its layers are not those of {architecture}, so that no description rebuilds it; export it as torchscript or "
-        "onnx"
+        f"its layers differ from those of {architecture}, so a hub folder cannot describe it; export it as "
+        "torchscript or onnx"
     )
 
 

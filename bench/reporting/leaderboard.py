@@ -182,7 +182,7 @@ def leaderboard_of(store: Store, fingerprint: str, selection: Selection) -> Lead
 
 def _why_nothing(runs: Sequence[RunRow], protocol: str | None, selection: Selection) -> str:
     if not runs:
-        which = "the store holds no run" + (f" of protocol {protocol:.12}" if protocol else "")
+        which = "the database holds no run" + (f" of protocol {protocol:.12}" if protocol else "")
         return f"{which}; create runs with `bench run SUITE`"
     status = Counter(run.status for run in runs)
     if status["finished"]:

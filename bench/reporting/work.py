@@ -62,5 +62,5 @@ def averaged_runs(runs: Sequence[RunRow], board: Leaderboard, rows: Sequence[Row
         if (key := (row_key(stored), stored.seed)) in wanted and (run := complete_run(stored, attacks, board.selection))
     }
     if wanted - set(complete):
-        raise BenchError("the store has changed since the leaderboard was made; make the leaderboard again")
+        raise BenchError("the database has changed since the leaderboard was built; build it again")
     return [[complete[(row_key(row), seed)] for seed in row.seeds] for row in rows]

@@ -88,11 +88,11 @@ class Candidate:
         if self._seconds is not None and not self._line.poll(
             max(0.0, self._started + self._seconds - time.monotonic())
         ):
-            raise BenchError(f"not done after {self._seconds:.0f} s")
+            raise BenchError(f"not finished after {self._seconds:.0f} s")
         try:
             kind, answer = self._line.recv()
         except EOFError:
-            raise BenchError("a measuring process has died, perhaps because memory was exhausted") from None
+            raise BenchError("a measurement process has died, perhaps because memory was exhausted") from None
         if kind == "failed":
             raise BenchError(answer)
         return answer

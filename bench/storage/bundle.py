@@ -165,7 +165,7 @@ def make_bundle(folders: Sequence[RunFolder], origin: str | None = None) -> Bund
     except ValidationError as error:
         raise BenchError(complaint(error)) from None
     if len(bundle.data) > MAX_BYTES:
-        raise BenchError(f"a bundle has at most {byte_size(MAX_BYTES)}; put the runs into several ones")
+        raise BenchError(f"a bundle has at most {byte_size(MAX_BYTES)}; split the runs over several bundles")
     check_bundle(bundle, str(folders[0].path.parent))
     return bundle
 

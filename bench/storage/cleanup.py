@@ -29,7 +29,7 @@ def removable(results: Path, data: Path | None = None, *, archived: bool = False
         data: include prepared images below this root whose original files exist.
         archived: include the folders archived by `--rerun`; only training recreates these.
     """
-    items = [_removable(path, "a copy of the store in an older schema") for path in results.glob(f"{FILE}.schema-*")]
+    items = [_removable(path, "a copy of the database in an older schema") for path in results.glob(f"{FILE}.schema-*")]
     items += [_removable(path, "left by a killed process") for path in results.glob(".bundle-*")]
     for folder in run_folders(results):
         items += [_removable(path, what) for path, what in _left_over(folder)]

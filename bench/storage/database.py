@@ -76,9 +76,9 @@ def open_database(url: str | URL, *, create: bool) -> Engine:
     path = sqlite_file(engine)
     if path is not None and not _exists(path):
         if not create:
-            raise NoStore(f"there is no store {path} yet; `bench run SUITE` creates it")
+            raise NoStore(f"there is no database {path} yet; `bench run SUITE` creates it")
         if not path.parent.is_dir():
-            raise BenchError(f"the store {path} cannot be created: there is no folder {path.parent}")
+            raise BenchError(f"the database {path} cannot be created: there is no folder {path.parent}")
     if path is not None and not create:
         engine = _in_memory(engine, path)
     try:
@@ -107,7 +107,7 @@ def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError as error:
-        raise BenchError(f"the store {path} cannot be read: {error.strerror}") from None
+        raise BenchError(f"the database {path} cannot be read: {error.strerror}") from None
 
 
 def name_of(engine: Engine) -> str:
@@ -178,11 +178,13 @@ def _engine(url: str | URL) -> Engine:
         backend = parsed.get_backend_name()
         engine = create_engine(parsed, json_serializer=canonical_json, **_settings(parsed))
     except (ArgumentError, ValueError, TypeError):  # their text may quote the password
-        raise BenchError(f"the store's URL is invalid; write {EXAMPLES}") from None
+        raise BenchError(f"the database's URL is invalid; write {EXAMPLES}") from None
     except ImportError as error:
         package = error.name or parsed.get_driver_name()
         how = f"; {INSTALL}" if package == "psycopg" else ""
-        raise BenchError(f"the store's URL needs the Python package '{package}', which is not installed{how}") from None
+        raise BenchError(
+            f"the database's URL needs the Python package '{package}', which is not installed{how}"
+        ) from None
     if backend == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
     if backend in BEGIN:

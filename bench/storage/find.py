@@ -28,5 +28,5 @@ def find_run(run: str | Path, results: Path) -> RunFolder:
         raise NothingMeasured(f"no run in {results / 'runs'} begins with '{name:.100}'; `bench list runs` names them")
     if len(matches) > 1:
         names = " and ".join(folder.path.name for folder in matches[:2])
-        raise BenchError(f"'{name:.100}' is the beginning of several runs, such as {names}; write more of it")
+        raise BenchError(f"'{name:.100}' is the beginning of several runs, such as {names}; add characters")
     return matches[0]

@@ -68,7 +68,7 @@ def ingest_bundle(path: Path, results: Path, store: str | None) -> list[Received
         with Store.of(results, store) as opened:
             for row in stated:
                 if (known := opened.result_digest(row.fingerprint)) and known != row.done_sha256:
-                    raise BenchError(f"{path}: the store holds another run of {row.folder}; it is not replaced")
+                    raise BenchError(f"{path}: the database holds another run of {row.folder}; it is not replaced")
             for run, (name, new) in zip(bundle.runs, received, strict=True):
                 folder = RunFolder(results / "runs" / name)
                 if new:

@@ -148,10 +148,10 @@ class Store:
                         return
                 except DataError as error:
                     raise DamagedFile(
-                        f"{folder.path} has a value that the store cannot hold: {first_line(error)}"
+                        f"{folder.path} has a value that the database cannot hold: {first_line(error)}"
                     ) from error
                 except OverflowError as error:  # of Python's driver of SQLite, for more than 64 bits
-                    raise DamagedFile(f"{folder.path} has a value that the store cannot hold: {error}") from error
+                    raise DamagedFile(f"{folder.path} has a value that the database cannot hold: {error}") from error
                 except DBAPIError as error:
                     failures += 1
                     if failures == ATTEMPTS or not may_pass(error):
@@ -265,7 +265,7 @@ class Store:
                 raise NothingMeasured(f"no run begins with '{name:.100}'; `bench list runs` names them")
             if len(folders) > 1:
                 names = " and ".join(Path(folder).name for folder in folders[:2])
-                raise BenchError(f"'{name:.100}' is the beginning of several runs, such as {names}; write more of it")
+                raise BenchError(f"'{name:.100}' is the beginning of several runs, such as {names}; add characters")
             return _described(session.scalars(select(RunRow).where(matches).options(*loaded)).one())
 
 

@@ -64,13 +64,13 @@ def verify(store: Store, results: Path) -> Report:
         runs, fresh = ({run.fingerprint: run for run in source.runs(bits=True)} for source in (store, rebuilt))
         for run in runs.values():
             problems += [
-                f"the store's run {run.folder}: {sentence}; {REPAIR_STORE}" for sentence in _contradictions(run)
+                f"the database's run {run.folder}: {sentence}; {REPAIR_STORE}" for sentence in _contradictions(run)
             ]
         for name in sorted(ended):
             if name not in runs:
-                problems.append(f"{fresh[name].folder} is not in the store; {REPAIR_STORE}")
+                problems.append(f"{fresh[name].folder} is not in the database; {REPAIR_STORE}")
             elif (store.show_run(name), _bits(runs[name])) != (rebuilt.show_run(name), _bits(fresh[name])):
-                problems.append(f"the store's run {fresh[name].folder} differs from its folder; {REPAIR_STORE}")
+                problems.append(f"the database's run {fresh[name].folder} differs from its folder; {REPAIR_STORE}")
     here = {folder.path.name for folder in folders}
     return Report(len(runs), len(folders), sum(Path(run.folder).name not in here for run in runs.values()), problems)
 

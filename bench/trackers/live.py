@@ -63,7 +63,10 @@ class LiveTrackers:
             while thread.is_alive():
                 thread.join(0.1)
                 if time.monotonic() - thread.progressed > patience:
-                    log.warning("tracker '%s' hangs, and is left behind; rerun the same command", thread.mirror.name)
+                    log.warning(
+                        "tracker '%s' does not respond; rerun the same command to record what is missing",
+                        thread.mirror.name,
+                    )
                     break
 
 
@@ -88,4 +91,4 @@ class _Thread(threading.Thread):
                             self.mirror.update(state.folder)
             self.mirror.close()
         except BaseException as error:
-            log.warning("tracker '%s' failed, and is dropped: %s: %s", self.mirror.name, type(error).__name__, error)
+            log.warning("tracker '%s' failed and is disabled: %s: %s", self.mirror.name, type(error).__name__, error)

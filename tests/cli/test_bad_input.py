@@ -53,7 +53,7 @@ def test_a_results_folder_that_cannot_be_written(bench, suite, tmp_path):
 def test_a_store_that_cannot_be_opened(bench, suite, tmp_path):
     for url in ("nonsense", "sqlite:////proc/none/bench.sqlite", "mysterysql://user:secret@host/db"):
         result = bench("run", suite(), "--results", tmp_path / "results", "--store", url)
-        refused(result, "store")
+        refused(result, "database")
         assert "secret" not in result.err
     assert not (tmp_path / "results").exists()
 
@@ -91,5 +91,5 @@ def test_a_wrong_option(bench, suite, tmp_path, words, said):
 def test_names_that_are_not_there(bench, tmp_path):
     refused(bench("show", "method", "fomu"), "unknown method 'fomu'")
     refused(bench("show", "model", "resnet"), "unknown model")
-    refused(bench("show", "run", "x", "--results", tmp_path), "no store", code=4)
-    refused(bench("report", "--results", tmp_path), "no store", code=4)
+    refused(bench("show", "run", "x", "--results", tmp_path), "no database", code=4)
+    refused(bench("report", "--results", tmp_path), "no database", code=4)

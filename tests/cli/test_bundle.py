@@ -67,7 +67,7 @@ def test_the_committed_runs_give_the_same_board_elsewhere(bench, tmp_path):
     before = board(bench, source)
     ingested = bench("ingest", path, "--results", results)
     count = len(read_bundle(path).runs)
-    assert (ingested.code, ingested.out) == (0, f"{path}: {count} runs ingested, 0 exist already\n")
+    assert (ingested.code, ingested.out) == (0, f"{path}: {count} runs imported, 0 already existed\n")
     assert board(bench, results) == before
     for folder in (source / "runs").iterdir():
         for file in (path for path in folder.rglob("*") if path.is_file()):
@@ -126,7 +126,7 @@ def test_ingesting_twice_changes_nothing(bench, trained, tmp_path):
 
 def test_own_runs_stay_as_they_are(bench, copy_of_results, trained):
     before = sorted(copy_of_results.rglob("*"))
-    assert "0 runs ingested, 1 exist already" in bench("ingest", trained, "--results", copy_of_results).out
+    assert "0 runs imported, 1 already existed" in bench("ingest", trained, "--results", copy_of_results).out
     assert sorted(copy_of_results.rglob("*")) == before
     assert "ingested" not in bench("report", "--results", copy_of_results).out
 
@@ -140,7 +140,7 @@ def test_another_run_of_the_same_cell_is_not_replaced(bench, copy_of_results, tr
     assert (folder / "done.json").read_bytes() == before
     bench("ingest", "--results", copy_of_results)
     shutil.rmtree(folder)
-    refused(bench("ingest", trained, "--results", copy_of_results), folder.name, "the store holds another run")
+    refused(bench("ingest", trained, "--results", copy_of_results), folder.name, "the database holds another run")
     assert not folder.exists()
 
 

@@ -347,7 +347,7 @@ def test_weights_that_are_refused(evaluate, suite, weights, tmp_path):
         ("weights.pt", ("--normalisation", "none", "--model", "small_cn"), "did you mean 'small_cnn'?"),
         ("weights.pt", ("--normalisation", "none", "--model", "small cnn"), "'small cnn' is not a valid name"),
         ("weights.pt", ("--normalisation", "none", "--device", "cuda"), "sees no NVIDIA GPU"),
-        ("weights.pt", ("--normalisation", "none", "--store", "nonsense"), "store"),
+        ("weights.pt", ("--normalisation", "none", "--store", "nonsense"), "database"),
     ):
         check_refused(evaluate(tmp_path / network, suite(), *words), said)
     assert not (tmp_path / "results").exists()

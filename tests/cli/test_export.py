@@ -27,7 +27,7 @@ def test_it_is_printed_and_what_is_left_out_is_named(bench, run, results):
     assert result.code == 0
     found = json.loads(result.out)
     assert (found["name"], found["reported"], found["autoattack_acc"]) == ("Ünicode", "50", "49.31")
-    assert result.err == "bench: left out, not stated anywhere: link, authors, additional_data, venue\n"
+    assert result.err == "bench: fields left out, because nothing states them: link, authors, additional_data, venue\n"
 
 
 def test_it_is_written_to_a_file(bench, run, results, tmp_path):

@@ -59,10 +59,10 @@ def test_clean_says_how_much_and_removes_nothing_unasked(bench, tmp_path):
     copy = tmp_path / "bench.sqlite.schema-0001"
     copy.write_bytes(bytes(3 * 2**20))
     result = bench("clean", "--results", tmp_path)
-    assert result.out.strip() == f"3.0 MiB  {copy}: a copy of the store in an older schema"
+    assert result.out.strip() == f"3.0 MiB  {copy}: a copy of the database in an older schema"
     assert "3.0 MiB can be freed; add --yes to remove it" in result.err
     (row,) = json.loads(bench("clean", "--results", tmp_path, "--json").out)
-    assert row == {"path": str(copy), "bytes": 3 * 2**20, "what": "a copy of the store in an older schema"}
+    assert row == {"path": str(copy), "bytes": 3 * 2**20, "what": "a copy of the database in an older schema"}
     assert copy.exists()
     assert "3.0 MiB freed" in bench("clean", "--results", tmp_path, "--yes").err
     assert not copy.exists()

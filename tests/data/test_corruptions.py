@@ -137,7 +137,7 @@ def test_arrays_are_read_as_published(cifar_c, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda folder: (folder / "snow.npy").unlink(), "snow.npy does not exist; name those that do with 'kinds'"),
+        (lambda folder: (folder / "snow.npy").unlink(), "snow.npy does not exist; list the existing ones in 'kinds'"),
         (
             lambda folder: np.save(folder / "fog.npy", np.zeros((20, 32, 32, 3))),
             r"fog.npy has float64 \[20, 32, 32, 3\]",

@@ -103,7 +103,7 @@ def test_what_is_missing_is_named(plant):
         BenchError,
         match=r"imagenet is not all of Restricted ImageNet: train lacks 201 of the 203 synsets \((n\d+, ){5}...\); "
         r"val lacks 202 of the 203 synsets \((n\d+, ){5}...\); val has 2 images of these synsets instead of 10,150; "
-        r"a suite that is to use just these images states 'digest: [0-9a-f]{64}'$",
+        r"to use only these images, state 'digest: [0-9a-f]{64}' in the suite$",
     ):
         restricted().locate(plant(val=(DOG,)))
 

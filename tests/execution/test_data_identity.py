@@ -76,7 +76,7 @@ def test_a_finished_run_says_what_it_used_and_is_not_taken_for_one_of_other_imag
     assert sorted(recorded(folder)) == ["files", "test", "training"]
     for changes, part in ((OTHER_TEST, "test images"), (OTHER_TRAINING, "training images")):
         write(root, **changes)
-        with pytest.raises(BenchError, match=rf"^{folder.path} used other data than there is here: {part} \([^)]*\);"):
+        with pytest.raises(BenchError, match=rf"^{folder.path} used other data than those present: {part} \([^)]*\);"):
             plan([cell], tmp_path, data=root)
         assert plan([cell], tmp_path, Rerun.ALL, data=root)[0].action == "restart"
     write(root)  # the same images in a new file
@@ -93,7 +93,7 @@ def test_doctor_compares_runs_with_the_images_that_are_there(run, root, tmp_path
     write(root, **OTHER_TEST)
     ((ok, detail),) = checks()
     assert not ok
-    assert "used other data than there is here: test images" in detail
+    assert "used other data than those present: test images" in detail
     assert not [check for check in diagnose(tmp_path, None) if check.check == "data"]
 
 
@@ -110,7 +110,7 @@ def test_an_interrupted_run_does_not_go_on_with_other_images(run, root, tmp_path
     with pytest.raises(BenchError, match="used other data"):
         plan([cell], tmp_path, data=root)
     assert execute(job_of(cell, tmp_path, root)) == "failed"  # a worker of another machine may see other files
-    assert "used other data than there is here: test images" in folder.result()["reason"]
+    assert "used other data than those present: test images" in folder.result()["reason"]
     write(root)
     folder.reopen()
     assert execute(job_of(cell, tmp_path, root)) == "finished"
@@ -133,7 +133,7 @@ def test_streamed_images_must_not_change_meanwhile(load, tmp_path, monkeypatch):
     assert execute(job_of(cell, tmp_path / "still", tmp_path / "data")) == "finished"
     monkeypatch.setattr(worker, "evaluate_checkpoints", evaluate)
     assert execute(job_of(cell, tmp_path / "moved", tmp_path / "data")) == "failed"
-    assert "used other data than there is here" in RunFolder.of(cell, tmp_path / "moved").result()["reason"]
+    assert "used other data than those present" in RunFolder.of(cell, tmp_path / "moved").result()["reason"]
 
 
 def test_training_on_other_images_is_not_reused(run, load, root, tmp_path):
@@ -175,5 +175,5 @@ def test_an_external_model_is_evaluated_before_only_on_the_same_test_images(run,
     write(root, **OTHER_TRAINING)
     assert evaluate().action == "skip"
     write(root, **OTHER_TEST)
-    with pytest.raises(BenchError, match=r"used other data than there is here: test images .*; restore that data"):
+    with pytest.raises(BenchError, match=r"used other data than those present: test images .*; restore that data"):
         evaluate()

@@ -100,7 +100,7 @@ def test_missing_weights_images_and_other_data_are_named(folder):
     with pytest.raises(bench.BenchError, match=f"there is no test image {count}; .* has the images 0 to {count - 1}"):
         adversarial_examples(folder, images=[0, count])
     folder.record_data({"training": "0", "test": "0"})
-    with pytest.raises(bench.BenchError, match="used other data than there is here"):
+    with pytest.raises(bench.BenchError, match="used other data than those present"):
         adversarial_examples(folder)
     for file in folder.checkpoints.glob("*.safetensors"):
         file.unlink()

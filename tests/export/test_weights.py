@@ -174,7 +174,7 @@ def test_a_network_that_no_description_rebuilds():
     body = nn.Sequential(SmallCNN(classes=10, channels=1), nn.Tanh())
     changed = Network(body, (0.3,), (0.4,))
     for network, name in ((changed, "small_cnn"), (body, "small_cnn"), (changed, "flat")):
-        with pytest.raises(BenchError, match=f"not those of {name}.*; export it as torchscript or onnx"):
+        with pytest.raises(BenchError, match=f"differ from those of {name}.*; export it as torchscript or onnx"):
             describe_network(network, name, 10, (1, 8, 8))
 
 
@@ -189,7 +189,7 @@ CONFIGS = {
     "classes=1": "config.json: network.classes: must be at least 2 (got 1)",
     "classes=11": "model.safetensors: they do not fit the network",
     "shape=[3, 8, 8]": "'mean' and 'std' need one value a channel",
-    "activation=tanh": "the activation is none of silu, ",
+    "activation=tanh": "the activation must be one of silu, ",
     "code=os.system": "config.json: network: unknown key 'code'",
 }
 
@@ -268,9 +268,12 @@ class Branching(nn.Module):
 @pytest.mark.parametrize(
     ("format", "sentence"),
     [
-        ("torchscript", "--format torchscript does not take the network of pgd-at-.*: read back, its logits differ by"),
-        pytest.param("onnx", "--format onnx does not take the network of pgd-at-", marks=pytest.mark.slow),
-        ("hub", "its layers are not those of small_cnn"),
+        (
+            "torchscript",
+            "--format torchscript does not support the network of pgd-at-.*: read back, its logits differ by",
+        ),
+        pytest.param("onnx", "--format onnx does not support the network of pgd-at-", marks=pytest.mark.slow),
+        ("hub", "its layers differ from those of small_cnn"),
     ],
 )
 def test_a_network_that_a_format_does_not_take(tiny_results, tmp_path, monkeypatch, format, sentence):

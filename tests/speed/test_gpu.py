@@ -131,7 +131,7 @@ def test_a_part_that_is_too_slow_ends_alone_and_the_rest_goes_on(setup, monkeypa
     class Slow(InThisProcess):
         def work(self, request):
             if (answer := super().work(request))[1] is None and self.slow:
-                raise BenchError("not done after 1 s")
+                raise BenchError("not finished after 1 s")
             return answer
 
     monkeypatch.setattr(gpu, "PARTS", dict.fromkeys(("one", "two"), (1, lambda _setup: iter([Line("seen", True)]))))
@@ -151,7 +151,7 @@ def test_a_candidate_has_a_time_limit():
     candidate = Candidate.__new__(Candidate)
     candidate._seconds, candidate._started = 3.0, time.monotonic() - 4
     candidate._line = mock.Mock(poll=lambda left: left > 0)
-    with pytest.raises(BenchError, match="not done after 3 s"):
+    with pytest.raises(BenchError, match="not finished after 3 s"):
         candidate.work(None)
 
 

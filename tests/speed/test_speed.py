@@ -223,7 +223,7 @@ FIGURES = {
 }
 
 
-@pytest.mark.parametrize("ending", [KeyboardInterrupt(), BenchError("a measuring process has died")])
+@pytest.mark.parametrize("ending", [KeyboardInterrupt(), BenchError("a measurement process has died")])
 @pytest.mark.parametrize("as_json", [False, True])
 def test_what_was_measured_until_the_end_is_printed_as_partial(monkeypatch, ending, as_json):
     def measured(*_):

@@ -208,7 +208,9 @@ def test_a_store_in_memory_is_migrated_without_a_copy(make_run, newer_bench, mon
 
 
 def test_no_store_yet(results):
-    with pytest.raises(NoStore, match=r"there is no store .*bench\.sqlite yet; `bench run SUITE` creates it") as caught:
+    with pytest.raises(
+        NoStore, match=r"there is no database .*bench\.sqlite yet; `bench run SUITE` creates it"
+    ) as caught:
         Store.of(results, create=False)
     assert isinstance(caught.value, NothingMeasured)
     assert isinstance(caught.value, FileNotFoundError)
@@ -239,10 +241,10 @@ def test_any_path_will_do(tmp_path, name):
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("results/bench.sqlite", "the store's URL is invalid; write sqlite:///results"),
-        ("", "the store's URL is invalid"),
-        ("nodatabase://me:secret@host/x", "the store's URL is invalid"),
-        ("postgresql+psycopg://me:secret@host:port/x", "the store's URL is invalid"),
+        ("results/bench.sqlite", "the database's URL is invalid; write sqlite:///results"),
+        ("", "the database's URL is invalid"),
+        ("nodatabase://me:secret@host/x", "the database's URL is invalid"),
+        ("postgresql+psycopg://me:secret@host:port/x", "the database's URL is invalid"),
         ("oracle+cx_oracle://me:secret@host/x", "needs the Python package 'cx_Oracle', which is not installed"),
         ("sqlite:////no/such/folder/x.sqlite", "x.sqlite cannot be created: there is no folder /no/such/folder"),
         ("sqlite:////", "the sqlite store / cannot be used: unable to open database file"),

@@ -79,7 +79,7 @@ def test_a_wrong_password(server):
     ("query", "said"),
     [
         ("no_option=1", 'invalid connection option "no_option"'),
-        ("connect_timeout=soon", "the store's URL is invalid"),
+        ("connect_timeout=soon", "the database's URL is invalid"),
         ("sslmode=require", "server does not support SSL, but SSL was required"),
         ("sslmode=s3cret/@:word&password=s3cret/@:word", '"***"'),
     ],
@@ -138,7 +138,7 @@ def test_no_driver(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     for url in ("postgresql+psycopg://me:s3cret@host/x", "postgresql://me:s3cret@host/x"):
         assert sentence(url) == (
-            "the store's URL needs the Python package 'psycopg', which is not installed; "
+            "the database's URL needs the Python package 'psycopg', which is not installed; "
             "pip install 'robust-overfitting-bench[postgresql]'"
         )
 
@@ -185,7 +185,7 @@ def test_what_a_column_cannot_hold_is_damage_of_that_folder(make_run, store):
     cell = read_record(bad.path / "cell.json")
     for change in ({"suite": "s" * 101}, {"seed": 2**31}, {"suite": "nul\0"}):
         write_record(bad.path / "cell.json", cell | {"cell": cell["cell"] | change})
-        with pytest.raises(DamagedFile, match=f"{bad.path.name} has a value that the store cannot hold: "):
+        with pytest.raises(DamagedFile, match=f"{bad.path.name} has a value that the database cannot hold: "):
             store.ingest(bad)
     assert [run.seed for run in store.runs()] == [0]
 
@@ -376,7 +376,7 @@ def test_every_command_on_postgresql(bench, suite, store_url, tmp_path):
     assert "1 in the database, 1 folders: all digests and accuracies match" in doctor.out
     assert not list(results.glob("bench.sqlite*"))
     empty(store_url)
-    assert "is not in the store; `bench ingest` imports it again" in call("doctor").out
+    assert "is not in the database; `bench ingest` imports it again" in call("doctor").out
     assert call("ingest").out == "1 of 1 run folders imported\n"
     assert contents(store_url) == rows
     assert call("report").out == table

@@ -128,7 +128,7 @@ def test_a_run_that_was_not_taken_in(ran, store_url):
     kept.rename(gone)
     (problem,) = problems(ran, store_url)
     assert problem.startswith("runs/pgd-at-seed1-")
-    assert problem.endswith(f"is not in the store; {REPAIR_STORE}")
+    assert problem.endswith(f"is not in the database; {REPAIR_STORE}")
 
 
 def test_a_damaged_folder(ran, store_url):

@@ -38,7 +38,7 @@ def test_a_tracker_that_fails_is_dropped_with_one_warning(state, memory, tmp_pat
         for _ in range(10):
             trackers.watch([state])
     assert [record.getMessage() for record in caplog.records] == [
-        "tracker 'failing' failed, and is dropped: OSError: [Errno 28] No space left on device"
+        "tracker 'failing' failed and is disabled: OSError: [Errno 28] No space left on device"
     ]
     ((_, whole),) = ([*sorted(records, key=lambda one: one.end is not None)] for records in memory.records.values())
     assert whole.end[0] == "finished"
@@ -54,7 +54,7 @@ def test_a_tracker_that_hangs_is_left_behind(state, memory, tmp_path, caplog, mo
             trackers.watch([state])
     finally:
         Hanging.released.set()
-    assert "tracker 'hanging' hangs, and is left behind" in caplog.text
+    assert "tracker 'hanging' does not respond" in caplog.text
 
 
 def test_cells_that_wait_and_folders_that_have_not_begun_are_left_alone(state, memory, tmp_path, caplog):

@@ -196,7 +196,7 @@ def test_what_is_kept_depends_on_the_split_seed_alone():
     assert torch.equal(hold_out(images, 30, seed=0)[1].labels, kept.labels)
     assert not torch.equal(hold_out(images, 30, seed=1)[1].labels, kept.labels)
     assert hold_out(images, 0, seed=0) == (images, None)
-    with pytest.raises(BenchError, match="^the method keeps 101 of the training images, and there are only 100$"):
+    with pytest.raises(BenchError, match="^the method holds out 101 of the training images, but there are only 100$"):
         hold_out(images, 101, seed=0)
 
 

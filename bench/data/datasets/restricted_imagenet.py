@@ -106,8 +106,8 @@ def locate(root: Path | None, settings: DatasetSettings) -> Located:
         problems.append(f"val has {len(parts[1].labels):,} images of these synsets instead of {TEST_IMAGES:,}")
     if problems and settings.digest is None:
         raise BenchError(
-            f"{folder} is not all of Restricted ImageNet: {'; '.join(problems)}; a suite that is to use just these "
-            f"images states 'digest: {digest()}'"
+            f"{folder} is not all of Restricted ImageNet: {'; '.join(problems)}; to use only these "
+            f"images, state 'digest: {digest()}' in the suite"
         )
     rest = partial(unread, [folder / "train", folder / "val"], paths, others)
     state = partial(state_of, folder, paths)
