@@ -6,8 +6,10 @@ images this halves the work (Dolatabadi, Erfani, Leckie, l-infinity-Robustness a
 Adversarial Training, ECCV 2022). Epochs in which the released code does nothing are left out; the learning rate goes on
 where it would be after them.
 
-Uncertain: the gradients are those of the logits for CRAIG, and of the last linear layer for GradMatch. The order of the
-chosen images is random, where the released code keeps it.
+The gradients are those of the logits for CRAIG, and of the last linear layer for GradMatch, as in the released code.
+
+Differs from it: the order of the chosen images is random. There, a training batch is one of the chosen batches, so that
+its images have one weight, which cancels; here the weights count.
 """
 
 import math

@@ -4,8 +4,9 @@ CutMix alone gives little robustness, and so does averaging; together they raise
 Gowal, Calian, Stimberg, Wiles, Mann, Data Augmentation Can Improve Robustness, NeurIPS 2021). The attack raises the
 divergence from the mixed labels. Running batch statistics are those of the adversarial pass alone.
 
-Differs from the released code: the attack takes the protocol's sign steps, as in the PyTorch version of Rade (2021),
-where there it is Adam; batch size, Nesterov momentum, warm-up and cosine are the protocol's, and so is the length.
+Differs from the released code: every image has a rectangle and a share of its own, where those of a batch are the same
+there; the attack takes the protocol's sign steps, as in the PyTorch version of Rade (2021), where there it is Adam;
+batch size, Nesterov momentum, warm-up and cosine are the protocol's, and so is the length.
 """
 
 from dataclasses import replace
