@@ -1,4 +1,4 @@
-"""Declared, from the abstract alone: a learning rate from the estimated Lipschitz constant of the gradient.
+"""Declared: a learning rate from the estimated Lipschitz constant of the gradient.
 
 Gradient descent explores best at a rate of one to two over the Lipschitz constant L of the loss gradient (Sridhar,
 Sokolsky, Lee, Weimer, Improving Neural Network Robustness via Persistency of Excitation, ACC 2022). The first epochs
