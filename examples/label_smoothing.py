@@ -1,8 +1,8 @@
-"""PGD-AT with label smoothing: the loss asks for a little less than certainty.
+"""PGD-AT with label smoothing.
 
-Each label gives a small share of its weight to all classes equally, so that the network gains nothing from ever larger
-logits (Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, Rethinking the Inception Architecture for Computer Vision, CVPR 2016).
-The attack raises the plain cross-entropy.
+A small share of each label is spread over all classes equally, so that ever larger logits do not lower the loss
+(Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, Rethinking the Inception Architecture for Computer Vision, CVPR 2016). The
+attack raises the plain cross-entropy.
 
 This file is an example: a complete method outside the benchmark. A suite loads it by `plugins: [label_smoothing.py]`.
 """
@@ -14,7 +14,7 @@ from bench import Batch, Method, MethodInfo, MethodParams, hyperparameter
 
 
 class Params(MethodParams):
-    """How much of a label is given away."""
+    """The parameter of label smoothing."""
 
     smoothing: float = hyperparameter(
         0.1, unit="share of the label", provenance="paper", ge=0, lt=1, note="spread over all classes equally"

@@ -3,7 +3,7 @@
 import ast
 import re
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -135,7 +135,24 @@ def known(parameter: str, values: dict) -> Collection[str]:
 @every_page
 def test_command_lines_are_valid(page):
     """The program's own parser accepts them. A name in capitals is a placeholder, one with a dot is a file."""
-    for words in commands(page):
+    check(commands(page))
+
+
+def test_the_comments_of_suites_name_valid_commands():
+    options = {name for _, command in leaves(PROGRAM, "bench") for one in command.params for name in one.opts}
+    for path in [*(ROOT / "suites").rglob("*.yaml"), ROOT / "examples" / "plugin.yaml"]:
+        comment = "\n".join(line[1:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+        lines = [
+            line.replace("&&", "").split("bench ")[1:] for line in comment.splitlines() if line.startswith("   bench")
+        ]
+        check(words.split() for line in lines for words in line)
+        check(words.split() for words in re.findall(r"`bench\s([^`]*)`", comment))
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", comment)) <= options, path
+
+
+def check(found: Iterable[list[str]]) -> None:
+    """Parse command lines, the words after `bench`, and look up the names in them."""
+    for words in found:
         command, rest = find(words)
         if command is PROGRAM or "[OPTIONS]" in rest:  # `bench --version`, a synopsis
             continue
