@@ -99,7 +99,7 @@ class Reproduced:
             ]
             for one in self.figures
         ]
-        title = f"Published figures beside ours: {self.suite}"
+        title = f"Published figures and ours: {self.suite}"
         return [text_table(title, [*headings, "Verdict", "Source"], lines, range(3, 8), notes=self.notes)]
 
 

@@ -93,7 +93,7 @@ def published_table(board: Leaderboard) -> Table:
         "augmentation, held-out images, what last is) may still differ.",
     ]
     return Table(
-        printable(f"Papers' figures beside ours: {board.title}"),
+        printable(f"Papers' figures and ours: {board.title}"),
         tuple(columns),
         tuple(tuple(_beside(line)) for line in lines),
         tuple(explained if lines else ["No paper's figure is known for these methods on this dataset."]),

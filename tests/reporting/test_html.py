@@ -63,7 +63,7 @@ def test_the_papers_figures(tree, boards):
     assert cells.count(HOSTILE) == sum(len(board.published) for board in found) == 6
     assert {"+0.50", "−5.00"} <= set(cells)
     assert "threat l2-127.5, ours linf-8; at best: selected on test images, ours has no such checkpoint" in cells
-    assert tree.text("h3").count("Papers' figures beside ours") == 2
+    assert tree.text("h3").count("Papers' figures and ours") == 2
     plain = render_html(store, leaderboards(store))
     assert 'class="papers"' not in plain
     assert "-papers" not in plain
