@@ -10,6 +10,7 @@ import typer
 
 from bench.cli.options import Json, Results, complete_run, complete_suite
 from bench.cli.output import print_json, print_rows, write_file
+from bench.utils.formatting import counted
 
 
 def bundle(
@@ -49,11 +50,11 @@ def bundle(
     made = make_bundle(folders, origin)
     write_file(output, made.data)
     if unfinished:
-        print(f"bench: {unfinished} runs have not finished, and are left out", file=sys.stderr)
+        print(f"bench: left out {counted(unfinished, 'unfinished run')}", file=sys.stderr)
     if json:
         print_json({"file": str(output), "sha256": made.sha256, "runs": [run.folder for run in made.runs]})
     else:
-        print(f"{output}: {len(made.runs)} runs, SHA-256 {made.sha256}")
+        print(f"{output}: {counted(len(made.runs), 'run')}, SHA-256 {made.sha256}")
 
 
 def _protocol(suite: str | None) -> str | None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bench.cli.options import FORMAT, Json, Output, Results, SelectedBy, Selection, StoreURL, complete_suite
-from bench.cli.output import TableFormat, write_tables
+from bench.cli.output import TableFormat, format_of, write_tables
 
 SIDE = "a suite, a method's name or label, or the beginning of a run's name."
 
@@ -34,6 +34,7 @@ def diff_protocol(
     from bench.storage.database import NoStore
     from bench.storage.store import Store
 
+    chosen = format_of(TableFormat.JSON if json else format, output, TableFormat)
     try:
         opened: Store | nullcontext[None] = Store.of(results, store, create=False)
     except NoStore:
@@ -42,4 +43,4 @@ def diff_protocol(
         opened = nullcontext()
     with opened as runs:
         difference = protocol_difference(runs, a, b, selection=selection.value)
-    write_tables(difference.tables(), asdict(difference), TableFormat.JSON if json else format, output)
+    write_tables(difference.tables(), asdict(difference), chosen, output)

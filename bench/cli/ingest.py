@@ -11,6 +11,7 @@ import typer
 from bench.cli.options import Json, Results, StoreURL
 from bench.cli.output import print_json
 from bench.errors import ExitCode
+from bench.utils.formatting import counted
 
 
 def ingest(
@@ -43,7 +44,7 @@ def ingest(
     else:
         for item in damaged:
             print(f"bench: {item.damage}", file=sys.stderr)
-        print(f"{len(imported) - len(damaged)} of {len(imported)} run folders imported")
+        print(f"{len(imported) - len(damaged)} of {counted(len(imported), 'run folder')} imported")
     if damaged:
         raise typer.Exit(ExitCode.SOME_FAILED)
 
@@ -60,6 +61,6 @@ def _ingest_bundles(bundles: list[Path], results: Path, store: str | None, json:
         rows += [{"name": run.name, "ok": True, "reason": "" if run.new else "exists already"} for run in received]
         if not json:
             new = sum(run.new for run in received)
-            print(f"{path}: {new} runs imported, {len(received) - new} already existed")
+            print(f"{path}: {counted(new, 'run')} imported, {len(received) - new} already existed")
     if json:
         print_json(rows)

@@ -11,6 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import typer
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -45,9 +47,16 @@ ENDINGS = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json", "
 
 
 def format_of(stated: F | None, output: Path | None, formats: type[F]) -> F:
-    """Return the `stated` format, else the one of `formats` that the ending of `output` names, else `terminal`."""
-    named = ENDINGS.get(output.suffix.lower()) if output else None
-    return stated or formats(named if named in set(formats) else "terminal")
+    """Return the `stated` format, else the one of `formats` that the ending of `output` names.
+
+    A file without an ending, or with `.txt`, is written as to a terminal. Raises typer.BadParameter for other endings.
+    """
+    if stated or output is None or output.suffix.lower() in {"", ".txt"}:
+        return stated or formats("terminal")
+    named = ENDINGS.get(output.suffix.lower())
+    if named not in set(formats):
+        raise typer.BadParameter(f"no format of this command ends in '{output.suffix:.20}'; state one with --format")
+    return formats(named)
 
 
 def print_json(value: object) -> None:
@@ -157,17 +166,13 @@ def render_boards(boards: Sequence[Leaderboard], format: Format) -> str:
     return renderers[format](boards)
 
 
-def write_tables(tables: Sequence[Table], data: object, stated: TableFormat | None, output: Path | None) -> None:
-    """Write tables, or as JSON `data`, to the file `output`, or to stdout if it is None; raises as `write_output`.
-
-    `stated`: the format; if it is None, `format_of` chooses.
-    """
+def write_tables(tables: Sequence[Table], data: object, format: TableFormat, output: Path | None) -> None:
+    """Write tables, or as JSON `data`, to the file `output`, or to stdout if it is None; raises as `write_output`."""
     from rich.console import Console
 
     from bench.reporting.formats.html import render_tables_html
     from bench.reporting.formats.terminal import UNLIMITED, render_tables
 
-    format = format_of(stated, output, TableFormat)
     if format is TableFormat.JSON and output is None:
         print_json(data)
     elif format is TableFormat.JSON:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from bench.execution.plan import Action, CellState
 from bench.storage.run_folder import CellStatus
-from bench.utils.formatting import duration
+from bench.utils.formatting import counted, duration
 
 REFRESH_SECONDS = 0.5
 ROWS = 12  # of the live table
@@ -27,10 +27,10 @@ STYLES = {
     CellStatus.RUNNING: "cyan",
     CellStatus.FINISHED: "green",
     CellStatus.FAILED: "red",
-    **dict.fromkeys((CellStatus.STALLED, CellStatus.LOCKED, CellStatus.DIVERGED), "yellow"),
+    **dict.fromkeys((CellStatus.STALLED, CellStatus.INTERRUPTED, CellStatus.LOCKED, CellStatus.DIVERGED), "yellow"),
 }
 
-ORDER = {CellStatus.RUNNING: 0, CellStatus.STALLED: 1}  # the first rows
+ORDER = {CellStatus.RUNNING: 0, CellStatus.STALLED: 1, CellStatus.INTERRUPTED: 1}  # the first rows
 
 
 class _Field(TextColumn):
@@ -94,7 +94,7 @@ class View(Progress):
         self._update(states)
         unfinished = [task for task in self.tasks[1:] if task.fields["status"] != CellStatus.FINISHED]
         console = Console()
-        console.print(f"{len(states)} cells: {_counts(state.status for state in states)}", highlight=False)
+        console.print(f"{counted(len(states), 'cell')}: {_counts(state.status for state in states)}", highlight=False)
         if unfinished:
             console.print(self.make_tasks_table(unfinished, console.width))
 
@@ -109,18 +109,23 @@ class View(Progress):
                 self._print(_joined(f"{state.cell}: {state.status}", state.reason, log))
         skipped = sum(state.action is Action.SKIP for state in states)
         if skipped == len(states):
-            self._print(f"nothing to do: all {skipped} cells are complete (run them again with --rerun failed or all)")
+            complete = f"all {skipped} cells are" if skipped > 1 else "the cell is"
+            self._print(f"nothing to do: {complete} complete (run again with --rerun failed or all)")
         else:
             already = f"; {skipped} complete before" if skipped else ""
             ran = sum(state.action is not Action.SKIP and state.status != CellStatus.LOCKED for state in states)
-            self._print(f"{ran} of {len(states)} cells ran in {duration(self.tasks[0].elapsed or 0)}{already}")
+            self._print(
+                f"{ran} of {counted(len(states), 'cell')} ran in {duration(self.tasks[0].elapsed or 0)}{already}"
+            )
 
     def get_renderables(self) -> Iterable[RenderableType]:
         if not self.tasks:  # called by the constructor
             return
         rows = sorted(self.tasks[1:], key=lambda task: ORDER.get(task.fields["status"], 2))
         counts = _counts(task.fields["status"] for task in rows)
-        yield Text(f"{len(rows)} cells: {counts}; {duration(self.tasks[0].elapsed or 0)}, {self._time_left()}")
+        yield Text(
+            f"{counted(len(rows), 'cell')}: {counts}; {duration(self.tasks[0].elapsed or 0)}, {self._time_left()}"
+        )
         yield self.make_tasks_table(rows[:ROWS])
         if len(rows) > ROWS:
             yield Text(f"... and {len(rows) - ROWS} more")
@@ -171,7 +176,7 @@ class View(Progress):
 
 def _share(state: CellState, where: dict[str, Any]) -> float:
     """Return the share of a cell's work that is done, from 0 to 1."""
-    if state.status not in {CellStatus.RUNNING, CellStatus.QUEUED, CellStatus.STALLED}:
+    if state.status not in {CellStatus.RUNNING, CellStatus.QUEUED, CellStatus.STALLED, CellStatus.INTERRUPTED}:
         return 1.0
     training = 1 - state.work.final / state.work.total if state.work else 0.5
     if where.get("phase") == "training":

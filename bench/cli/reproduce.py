@@ -22,7 +22,7 @@ from bench.cli.options import (
     interruptible,
     numbers,
 )
-from bench.cli.output import TableFormat, write_tables
+from bench.cli.output import TableFormat, format_of, write_tables
 from bench.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def reproduce(
     Unfinished runs are compared by epoch, where a curve was released. Exit 4 if figures are not comparable.
     """
     from bench.config.suite import load_suite
+    from bench.errors import BenchError
     from bench.execution.driver import run_suite
     from bench.execution.executor import ExecutorSettings
     from bench.reporting.published import read_published
@@ -60,6 +61,9 @@ def reproduce(
     from bench.reporting.reproduced import reproduced
     from bench.storage.store import Store
 
+    chosen = format_of(TableFormat.JSON if json else format, output, TableFormat)
+    if output is not None and not output.parent.is_dir():
+        raise BenchError(f"{output} cannot be written: there is no folder {output.parent}")
     loaded = load_suite(suite)
     lines, curves = read_published(published), read_curves()
     published_rows(loaded, lines)  # refuses before anything is trained
@@ -81,7 +85,7 @@ def reproduce(
         ended = all(state.status == "finished" for state in states)
     with Store.of(results, store, create=False) as opened:
         found = reproduced(opened, loaded, lines, curves)
-    write_tables(found.tables(), _as_json(found), TableFormat.JSON if json else format, output)
+    write_tables(found.tables(), _as_json(found), chosen, output)
     if not ended:
         raise typer.Exit(ExitCode.SOME_FAILED)
     if not found.comparable:

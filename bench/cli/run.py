@@ -218,7 +218,7 @@ def print_plan(states: Sequence[CellState], machine: Machine, *, json: bool) -> 
     from rich.table import Table
     from rich.text import Text
 
-    from bench.utils.formatting import duration
+    from bench.utils.formatting import counted, duration
 
     rows: list[dict[str, Any]] = []
     for state in states:
@@ -249,4 +249,4 @@ def print_plan(states: Sequence[CellState], machine: Machine, *, json: bool) -> 
     if any(row["pflop"] is None for row in rows):
         estimate = "compute unknown: the images must be counted, and are not there (--data)"
     running = sum(row["action"] != "skip" for row in rows)
-    console.print(f"{running} of {len(rows)} cells would run, {estimate}", highlight=False)
+    console.print(f"{running} of {counted(len(rows), 'cell')} would run, {estimate}", highlight=False)

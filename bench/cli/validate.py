@@ -8,6 +8,7 @@ import typer
 
 from bench.cli.options import Json, complete_suite
 from bench.cli.output import print_json
+from bench.utils.formatting import counted
 
 
 def validate(
@@ -44,6 +45,7 @@ def validate(
     for loaded in loaded_suites:
         suite = loaded.suite
         print(
-            f"{suite.name}: {len(suite.methods)} methods x {len(suite.seeds)} seeds = {len(loaded.cells)} cells, "
+            f"{suite.name}: {counted(len(suite.methods), 'method')} x {counted(len(suite.seeds), 'seed')} = "
+            f"{counted(len(loaded.cells), 'cell')}, "
             f"protocol {suite.protocol.fingerprint[:12]}"
         )

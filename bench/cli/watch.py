@@ -33,11 +33,11 @@ def watch(
     `bench ingest` import runs that have ended into the database. Exit 3 if a cell failed or diverged.
     """
     from bench.cli.progress import View
-    from bench.config.suite import load_suite
+    from bench.config.suite import load_suite, with_teachers
     from bench.errors import NothingMeasured
     from bench.execution.watch import Watcher
 
-    watcher = Watcher(results, list(load_suite(suite).cells) if suite else None)
+    watcher = Watcher(results, with_teachers(load_suite(suite).cells) if suite else None)
     states = watcher.states()
     if not states:
         raise NothingMeasured(f"there is no run folder in {results / 'runs'}; `bench run SUITE` creates them")

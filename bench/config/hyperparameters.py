@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError, PydanticUndefined
 
 from bench.config.base import BaseConfig
+from bench.utils.formatting import counted
 
 Provenance = Literal["paper", "code", "log", "secondary", "declared"]
 """Where a value was read. paper: in the paper; code: in the authors' released code; log: recomputed from a released
@@ -143,8 +144,9 @@ class MethodParams(BaseConfig):
             value = getattr(self, name)
             if declared.unit.startswith("share of training") and value is not None:
                 taken = value * epochs if declared.least_epochs is None else self.whole_epochs(name, epochs)
-                counted = "" if steps is None else f", {taken * steps / epochs:.0f} steps"
-                texts[name] = f"{taken:.4g} epochs{counted}"
+                in_steps = "" if steps is None else f", {counted(round(taken * steps / epochs), 'step')}"
+                length = f"{taken:.4g}"
+                texts[name] = f"{length} {'epoch' if length == '1' else 'epochs'}{in_steps}"
         return texts
 
 

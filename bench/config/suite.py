@@ -184,6 +184,21 @@ def teachers_of(cell: Cell) -> dict[str, tuple[Cell, str]]:
     return teachers
 
 
+def with_teachers(cells: Iterable[Cell]) -> list[Cell]:
+    """Return the cells, and before each the teachers it needs that are not among them."""
+    chosen, ordered = {cell.fingerprint: cell for cell in cells}, dict[str, Cell]()
+
+    def add(cell: Cell) -> None:
+        if cell.fingerprint not in ordered:
+            for teacher, _ in teachers_of(cell).values():
+                add(chosen.get(teacher.fingerprint, teacher))
+            ordered[cell.fingerprint] = cell
+
+    for cell in chosen.values():
+        add(cell)
+    return list(ordered.values())
+
+
 class LoadedSuite:
     """A suite whose names and parameters have been resolved: its `cells`, in the order of the file.
 

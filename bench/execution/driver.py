@@ -299,7 +299,17 @@ def _run(
             for state in running.values():
                 if not _store(state, store.ingest):  # the others would fail as slowly; their folders are kept
                     break
+        for state in running.values():
+            mark_interrupted(state.folder)
     return unstored
+
+
+def mark_interrupted(folder: RunFolder) -> None:
+    """State in the progress file of an unfinished run that its worker has ended; the next worker removes the mark."""
+    with suppress(OSError, DamagedFile, RunFolderLocked):
+        if folder.status() is CellStatus.INTERRUPTED:
+            with folder.lock():
+                folder.progress(force=True, **{**folder.read_progress(), "interrupted": True})
 
 
 def _can_start(state: CellState) -> bool:

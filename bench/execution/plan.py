@@ -77,8 +77,8 @@ class CellState:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """The position of a running cell, as its worker last wrote it; else empty."""
-        active = self.status in {CellStatus.RUNNING, CellStatus.STALLED}
+        """The position of a running or interrupted cell, as its worker last wrote it; else empty."""
+        active = self.status in {CellStatus.RUNNING, CellStatus.STALLED, CellStatus.INTERRUPTED}
         return self.folder.read_progress() if active else {}
 
 

@@ -29,7 +29,7 @@ class Watcher:
     def states(self) -> list[CellState]:
         """Return the current states: in the suite's order, or by the names of the run folders.
 
-        Each is queued (not started), running, stalled, or has ended.
+        Each is queued (not started), running, interrupted, stalled, or has ended.
         """
         if self._search:
             self._find()
@@ -64,6 +64,8 @@ class Watcher:
             heartbeat = state.folder.last_heartbeat()
             silence = time.time() - heartbeat / 1e9
             state.status, state.reason = CellStatus.RUNNING, ""
-            if silence >= STALLED_SECONDS:
+            if state.progress.get("interrupted"):
+                state.status = CellStatus.INTERRUPTED
+            elif silence >= STALLED_SECONDS:
                 state.status = CellStatus.STALLED
                 state.reason = f"no heartbeat for {silence / 60:.0f} minutes" if heartbeat else "no heartbeat"

@@ -30,6 +30,7 @@ from bench.reporting.rows import (
 )
 from bench.storage.schema import RunRow
 from bench.storage.store import Store
+from bench.utils.formatting import counted
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Leaderboard:
             _images(self.dataset),
             self.protocol["model"],
             Threat.model_validate(self.protocol["threat"]).title,
-            f"{epochs} {'epoch' if epochs == 1 else 'epochs'}",
+            counted(epochs, "epoch"),
             *([] if self.dataset.held_out else ["best selected on test images"]),
             f"protocol {self.fingerprint[:12]}",
         )

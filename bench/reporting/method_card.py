@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from bench.config.base import BaseConfig
 from bench.config.cell import EVALUATED
 from bench.config.hyperparameters import AttackRegime, MethodInfo, MethodParams
-from bench.config.suite import MethodEntry, load_suite, resolve_method
+from bench.config.suite import LoadedSuite, MethodEntry, load_suite, resolve_method
 from bench.config.teacher import Teacher
 from bench.errors import BenchError
 from bench.registry import METHODS
@@ -140,6 +140,7 @@ def show_method(name: str, suite: str | None = None) -> dict[str, Any]:
     Raises:
         BenchError: no such method or suite.
     """
+    loaded = None if suite is None else load_suite(suite)  # its plug-ins may define the method
     method = METHODS.get(name)
     canonical = method.Params.canonical("", "multi_step")
     parameters: list[dict[str, Any]] = []
@@ -160,12 +161,11 @@ def show_method(name: str, suite: str | None = None) -> dict[str, Any]:
         ]
     stated = ("name", "title", "description", "paper", "year", "version", "final_is_best")
     shown = {**{key: getattr(method.info, key) for key in stated}, "parameters": parameters}
-    return shown if suite is None else {**shown, "in_suite": _in_suite(name, suite)}
+    return shown if loaded is None else {**shown, "in_suite": _in_suite(name, loaded)}
 
 
-def _in_suite(name: str, suite: str) -> list[dict[str, Any]]:
+def _in_suite(name: str, loaded: LoadedSuite) -> list[dict[str, Any]]:
     """Return the shares of training of a method's rows in a suite; of its canonical row if it has none."""
-    loaded = load_suite(suite)
     rows = [row for row in loaded.methods if row.name == name]
     shares = []
     for row in rows or [resolve_method(loaded.suite, MethodEntry(name=name))]:

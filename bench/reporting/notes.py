@@ -10,6 +10,7 @@ from bench.reporting.leaderboard import Leaderboard
 from bench.reporting.method_card import params_of_row
 from bench.reporting.rows import NEAR_ZERO, RECORDED, Row, SeedResult
 from bench.reporting.statistics import CONFIDENCE, binomial_error
+from bench.utils.formatting import counted
 
 DECLARED, BY_CONSTRUCTION, COLLAPSED_AT_LAST = "†", "‡", "§"
 LEVEL = f"{100 * CONFIDENCE:.0f} %"
@@ -274,4 +275,4 @@ def _listed(seeds: Sequence[SeedResult]) -> str:
 
 
 def _counted(hardware: dict[str, int]) -> str:
-    return ", ".join(f"{name} ({count} {'run' if count == 1 else 'runs'})" for name, count in hardware.items())
+    return ", ".join(f"{name} ({counted(count, 'run')})" for name, count in hardware.items())

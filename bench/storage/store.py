@@ -21,6 +21,7 @@ from bench.storage.database import WRITING, CannotOpen, NoStore, first_line, may
 from bench.storage.rows import Rows, cell_of, digest, read_run
 from bench.storage.run_folder import RunFolder, run_folders
 from bench.storage.schema import Base, CheckpointRow, EpochRow, OutcomeRow, ProtocolRow, RunRow
+from bench.utils.formatting import counted
 
 ORDER = attrgetter("protocol_fingerprint", "suite", "method", "label", "seed", "fingerprint")
 """The order of runs: sorted here, since databases order text by rules of their own."""
@@ -128,7 +129,7 @@ class Store:
         """Return one line: which database, and how many runs it holds."""
         with reported(self.engine), Session(self.engine) as session:
             count = session.scalar(select(func.count()).select_from(RunRow))
-        return f"{name_of(self.engine)}, {count} runs"
+        return f"{name_of(self.engine)}, {counted(count or 0, 'run')}"
 
     # --- import ---------------------------------------------------------------------------------------------------
 

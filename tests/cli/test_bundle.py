@@ -151,7 +151,7 @@ def test_what_is_bundled(bench, copy_of_results, tmp_path, suite):
     (copy_of_results / "runs" / "unfinished-seed0-0-0" / "done.json").unlink()
     everything = bench("bundle", "--results", copy_of_results, "-o", path, "--json")
     assert json.loads(everything.out)["runs"] == [folder.name]
-    assert everything.err == "bench: 1 runs have not finished, and are left out\n"
+    assert everything.err == "bench: left out 1 unfinished run\n"
     words = ("--results", copy_of_results, "-o", path)
     assert bench("bundle", "--suite", suite(), *words).code == 0
     assert bench("bundle", "pgd", *words).code == 0

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_run_trains_reports_and_then_has_nothing_to_do(bench, ran):
     assert first.returncode == 0
     assert "PGD-AT" in first.stdout
     assert "PGD-3" in first.stdout
-    assert "1 of 1 cells ran" in first.stderr
+    assert "1 of 1 cell ran" in first.stderr
     second = bench("run", path, "--results", results)
     assert second.code == 0
     assert "nothing to do" in second.err
@@ -61,7 +62,7 @@ def test_report_prints_the_table_alone(bench, ran):
 def test_dry_run_says_what_would_run_and_writes_nothing(bench, suite, tmp_path, ran):
     path, results, _ = ran
     result = bench("run", path, "--results", tmp_path / "other", "--dry-run")
-    assert "1 of 1 cells would run" in result.out
+    assert "1 of 1 cell would run" in result.out
     assert not (tmp_path / "other").exists()
     (row,) = json.loads(bench("run", path, "--results", results, "--dry-run", "--json").out)
     assert (row["status"], row["action"], row["pflop"]) == ("finished", "skip", 0)
@@ -134,8 +135,13 @@ def test_show(bench, ran):
     assert "curve" in bench("show", "run", "pgd", "--results", results).out
 
 
+def test_show_a_method_of_a_plugin_of_the_suite(bench):
+    suite = Path(__file__).parents[2] / "examples" / "plugin.yaml"
+    assert "in suite" in bench("show", "method", "my_label_smoothing", "--suite", suite).out
+
+
 def test_validate_and_schema(bench, suite):
-    assert "1 methods x 1 seeds = 1 cells" in bench("validate", suite()).out
+    assert "1 method x 1 seed = 1 cell," in bench("validate", suite()).out
     for name in [name for name in shipped_suites() if "/" not in name]:
         assert bench("validate", name).code == 0
     assert bench("validate", "papers/rice2020_cifar10").code == 0

@@ -24,7 +24,7 @@ def test_a_store_is_lost_and_made_again(bench, suite, copy_of_results):
     assert doctor.code == 2
     assert "`bench ingest` rebuilds it" in doctor.out
     ingested = bench("ingest", "--results", results)
-    assert (ingested.code, ingested.out) == (0, "1 of 1 run folders imported\n")
+    assert (ingested.code, ingested.out) == (0, "1 of 1 run folder imported\n")
     assert bench("report", "--results", results).out == table
 
     weights = next(results.glob("runs/*/checkpoints/*.safetensors"))

@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from bench.cli.options import interruptible
 from bench.config.suite import load_suite
+from bench.execution.watch import Watcher
 from bench.execution.worker import Job, execute
 from bench.storage.run_folder import RunFolder
 from bench.testing.conformance import curve
@@ -65,6 +66,7 @@ def test_interrupted_and_continued(path, tmp_path, ways):
         assert "Traceback" not in err
         if way != "kill":
             assert process.returncode == 130
+            assert [state.status for state in Watcher(tmp_path / "results").states()] == ["interrupted"]
             assert "saved in" in err
             assert f"resume with: bench run {path} --results {tmp_path / 'results'}" in err
 

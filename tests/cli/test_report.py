@@ -67,6 +67,13 @@ def test_the_ending_of_a_file_chooses_the_format_if_none_is_stated(report, tmp_p
     assert (tmp_path / name).read_text().startswith(first)
 
 
+@pytest.mark.parametrize("name", ["board.pdf", "board.xlsx"])
+def test_a_file_with_the_ending_of_no_format_is_not_written(report, tmp_path, name):
+    (tmp_path / name).write_text("kept")
+    assert "state one with --format" in report("--output", tmp_path / name, code=2)
+    assert (tmp_path / name).read_text() == "kept"
+
+
 def test_html_is_written_while_the_store_is_open(report, tmp_path, monkeypatch):
     class Stub:
         @staticmethod

@@ -181,3 +181,13 @@ def test_it_runs_what_is_missing(bench, tmp_path, tiny_suite):
     done = bench("reproduce", path, "--published", table, "--results", tmp_path / "results", "--device", "cpu")
     assert done.code == 0, done.err
     assert "Clean" in done.out
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"), [("x.pdf", "state one with --format"), ("none/x.md", "there is no folder")]
+)
+def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(bench, tmp_path, name, sentence):
+    result = bench("reproduce", "papers/rice2020_cifar10", "--results", tmp_path / "results", "-o", tmp_path / name)
+    assert result.code == 2
+    assert sentence in result.err
+    assert not (tmp_path / "results").exists()

@@ -70,7 +70,7 @@ def test_the_shares_of_a_suite_in_epochs_and_steps():
         ("moat", {"cycle": "3 epochs, 51 steps"}, {"cycle": "20 epochs, 3400 steps"}),
         ("meat", {"window": "3 epochs, 51 steps"}, {"window": "10 epochs, 1700 steps"}),
         ("te", {"start": "7 epochs, 119 steps", "ramp": "5 epochs, 85 steps"}, {}),
-        ("wot", {"interval": "1 epochs, 17 steps", "batch_statistics": "12 epochs, 204 steps"}, {}),
+        ("wot", {"interval": "1 epoch, 17 steps", "batch_statistics": "12 epochs, 204 steps"}, {}),
         ("swa", {"start": "0 epochs, 0 steps"}, {"start": "5 epochs, 850 steps"}),
     ],
 )

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from bench.execution import watch
+from bench.execution.driver import mark_interrupted
 from bench.execution.watch import STALLED_SECONDS, Watcher
 from bench.storage.run_folder import RunFolder
 
@@ -41,6 +42,27 @@ def test_states_as_they_change(load, tmp_path):
     folders[1].archive()
     assert seen(of_all) == {0: "failed", 1: "finished", 2: "diverged", 3: "running"}
     assert 1 not in seen(Watcher(tmp_path))
+
+
+def test_an_interrupted_cell_is_not_running(load, tmp_path):
+    cell = load().cells[0]
+    folder, watcher = RunFolder.of(cell, tmp_path), Watcher(tmp_path, [cell])
+    mark_interrupted(folder)
+    assert not folder.path.exists()  # it has not begun
+    folder.begin(cell, {})
+    folder.progress(force=True, phase="training", epoch=1, epochs=2, done=0, of=17)
+    with folder.lock():
+        mark_interrupted(folder)  # its worker has not ended
+    assert seen(watcher) == {0: "running"}
+    mark_interrupted(folder)
+    assert seen(watcher) == {0: "interrupted"}
+    assert watcher.states()[0].progress["epoch"] == 1
+    folder.progress(force=True, phase="starting")
+    assert seen(watcher) == {0: "running"}
+    folder.finish("finished")
+    before = (folder.path / "progress.json").read_bytes()
+    mark_interrupted(folder)
+    assert (folder.path / "progress.json").read_bytes() == before
 
 
 def test_what_is_no_run_is_passed_over(load, tmp_path):

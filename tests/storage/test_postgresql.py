@@ -377,7 +377,7 @@ def test_every_command_on_postgresql(bench, suite, store_url, tmp_path):
     assert not list(results.glob("bench.sqlite*"))
     empty(store_url)
     assert "is not in the database; `bench ingest` imports it again" in call("doctor").out
-    assert call("ingest").out == "1 of 1 run folders imported\n"
+    assert call("ingest").out == "1 of 1 run folder imported\n"
     assert contents(store_url) == rows
     assert call("report").out == table
     name = call("list", "runs", "--json").out.split('"name": "')[1].split('"')[0]

@@ -16,6 +16,7 @@ import numpy as np
 from bench.errors import printable
 from bench.reporting.plots.data import FigureData
 from bench.reporting.plots.inline_svg import Tag
+from bench.utils.formatting import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -247,7 +248,7 @@ def cost_label(data: FigureData) -> str:
     unknown = f"not known for {', '.join(data.without_cost)}" if data.without_cost else ""
     if data.device is None:
         return "training work of a seed, PFLOP" + (f" ({unknown})" if unknown else "")
-    runs = ", ".join(f"{count} {'run' if count == 1 else 'runs'} on {name}" for name, count in data.hardware.items())
+    runs = ", ".join(f"{counted(count, 'run')} on {name}" for name, count in data.hardware.items())
     return f"training time of a seed on a {data.device}, hours ({'; '.join(filter(None, [runs, unknown]))})"
 
 
