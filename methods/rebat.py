@@ -60,10 +60,15 @@ class PlusParams(Params):
 
     drop: float = hyperparameter(1.7, unit="1", provenance="code", gt=1, note="divisor of the rate at each drop")
     radius: float = hyperparameter(
-        1.25, unit="eps", provenance="code", ge=1, note="of the attack from the first drop on: 10/255"
+        1.25, unit="eps", provenance="code", ge=1, le=7, note="of the attack from the first drop on: 10/255"
     )
     steps: float = hyperparameter(
-        1.2, unit="share of the protocol's steps", provenance="code", gt=0, note="from the first drop on: 12 for 10"
+        1.2,
+        unit="share of the protocol's steps",
+        provenance="code",
+        gt=0,
+        le=7,
+        note="from the first drop on: 12 for 10",
     )
 
     @property

@@ -30,9 +30,14 @@ class NFGSMParams(MethodParams):
     """The start and the step."""
 
     noise: float = hyperparameter(
-        2.0, unit="eps", provenance="code", gt=0, note="half the side of the cube of the start; 3 and 4 at large radii"
+        2.0,
+        unit="eps",
+        provenance="code",
+        gt=0,
+        le=7,
+        note="half the side of the cube of the start; 3 and 4 at large radii",
     )
-    step: float = hyperparameter(1.0, unit="eps", provenance="code", gt=0, note="length of the step")
+    step: float = hyperparameter(1.0, unit="eps", provenance="code", gt=0, le=2, note="length of the step")
 
     @property
     def training_radius(self) -> float:

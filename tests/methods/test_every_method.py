@@ -74,6 +74,25 @@ def test_a_value_that_depends_on_the_data_is_ours_where_the_code_has_none(name, 
             assert found.provenance == "declared"
 
 
+@pytest.mark.parametrize(
+    ("name", "parameter", "value"),
+    [
+        ("n_fgsm", "noise", 16),
+        ("n_fgsm", "step", 8),
+        ("fgsm_rs", "step", 10),
+        ("grad_align", "step", 10),
+        ("free_at", "step", 8),
+        ("moat", "step", 10),
+        ("rebat_pp", "radius", 10),
+        ("rebat_pp", "steps", 12),
+    ],
+)
+def test_a_length_in_pixel_values_or_a_number_of_steps_is_no_multiple(name, parameter, value):
+    """Papers write 10/255 and 12 steps where the parameter is 1.25 eps and 1.2 of the protocol's steps."""
+    with pytest.raises(ValueError, match=f"{parameter}\n.*less than or equal"):
+        METHODS.get(name).Params(**{parameter: value})
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_its_docstrings_cite_the_paper(name):
     kind = METHODS.get(name)
