@@ -77,6 +77,18 @@ def test_every_page_of_docs_is_in_its_contents():
     assert {path for page, path in PAGES.items() if page.startswith("docs/")} - linked == {ROOT / "docs/README.md"}
 
 
+def test_contributing_names_every_package_and_environment():
+    page = text("CONTRIBUTING.md")
+    assert {path.parent.name for path in (ROOT / "bench").glob("*/__init__.py")} == set(
+        re.findall(r"`bench/(\w+)/`", page)
+    )
+    environments = re.findall(r"^\[testenv:(\w+)\]", (ROOT / "tox.ini").read_text(encoding="utf-8"), re.MULTILINE)
+    table = page.partition("| `tox -e` |")[2].partition("\n\n")[0]
+    assert set(environments) == set(
+        re.findall(r"`(\w+)`", " ".join(row.split("|")[1] for row in table.splitlines()[2:]))
+    )
+
+
 @every_page
 def test_lines_have_at_most_100_characters(page):
     """Except tables, code, the targets of links, and the notes that `bench report` writes below its tables."""
@@ -84,6 +96,12 @@ def test_lines_have_at_most_100_characters(page):
         written = page == "CHANGELOG.md" or (page.startswith("results/") and line.startswith("- "))
         if not (written or line.startswith(("|", "#", "<"))):
             assert len(re.sub(r"\]\([^)]*\)", "]", line)) <= 100, f"{page}:{number}"
+
+
+@every_page
+def test_tables_end_with_a_blank_line(page):
+    """Otherwise the next line becomes a row."""
+    assert not re.findall(r"^\|.*\|\n(?=[^|\n])", prose(page), re.MULTILINE)
 
 
 def commands(page: str) -> list[list[str]]:
