@@ -25,6 +25,7 @@ from bench.registry import METHODS
 from bench.storage.checkpoints import Entry
 from bench.storage.run_folder import RunFolder
 from bench.testing.recorded_graph import CountedCapture
+from bench.testing.simulated_device import simulated_device
 from bench.training.build import build_evaluated
 from bench.training.method import Method
 from bench.training.step import EpochMetrics, train_step
@@ -101,9 +102,9 @@ class KeepingTrainer(Trainer):
         self.kept.append({name: value.clone() for name, value in self.method.evaluated_model().state_dict().items()})
 
 
-def keeping_trainer_of(cell: Cell, folder: Path) -> KeepingTrainer:
+def keeping_trainer_of(cell: Cell, folder: Path, device: torch.device = CPU) -> KeepingTrainer:
     """Return a trainer as `trainer_of` does, which keeps weights."""
-    trainer = _trainer(KeepingTrainer, cell, folder)
+    trainer = _trainer(KeepingTrainer, cell, folder, device=device)
     trainer.kept = []
     return trainer
 
@@ -128,9 +129,11 @@ def undisturbed(method: str, _registered: type[Method[Any]]) -> Undisturbed:
 TrainerT = TypeVar("TrainerT", bound=Trainer)
 
 
-def _trainer(kind: type[TrainerT], cell: Cell, folder: Path, whole: bool = False) -> TrainerT:
+def _trainer(
+    kind: type[TrainerT], cell: Cell, folder: Path, whole: bool = False, device: torch.device = CPU
+) -> TrainerT:
     for teacher, _ in teachers_of(cell).values():
-        _trainer(Trainer, teacher, folder).run()
+        _trainer(Trainer, teacher, folder, device=device).run()
     run = RunFolder.of(cell, folder)
     run.begin(cell, {})
     dataset = dataset_of(cell.protocol.dataset)
@@ -139,7 +142,7 @@ def _trainer(kind: type[TrainerT], cell: Cell, folder: Path, whole: bool = False
         count = min(TRAINED + params_of(cell).held_out, len(splits.train))
         some, few = torch.arange(count), torch.arange(MEASURED)
         splits = Splits(splits.train.take(some), splits.validation.take(few), splits.test.take(few))
-    return kind(cell, dataset, splits, run, CPU)
+    return kind(cell, dataset, splits.to(device), run, device)
 
 
 def phases(trainer: Trainer, batches: int = BATCHES) -> Iterator[tuple[int, Method[Any], Batch]]:
@@ -293,13 +296,18 @@ def resumes_exactly(method: str, folder: Path) -> None:
 
 
 def captured_steps_equal_eager_steps(method: str, folder: Path) -> None:
-    """Steps replayed from a recording, as from a CUDA graph, give the bits of eager steps, in every epoch.
+    """Steps on a simulated GPU, replayed from a recording as from a CUDA graph, give the bits of eager ones on the CPU.
 
-    A method whose Python code decides or counts from step to step states `captured = False` and passes.
+    A method whose Python code decides or counts from step to step states `captured = False`; its steps are eager.
     """
-    captured, count = keeping_trainer_of(small_cell(method), folder), CountedCapture()
-    captured.capture = count
-    captured.run()
+    count = CountedCapture()
+    try:
+        with simulated_device() as device:
+            captured = keeping_trainer_of(small_cell(method), folder, device)
+            captured.capture = count
+            captured.run()
+    except RuntimeError as error:
+        raise NotConforming(f"{method}: it fails on another device than the CPU: {error}") from error
     if count.refusals:
         raise NotConforming(f"{method}: a step cannot be captured: {count.refusals[0]}")
     if captured.method.captured and not count.replays:

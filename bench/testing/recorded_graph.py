@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from bench.testing.simulated_device import crosses_devices, host_of
 from bench.utils.cuda_graphs import Capture
 
 Result = TypeVar("Result")
@@ -108,18 +109,20 @@ class _Recording(TorchDispatchMode):
         leaves = tree_leaves((args, kwargs))
         if func in WAITING or (func in MASKED and any(i is not None and i.dtype == torch.bool for i in args[1])):
             raise RuntimeError(f"{func} waits for the device and cannot be captured")
-        inputs = {leaf.untyped_storage().data_ptr(): leaf.untyped_storage() for leaf in leaves if _is_tensor(leaf)}
+        if crosses_devices(func, args, kwargs or {}):
+            raise RuntimeError(f"{func} copies between host and device and cannot be captured")
+        inputs = {_memory(leaf).data_ptr(): _memory(leaf) for leaf in leaves if _is_tensor(leaf)}
         for address in inputs.keys() - self._made.keys() - self._outside.keys():
             self._outside[address] = inputs[address], inputs[address].clone()
         for leaf in leaves:
-            if isinstance(leaf, torch.Generator):
+            if isinstance(leaf, torch._C.Generator):
                 self._generators.setdefault(id(leaf), (leaf, leaf.get_state()))
         result = func(*args, **(kwargs or {}))
         fresh = [
-            leaf if _is_tensor(leaf) and leaf.untyped_storage().data_ptr() not in inputs else None
+            leaf if _is_tensor(leaf) and _memory(leaf).data_ptr() not in inputs else None
             for leaf in tree_leaves(result)
         ]
-        self._made |= {leaf.untyped_storage().data_ptr(): leaf.untyped_storage() for leaf in fresh if leaf is not None}
+        self._made |= {_memory(leaf).data_ptr(): _memory(leaf) for leaf in fresh if leaf is not None}
         # The memory counts, as in a graph: the caller may give a parameter other memory later.
         args, kwargs = tree_map_only(Tensor, Tensor.detach, (args, kwargs or {}))
         self._calls.append((func, args, kwargs, fresh))
@@ -148,3 +151,7 @@ class _Recording(TorchDispatchMode):
 
 def _is_tensor(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and leaf.numel() > 0
+
+
+def _memory(tensor: Tensor) -> Any:
+    return host_of(tensor).untyped_storage()

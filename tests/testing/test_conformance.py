@@ -246,6 +246,11 @@ class DecidesOnTheHost(Base):
         return loss * (1 + (random.random() < 0.5)), logits
 
 
+class ForgetsTheDevice(Base):
+    def perturb(self, batch):
+        return batch.images + torch.zeros(batch.images.shape)
+
+
 class LoadsNothing(Base):
     def begin_training(self):
         self.memory = torch.zeros(10)
@@ -326,6 +331,8 @@ BREAKAGES = {
         WaitsForTheDevice: "a step cannot be captured: aten._local_scalar_dense.default waits for the device",
         SelectsByMask: "a step cannot be captured: aten.index.Tensor waits for the device",
         DecidesOnTheHost: "a step cannot be captured: it draws random numbers on the host",
+        ForgetsTheDevice: "it fails on another device than the CPU: aten.add.Tensor: expected all tensors to be on the "
+        "same device, but one of shape [32, 1, 8, 8] is on the CPU",
     },
     "state_round_trips": {
         LoadsNothing: "its state is not what was loaded into it",
