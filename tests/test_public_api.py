@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from importlib import import_module
+from inspect import isfunction
 from pathlib import Path
 
 import bench
@@ -25,6 +26,16 @@ def test_every_name_is_there_and_documented():
         name for name in bench.__all__ if callable(getattr(bench, name)) and not getattr(bench, name).__doc__
     ]
     assert not undocumented
+
+
+def test_every_method_of_an_exported_class_is_documented():
+    """By itself, or where a class of this package declares it."""
+    classes = [value for name in bench.__all__ if isinstance(value := getattr(bench, name), type)]
+    methods = [(cls, name) for cls in classes for name in vars(cls) if name[0] != "_" and isfunction(vars(cls)[name])]
+    assert len(methods) > 40
+    for cls, name in methods:
+        ours = [vars(base)[name] for base in cls.__mro__ if name in vars(base) and base.__module__.startswith("bench.")]
+        assert any(method.__doc__ for method in ours), f"{cls.__name__}.{name}"
 
 
 def test_importing_the_package_imports_nothing_heavy():
