@@ -63,13 +63,9 @@ class PlusParams(Params):
         1.25, unit="eps", provenance="code", ge=1, le=7, note="of the attack from the first drop on: 10/255"
     )
     steps: float = hyperparameter(
-        1.2,
-        unit="share of the protocol's steps",
-        provenance="code",
-        gt=0,
-        le=7,
+        1.2, unit="share of the protocol's steps", provenance="code", gt=0, le=7,
         note="from the first drop on: 12 for 10",
-    )
+    )  # fmt: skip
 
     @property
     def training_radius(self) -> float:

@@ -30,13 +30,9 @@ class NFGSMParams(MethodParams):
     """The start and the step."""
 
     noise: float = hyperparameter(
-        2.0,
-        unit="eps",
-        provenance="code",
-        gt=0,
-        le=7,
+        2.0, unit="eps", provenance="code", gt=0, le=7,
         note="half the side of the cube of the start; 3 and 4 at large radii",
-    )
+    )  # fmt: skip
     step: float = hyperparameter(1.0, unit="eps", provenance="code", gt=0, le=2, note="length of the step")
 
     @property
