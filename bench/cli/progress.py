@@ -171,6 +171,7 @@ class View(Progress):
             self._print(f"{state.cell}: {text or 'started'} ({self._time_left()})")
 
     def _print(self, text: str) -> None:
+        text = " ".join(text.split())  # an exception's text may have several lines
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 

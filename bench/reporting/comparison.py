@@ -105,7 +105,7 @@ def compared(
     runs = store.runs(protocol=protocol, bits=True)
     if not runs:
         which = f" of protocol {protocol:.12}" if protocol else ""
-        raise NothingMeasured(f"the database holds no run{which}; create runs with `bench run SUITE`")
+        raise NothingMeasured(f"the database holds no run{which}; `bench run SUITE` adds them when they end")
     named_a, named_b = runs_named(a, runs), runs_named(b, runs)
     chosen = _common_protocol(named_a, named_b)
     row_a, row_b = one_row(a, named_a[chosen], runs), one_row(b, named_b[chosen], runs)

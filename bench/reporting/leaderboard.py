@@ -184,7 +184,7 @@ def leaderboard_of(store: Store, fingerprint: str, selection: Selection) -> Lead
 def _why_nothing(runs: Sequence[RunRow], protocol: str | None, selection: Selection) -> str:
     if not runs:
         which = "the database holds no run" + (f" of protocol {protocol:.12}" if protocol else "")
-        return f"{which}; create runs with `bench run SUITE`"
+        return f"{which}; `bench run SUITE` adds them when they end"
     status = Counter(run.status for run in runs)
     if status["finished"]:
         return (

@@ -6,6 +6,7 @@ of them runs at a time, so they do not compete for the machine.
 
 from __future__ import annotations
 
+import pickle
 import signal
 import time
 from collections.abc import Callable
@@ -75,13 +76,13 @@ class Candidate:
 
     def work(self, request: Any) -> tuple[float, Any]:
         """Return (seconds, result). Raises BenchError if the candidate fails or the time is over."""
-        self._line.send(request)
+        _send(self._line, request)
         seconds, answer = self._receive()
         return float(seconds), answer
 
     def peak_memory(self) -> int:
         """Return the peak memory of the process in bytes, on a GPU that of the GPU."""
-        self._line.send(_PEAK)
+        _send(self._line, _PEAK)
         return int(self._receive())
 
     def _receive(self) -> Any:
@@ -101,6 +102,11 @@ class Candidate:
 _PEAK = "peak memory"
 
 
+def _send(line: Connection, message: object) -> None:
+    """Send a message with its tensors in it; `Connection.send` leaves them to a thread, which a signal can disturb."""
+    line.send_bytes(pickle.dumps(message))
+
+
 def _serve(line: Connection, build: Callable[[Setup], Work], setup: Setup) -> None:
     """Build a candidate and serve requests until the connection closes or the process that measures ends."""
     end_with_parent()
@@ -110,22 +116,22 @@ def _serve(line: Connection, build: Callable[[Setup], Work], setup: Setup) -> No
     try:
         torch.set_num_threads(setup.threads)
         work = build(setup)
-        line.send(("ready", None))
+        _send(line, ("ready", None))
         while True:
             try:
                 request = line.recv()
             except EOFError:
                 break
             if request == _PEAK:
-                line.send(("peak", peak_memory(device)))
+                _send(line, ("peak", peak_memory(device)))
                 continue
             started = time.perf_counter()
             answer = work(request)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            line.send(("done", (time.perf_counter() - started, answer)))
+            _send(line, ("done", (time.perf_counter() - started, answer)))
     except (BenchError, MemoryError, RuntimeError) as error:
-        line.send(("failed", f"{type(error).__name__}: {error}" if not isinstance(error, BenchError) else str(error)))
+        _send(line, ("failed", f"{type(error).__name__}: {error}" if not isinstance(error, BenchError) else str(error)))
 
 
 def peak(setup: Setup) -> Work:

@@ -95,6 +95,22 @@ def test_where_it_is(shown, place, words):
     assert lines(shown(place)) == [words]
 
 
+def test_an_exception_of_several_lines_is_one_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(Folder, "log", tmp_path / "log.txt")
+    state = SimpleNamespace(
+        cell=CELL,
+        folder=Folder(),
+        action=Action.RUN,
+        work=None,
+        status="failed",
+        reason="E: first\n  second",
+        progress={},
+    )
+    with View() as view:
+        view.finish([state])
+    assert f"{CELL}: failed; E: first second" in capsys.readouterr().err
+
+
 def test_a_stalled_cell_says_for_how_long(shown):
     reason = "no heartbeat for 3 minutes"
     text = shown(evaluating(0.5), terminal=True, status="stalled", reason=reason)

@@ -491,8 +491,8 @@ def nothing(store, **kwargs) -> str:
 
 
 def test_nothing_measured(take, store):
-    assert nothing(store) == "the database holds no run; create runs with `bench run SUITE`"
-    assert nothing(store, methods=["typo"]) == "the database holds no run; create runs with `bench run SUITE`"
+    assert nothing(store) == "the database holds no run; `bench run SUITE` adds them when they end"
+    assert nothing(store, methods=["typo"]) == "the database holds no run; `bench run SUITE` adds them when they end"
     take({}, status=None, seed=1)
     take({}, status="failed", seed=2)
     take({}, status="failed", seed=3)
@@ -501,7 +501,7 @@ def test_nothing_measured(take, store):
         "`bench run SUITE` continues them, with `--rerun failed` those that failed too"
     )
     other = nothing(store, protocol="0123456789abcdef")
-    assert other == "the database holds no run of protocol 0123456789ab; create runs with `bench run SUITE`"
+    assert other == "the database holds no run of protocol 0123456789ab; `bench run SUITE` adds them when they end"
     take(seed=4)
     assert "has a checkpoint 'best_on_test'" in nothing(store, selection="test")
 

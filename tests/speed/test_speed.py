@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from multiprocessing import resource_sharer
+from operator import attrgetter
 from unittest import mock
 
 import pytest
@@ -221,6 +223,13 @@ FIGURES = {
     "steps": 1,
     "contenders": [measure._measured("bench", "fp32", {"reference": [4.0], "bench": [2.0]}, 7, None, {}).__dict__],
 }
+
+
+def test_tensors_travel_in_the_messages(make_setup, monkeypatch):
+    """Multiprocessing would hand them over from a thread, which prints a traceback if a signal comes in between."""
+    monkeypatch.setattr(resource_sharer, "DupFd", lambda _descriptor: pytest.fail("a descriptor is handed over"))
+    with Candidate(attrgetter("device.__class__"), make_setup()) as candidate:  # its work is `str`
+        assert candidate.work(torch.ones(2))[1] == "tensor([1., 1.])"
 
 
 @pytest.mark.parametrize("ending", [KeyboardInterrupt(), BenchError("a measurement process has died")])
