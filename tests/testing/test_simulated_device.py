@@ -11,10 +11,12 @@ from bench.attacks.evaluate import correct_under, evaluate
 from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean, Threat
 from bench.data.batches import to_float
 from bench.data.datasets.digits import digits, load
+from bench.execution import worker
+from bench.execution.worker import Job, execute
 from bench.models.architecture import build_network
 from bench.models.small_cnn import small_cnn
 from bench.registry import MODELS
-from bench.testing.conformance import keeping_trainer_of, same, small_cell
+from bench.testing.conformance import curve, keeping_trainer_of, same, small_cell
 from bench.testing.recorded_graph import CountedCapture, record
 from bench.testing.simulated_device import SIMULATED, simulated_device
 from bench.utils.rng import generator
@@ -161,10 +163,8 @@ def network():
     return model
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: type(attack).__name__)
-def test_final_attacks(network, monkeypatch, attack, norm):
+@pytest.fixture
+def short_autoattack(monkeypatch):
     start = SquareAttack.init_hyperparam
 
     def few_queries(self, images):
@@ -173,6 +173,13 @@ def test_final_attacks(network, monkeypatch, attack, norm):
 
     monkeypatch.setattr(SquareAttack, "init_hyperparam", few_queries)
     monkeypatch.setattr(autoattack, "MAX_TARGETS", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: type(attack).__name__)
+@pytest.mark.usefixtures("short_autoattack")
+def test_final_attacks(network, attack, norm):
     threat = Threat(norm=norm, eps={"linf": 0.1, "l2": 0.4}[norm])
     images = load()[1].take(torch.arange(100))
     expected = evaluate(network, "weights", images, attack, threat)
@@ -227,3 +234,20 @@ def test_architectures(name):
         other.load_state_dict(state)
         found = [value.cpu() for value in gradients(other, images.to(device), labels.to(device))]
     torch.testing.assert_close(found, expected)  # torch chooses other kernels by device, for attention for example
+
+
+@pytest.mark.slow
+def test_a_whole_cell(load, tmp_path, monkeypatch):
+    """A cell as a worker trains and evaluates it: the same records but for times."""
+    monkeypatch.setattr(worker, "use_device", lambda _device, threads: torch.set_num_threads(threads))
+    final = "{name: corruptions, severity: 3, kinds: [contrast]}, {name: autoattack, attacks: [apgd-ce]}, {name: joint}"
+    (cell,) = load({"step_size: 0.05}]": f"step_size: 0.05}}, {final}]"}).cells
+    results = []
+    for device in ("cpu", SIMULATED.type):
+        job = Job(cell, tmp_path / device, (device,), None, 1)
+        with simulated_device():
+            assert execute(job) == "finished"
+        outcomes = {key: {**record, "seconds": 0} for key, record in job.folder.read_outcomes().items()}
+        results.append((curve(job.folder.epochs()), outcomes))
+    assert results[0] == results[1]
+    assert {checkpoint for checkpoint, _ in outcomes} == {"best", "last", "best_on_test"}
