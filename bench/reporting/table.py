@@ -215,7 +215,7 @@ def _memory(size: float) -> str:
 
 
 def _time(hours: float) -> str:
-    if hours >= 0.1:
+    if hours >= 1:
         return f"{hours:.2f} h"
     return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
 

@@ -48,7 +48,7 @@ def test_cells(board):
         "PGD-20 best": "50.00 ± 0.00", "PGD-20 last": "45.00 ± 0.00", "PGD-20 gap": "5.00 ± 0.00",
         "AutoAttack best": "51.00 ± 1.00", "AutoAttack last": "39.00 ± 1.00", "AutoAttack gap": "12.00 ± 2.00",
         "AutoAttack best, 95 %": "48.52–53.48",
-        "Seeds": "3", "Flags": "0", "Parameters": "paper", "Time a seed": "1.00 h + 0.50 h on GPU",
+        "Seeds": "3", "Flags": "0", "Parameters": "paper", "Time a seed": "1.00 h + 30.0 min on GPU",
         "PFLOP a seed": "1.5 on GPU", "Memory": "5.00 GiB on GPU",
     }  # fmt: skip
     assert rows["FOMO"] | {"Rank": "2=", "Rank, 95 %": "2–3"} == rows["FOMO"]
@@ -204,7 +204,9 @@ def test_a_wide_terminal_gets_one_table(board):
     text = render(board, 320)
     assert text.startswith(board.title)
     assert text.count("Method") == 1
-    assert re.search(r"2= +2–3 +Early \| stop +75\.00 +75\.00 +0\.00 ‡ .* 1\.00 h \+ 0\.50 h on CPU +1\.5 on CPU", text)
+    assert re.search(
+        r"2= +2–3 +Early \| stop +75\.00 +75\.00 +0\.00 ‡ .* 1\.00 h \+ 30\.0 min on CPU +1\.5 on CPU", text
+    )
 
 
 def test_wide_columns_beside_the_attacks_get_further_tables(board, monkeypatch):

@@ -61,7 +61,7 @@ def test_every_cell(board):
             # t(2) = 4.3027, times 1 / sqrt(3): 2.48
             "AutoAttack best, 95 %": "77.52–82.48",
             # 1, 2 and 3 hours; 1440 + 360 seconds; the mean of 1, 1.5 and 2; the most of 4, 6 and 5
-            "Seeds": "3", "Parameters": "paper", "Time a seed": "2.00 h + 0.50 h on GPU",
+            "Seeds": "3", "Parameters": "paper", "Time a seed": "2.00 h + 30.0 min on GPU",
             "PFLOP a seed": "1.5 on GPU", "Memory": "6.00 GiB on GPU",
         },
         {
@@ -71,7 +71,7 @@ def test_every_cell(board):
             "AutoAttack best": "77.00", "AutoAttack last": "77.00", "AutoAttack gap": "0.00",
             # Wilson, z^2 = 3.8415: (77 + 1.9207 ± sqrt(3.8415 (77 * 23 / 100 + 0.9604))) / 103.8415
             "AutoAttack best, 95 %": "67.85–84.16",
-            "Seeds": "1", "Parameters": "paper", "Time a seed": "1.00 h + 0.50 h on CPU",
+            "Seeds": "1", "Parameters": "paper", "Time a seed": "1.00 h + 30.0 min on CPU",
             "PFLOP a seed": "1.5 on CPU", "Memory": "5.00 GiB on CPU",
         },
         {
@@ -82,7 +82,7 @@ def test_every_cell(board):
             # (50 + 1.9207 ± sqrt(3.8415 (25 + 0.9604))) / 103.8415
             "AutoAttack best, 95 %": "40.38–59.62",
             # the collapsed seed has 10 %, which is chance; it counts among the costs, and only it states its work
-            "Seeds": "1 (1 collapsed)", "Parameters": "paper", "Time a seed": "1.00 h + 0.50 h on CPU",
+            "Seeds": "1 (1 collapsed)", "Parameters": "paper", "Time a seed": "1.00 h + 30.0 min on CPU",
             "PFLOP a seed": "1.5 on CPU", "Memory": "5.00 GiB on CPU",
         },
         dict.fromkeys(headings, "–")

@@ -389,7 +389,7 @@ def test_costs_on_two_devices_of_a_kind_are_kept_apart(take, board):
         ("A GPU", 1.0, None, None), ("B GPU", 1.5, 3.0, 300 * 2**20),
     ]  # fmt: skip
     assert tuple(map(str, table(found).rows[0][-3:])) == (
-        "1.00 h + 0.50 h on A GPU; 1.50 h + 0.50 h on B GPU", "3 on B GPU", "300 MiB on B GPU",
+        "1.00 h + 30.0 min on A GPU; 1.50 h + 30.0 min on B GPU", "3 on B GPU", "300 MiB on B GPU",
     )  # fmt: skip
 
 
