@@ -109,7 +109,7 @@ def run(
     from bench.execution.driver import RetryPolicy, run_suite
     from bench.execution.estimate import Machine
     from bench.execution.executor import ExecutorSettings
-    from bench.execution.plan import Rerun, plan
+    from bench.execution.plan import Rerun, check_data, plan
     from bench.utils.device import emulates_bf16, resolve_device
 
     if rerun not in set(Rerun):
@@ -138,6 +138,10 @@ def run(
         warn_of_emulation(states, machine)
         if dry_run:
             print_plan(states, machine, json=json)
+            try:
+                check_data(states, data)
+            except BenchError as error:  # the images may be on another machine
+                print(f"warning: the same command would not start here without --dry-run: {error}", file=sys.stderr)
             return
 
     from bench.cli.progress import View

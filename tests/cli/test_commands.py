@@ -68,6 +68,12 @@ def test_dry_run_says_what_would_run_and_writes_nothing(bench, suite, tmp_path, 
     assert (row["status"], row["action"], row["pflop"]) == ("finished", "skip", 0)
 
 
+def test_dry_run_warns_of_images_that_are_not_there(bench, tmp_path):
+    result = bench("run", "cifar10_small", "--methods", "pgd_at", "--seeds", "0", "--data", tmp_path, "--dry-run")
+    assert (result.code, "1 of 1 cell would run" in result.out) == (0, True)
+    assert result.err.startswith("warning: the same command would not start here without --dry-run: dataset 'cifar10'")
+
+
 @pytest.mark.parametrize(("words", "preview"), [((), None), (("--preview",), True), (("--no-preview",), False)])
 def test_run_previews_if_the_command_says_so(bench, suite, monkeypatch, words, preview):
     def stop(_loaded, *, settings, **_arguments):
