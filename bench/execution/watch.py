@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from bench.config.cell import Cell
 from bench.errors import BenchError, DamagedFile
 from bench.execution.plan import Action, CellState
-from bench.storage.run_folder import ARCHIVED, CellStatus, RunFolder
+from bench.storage.run_folder import CellStatus, RunFolder, run_folders
 
 STALLED_SECONDS = 120
 """Without a heartbeat, after which a cell counts as stalled. There is one for each batch and forward pass, and clocks
@@ -21,7 +21,7 @@ class Watcher:
     """The states of the cells in a results folder, or of `cells` alone."""
 
     def __init__(self, results: Path, cells: list[Cell] | None = None) -> None:
-        self._runs, self._search = results / "runs", cells is None
+        self._results, self._search = results, cells is None
         self._states: dict[Path, CellState] = {}
         for cell in cells or []:
             self._add(cell, RunFolder.of(cell, results))
@@ -43,12 +43,11 @@ class Watcher:
         self._states[folder.path] = CellState(cell, folder, CellStatus.QUEUED, Action.RUN)
 
     def _find(self) -> None:
-        for path in self._runs.iterdir() if self._runs.is_dir() else []:
-            if path not in self._states and ARCHIVED not in path.name:
-                folder = RunFolder(path)
+        for folder in run_folders(self._results):
+            if folder.path not in self._states:
                 try:
                     self._add(Cell.model_validate(folder.cell()["cell"]), folder)
-                except (OSError, DamagedFile, KeyError, ValidationError):  # not started, or not a run folder
+                except (OSError, DamagedFile, KeyError, ValidationError):  # not a run folder
                     continue
 
     @staticmethod

@@ -41,6 +41,12 @@ def test_nothing_to_watch(bench, tmp_path):
     assert result.err.startswith("bench: there is no run folder in")
 
 
+def test_a_file_is_no_results_folder(bench, tmp_path):
+    (tmp_path / "file").touch()
+    result = bench("watch", "--results", tmp_path / "file")
+    assert (result.code, "is no folder" in result.err) == (2, True)
+
+
 @pytest.mark.parametrize("ending", ["failed", "diverged"])
 def test_a_cell_that_failed_gives_exit_code_3(bench, load, tmp_path, ending):
     from bench.storage.run_folder import RunFolder
