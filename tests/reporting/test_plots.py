@@ -216,6 +216,12 @@ def test_cost_numbers_points_and_names_hardware():
     assert label == "training time of a seed on a GPU, hours (2 runs on A GPU, 1 run on B; not known for PGD-AT)"
 
 
+def test_work_draws_rows_of_one_colour_with_other_lines():
+    (axes,) = draw(data([f"Row {number}" for number in range(12)]), "work").axes
+    looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines if line.get_linestyle() != "None"}
+    assert len(looks) == 12
+
+
 def test_agreement_shows_each_pair():
     left, right = draw(data(("A", "B", "C")), "agreement").axes
     assert sorted(text.get_text() for text in left.texts) == ["80.0", "80.0", "80.0", "81.0", "81.0", "82.0"]

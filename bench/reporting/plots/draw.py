@@ -265,6 +265,7 @@ def work(drawing: Drawing, data: FigureData) -> None:
     for row, curve in tracked.groupby("row"):
         means = curve.groupby("epoch")[["work", images]].mean()
         look: dict[str, Any] = {"color": SERIES[row % len(SERIES)], "linewidth": 1.0}
+        look["linestyle"] = ("solid", "dashed", "dotted")[row // len(SERIES) % 3]  # rows of one colour differ
         (line,) = axes.plot(means.work, means[images], label=f"{row + 1}  {_short(labels[row])}", **look)
         best = curve[curve.best]
         (mark,) = axes.plot(
@@ -279,7 +280,7 @@ def work(drawing: Drawing, data: FigureData) -> None:
     if tracked.empty:
         axes.text(0.5, 0.5, "no work recorded", transform=axes.transAxes, ha="center", color=MUTED)
     else:
-        drawing.figure.legend(loc="outside right upper", handlelength=1.6)
+        drawing.figure.legend(loc="outside right upper", handlelength=2.2)
     axes.set_xlabel("work of training, PFLOP")
     axes.set_ylabel(f"{data.tracking} accuracy on {images} images, %")
 
