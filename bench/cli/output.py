@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
@@ -101,16 +103,15 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 
 def print_fields(fields: dict[str, Any]) -> None:
-    """Print one dict: plain values as lines, lists of dicts as tables."""
+    """Print one dict: plain values as lines, dicts with equal keys as tables, other nested values as YAML."""
     for key, value in fields.items():
         heading = f"{key.replace('_', ' ')}:"
-        if isinstance(value, list) and value and isinstance(value[0], dict):
+        if isinstance(value, list) and value and all(isinstance(row, dict) and [*row] == [*value[0]] for row in value):
             print(heading)
             print_rows(value)
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and value:
             print(heading)
-            for name, item in value.items():
-                print(f"  {name}: {_text(item)}")
+            print(indent(_yaml(value), "  "))
         else:
             print(heading, _text(value))
 
@@ -120,9 +121,18 @@ def _text(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, dict):
+        return _yaml(value, flow=True)
     if isinstance(value, list | tuple):
         return ", ".join(_text(item) for item in value)
     return str(value)
+
+
+def _yaml(value: dict[str, Any], *, flow: bool | None = None) -> str:
+    """Return a dict as a suite file states it; by default the innermost values take one line each."""
+    import yaml
+
+    return yaml.safe_dump(value, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=math.inf).strip()
 
 
 def print_leaderboard(protocol: str, results: Path, store: str | None) -> None:

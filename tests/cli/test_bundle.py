@@ -89,7 +89,7 @@ def test_a_trained_run(bench, copy_of_results, trained, tmp_path, suite):
     shown = json.loads(bench("show", "run", "pgd", "--results", results, "--json").out)
     origin = {"bundle": read_bundle(trained).sha256, "origin": "a lab"}
     assert shown["environment"]["ingested"] == origin
-    assert "origin': 'a lab'" in bench("show", "run", "pgd", "--results", results).out
+    assert "origin: a lab" in bench("show", "run", "pgd", "--results", results).out
     again = tmp_path / "again.json"
     assert bench("bundle", "--results", results, "-o", again, "--origin", "a lab").code == 0
     assert again.read_bytes() == trained.read_bytes(), "equal records and origins give equal bytes"

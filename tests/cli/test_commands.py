@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bench.cli.doctor import _processor
 from bench.cli.options import without_rerun
@@ -16,6 +17,7 @@ from bench.cli.run import run
 from bench.config.suite import load_suite, shipped_suites
 from bench.errors import BenchError
 from bench.execution.driver import HEARTBEAT_TIMEOUT, MAX_ATTEMPTS
+from bench.registry import DATASETS, METHODS
 from bench.storage.run_folder import RunFolder
 
 
@@ -139,6 +141,27 @@ def test_show(bench, ran):
     assert run["status"] == "finished"
     assert len(run["curve"]) == 2
     assert "curve" in bench("show", "run", "pgd", "--results", results).out
+
+
+def test_show_prints_settings_as_suites_state_them(bench):
+    printed = bench("show", "suite", "cifar10_small").out
+    suite = json.loads(bench("show", "suite", "cifar10_small", "--json").out)
+    _, protocol = re.split("^protocol:$", printed.split("\nseeds: ")[0], flags=re.MULTILINE)
+    assert yaml.safe_load(protocol) == suite["protocol"]
+    assert "{threshold: 1.5, blend: 0.5, tries: 2}" in printed
+    assert (
+        "augmentation: {name: crop, padding: 4, mode: reflect}, {name: flip}" in bench("show", "dataset", "cifar10").out
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"), [("dataset", DATASETS.names()), ("method", METHODS.names()), ("suite", [*shipped_suites()])]
+)
+def test_everything_that_is_listed_can_be_shown(bench, kind, names):
+    for name in names:
+        shown = bench("show", kind, name)
+        assert (shown.code, shown.err) == (0, ""), name
+        assert f"name: {name.rpartition('/')[2]}" in shown.out
 
 
 def test_show_a_method_of_a_plugin_of_the_suite(bench):

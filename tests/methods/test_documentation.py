@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bench.config.suite import load_suite
 from bench.registry import METHODS
@@ -32,6 +33,8 @@ def test_a_page_states_the_parameters_of_its_method(name):
     for row in known["parameters"]:
         value = row["default"]
         text = "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+        if isinstance(value, dict):  # as a suite states it
+            text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False).strip()
         expected.append([f"`{row['name']}`", text, row["unit"], row["for"], row["source"]])
         assert row["note"] in page
     assert stated == expected
