@@ -196,7 +196,7 @@ def test_opening_is_fast_where_nothing_is_migrated(url):
 def test_a_store_in_memory_is_migrated_without_a_copy(make_run, newer_bench, monkeypatch):
     with Store("sqlite:///:memory:") as store:
         store.ingest(make_run())
-        assert store.describe() == "the sqlite store :memory:, 1 runs"
+        assert store.describe() == "the sqlite store :memory:, 1 run"
     engine = open_database("sqlite://", create=True)
     assert database.name_of(engine) == "the sqlite store in memory"
     newer_bench()

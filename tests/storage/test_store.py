@@ -369,7 +369,7 @@ def test_describe(make_run, store, store_url):
     store.ingest(make_run())
     url = make_url(store_url)
     place = url.database if url.host is None else f"{url.host}/{url.database}"
-    assert store.describe() == f"the {url.get_backend_name()} store {place}, 1 runs"
+    assert store.describe() == f"the {url.get_backend_name()} store {place}, 1 run"
 
 
 # --- several processes, and imports ----------------------------------------------------------------------------------
