@@ -12,6 +12,7 @@ os.environ["OMP_WAIT_POLICY"] = "passive"  # workers with several threads do not
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,6 +109,44 @@ def load(tmp_path: Path) -> Callable[..., LoadedSuite]:
         return load_suite(str(tmp_path / "suite.yaml"))
 
     return load
+
+
+@pytest.fixture(scope="module")
+def digits_network() -> Any:
+    """A network after one natural epoch: right about most digits, robust about few."""
+    import torch
+
+    from bench.data.batches import to_float
+    from bench.data.datasets.digits import digits, load
+    from bench.models.architecture import build_network
+    from bench.models.small_cnn import small_cnn
+
+    model = build_network(small_cnn, digits, seed=0)
+    images, _ = load()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for index in torch.arange(len(images)).split(64):
+        loss = torch.nn.functional.cross_entropy(model(to_float(images.pixels[index])), images.labels[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model
+
+
+@pytest.fixture
+def short_autoattack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AutoAttack with two target classes an image, and 40 queries in Square."""
+    from pyautoattack.square import SquareAttack
+
+    from bench.attacks import autoattack
+
+    start = SquareAttack.init_hyperparam
+
+    def few_queries(self: SquareAttack, images: Any) -> None:
+        start(self, images)
+        self.n_queries = 40
+
+    monkeypatch.setattr(SquareAttack, "init_hyperparam", few_queries)
+    monkeypatch.setattr(autoattack, "MAX_TARGETS", 2)
 
 
 @pytest.fixture(autouse=True)

@@ -387,7 +387,10 @@ def test_two_packages_may_not_share_a_name(monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("import sys; sys.exit(0)", "does not import: SystemExit"), ("METHODS = {'odd': 3}", "'odd' is not a valid method")],
+    [
+        ("import sys; sys.exit(0)", "does not import: SystemExit"),
+        ("METHODS = {'odd': 3}", "'odd' is not a valid method"),
+    ],
 )
 def test_a_plugin_of_something_else(load, tmp_path, text, said):
     (tmp_path / "odd.py").write_text(text)

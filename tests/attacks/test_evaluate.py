@@ -19,27 +19,16 @@ from bench.attacks.pgd import margin, pgd, random_start
 from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean, Threat
 from bench.data.batches import to_float
 from bench.data.dataset import ImageSet
-from bench.data.datasets.digits import digits, load
-from bench.models.architecture import build_network
-from bench.models.small_cnn import small_cnn
+from bench.data.datasets.digits import load
 from bench.testing.recorded_graph import record
 from bench.utils.rng import generator
 
 THREAT = Threat(norm="linf", eps=0.1)
 
 
-@pytest.fixture(scope="module")
-def network():
-    """A network after one natural epoch: right about most digits, robust about few."""
-    model = build_network(small_cnn, digits, seed=0)
-    images, _ = load()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    for index in torch.arange(len(images)).split(64):
-        loss = torch.nn.functional.cross_entropy(model(to_float(images.pixels[index])), images.labels[index])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model
+@pytest.fixture
+def network(digits_network):
+    return digits_network
 
 
 def test_clean_verdicts_are_the_argmax_in_eval_mode(network, monkeypatch):

@@ -5,10 +5,8 @@ import logging
 import numpy as np
 import pytest
 import torch
-from pyautoattack.square import SquareAttack
 from torch import nn
 
-from bench.attacks import autoattack
 from bench.attacks import evaluate as evaluation
 from bench.attacks.apgd import cross_entropy, targeted_dlr
 from bench.attacks.autoattack import Cascade
@@ -90,6 +88,7 @@ def test_a_few_graphs_serve_all_sizes(model):
     assert len(beats) == 9
 
 
+@pytest.mark.usefixtures("short_autoattack")
 @pytest.mark.parametrize("attacks", [("apgd-ce",), pytest.param(("apgd-t", "fab-t", "square"), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 def test_a_captured_cascade_has_the_results_of_an_eager_one_on_padded_batches(model, monkeypatch, attacks, norm):
@@ -102,14 +101,6 @@ def test_a_captured_cascade_has_the_results_of_an_eager_one_on_padded_batches(mo
         return confirm(self, adversarial, *rest)
 
     monkeypatch.setattr(Cascade, "_confirm", watched)
-    start = SquareAttack.init_hyperparam
-
-    def few_queries(self, images):
-        start(self, images)
-        self.n_queries = 40
-
-    monkeypatch.setattr(SquareAttack, "init_hyperparam", few_queries)
-    monkeypatch.setattr(autoattack, "MAX_TARGETS", 2)
     finals = []
     for capture in (record, eager, None):
         found.append([])

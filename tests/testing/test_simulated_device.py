@@ -3,13 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from pyautoattack.square import SquareAttack
 
-from bench.attacks import autoattack
 from bench.attacks import evaluate as evaluation
 from bench.attacks.evaluate import correct_under, evaluate
 from bench.config.attacks import CW, FGSM, PGD, AutoAttack, Clean, Threat
-from bench.data.batches import to_float
 from bench.data.datasets.digits import digits, load
 from bench.execution import worker
 from bench.execution.worker import Job, execute
@@ -150,58 +147,33 @@ ATTACKS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def network():
-    """A network after one natural epoch."""
-    model = build_network(small_cnn, digits, seed=0)
-    images, _ = load()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    for index in torch.arange(len(images)).split(64):
-        optimizer.zero_grad()
-        F.cross_entropy(model(to_float(images.pixels[index])), images.labels[index]).backward()
-        optimizer.step()
-    return model
-
-
-@pytest.fixture
-def short_autoattack(monkeypatch):
-    start = SquareAttack.init_hyperparam
-
-    def few_queries(self, images):
-        start(self, images)
-        self.n_queries = 40
-
-    monkeypatch.setattr(SquareAttack, "init_hyperparam", few_queries)
-    monkeypatch.setattr(autoattack, "MAX_TARGETS", 2)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: type(attack).__name__)
 @pytest.mark.usefixtures("short_autoattack")
-def test_final_attacks(network, attack, norm):
+def test_final_attacks(digits_network, attack, norm):
     threat = Threat(norm=norm, eps={"linf": 0.1, "l2": 0.4}[norm])
     images = load()[1].take(torch.arange(100))
-    expected = evaluate(network, "weights", images, attack, threat)
+    expected = evaluate(digits_network, "weights", images, attack, threat)
     with simulated_device() as device:
         moved = build_network(small_cnn, digits, seed=0).to(device)
-        moved.load_state_dict(network.state_dict())
+        moved.load_state_dict(digits_network.state_dict())
         found = evaluate(moved, "weights", images.to(device), attack, threat)
     assert (found.correct == expected.correct).all()
     assert found.detail == expected.detail
     assert 0 < expected.correct.mean() < 1
 
 
-def test_final_attacks_captured(network, monkeypatch):
+def test_final_attacks_captured(digits_network, monkeypatch):
     monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 64)
     monkeypatch.setattr(evaluation, "MIN_CAPTURED_IMAGES", 128)
     attack, threat = PGD(steps=2, step_size=0.05), Threat(norm="linf", eps=0.1)
     images = load()[1].take(torch.arange(300))
-    expected = correct_under(network, images, attack, threat, generator(0, "t"))
+    expected = correct_under(digits_network, images, attack, threat, generator(0, "t"))
     count = CountedCapture()
     with simulated_device() as device:
         moved = build_network(small_cnn, digits, seed=0).to(device)
-        moved.load_state_dict(network.state_dict())
+        moved.load_state_dict(digits_network.state_dict())
         random = generator(0, "t", device=device)
         found = correct_under(moved, images.to(device), attack, threat, random, capture=count)
         assert torch.equal(found.cpu(), expected)
