@@ -268,7 +268,7 @@ def _median(setup: GPUSetup, work: Callable[[], Any], times: int = 3) -> float:
 
 PARTS: dict[str, tuple[int, Part]] = {
     "environment": (30, environment),
-    "captured": (150, captured),
+    "captured": (200, captured),
     "refused": (40, refused),
     "speed": (150, speed),
     "compiled": (150, compiled),

@@ -6,7 +6,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.config.cell import Cell
+from bench.config.suite import params_of
 from bench.data.batches import Batch
 from bench.data.dataset import ImageSet, Splits
 from bench.speed.process import Setup
@@ -104,7 +105,8 @@ def _trainer(setup: GPUSetup, cell: Cell, folder: str | Path, kind: type[Trainer
     few = training.model_copy(update={"epochs": EPOCHS, "attack": attack})
     short = cell.model_copy(update={"protocol": cell.protocol.model_copy(update={"training": few})})
     tracked = random_images(setup, TRACKED, "test")
-    splits = Splits(random_images(setup, BATCHES * few.batch_size, "train"), tracked, tracked)
+    images = BATCHES * few.batch_size + params_of(cell).held_out
+    splits = Splits(random_images(setup, images, "train"), tracked, tracked)
     run = RunFolder.of(short, Path(folder))
     run.begin(short, {})
     trainer = kind(short, setup.dataset, splits, run, setup.where)
@@ -152,23 +154,32 @@ def _named(setup: GPUSetup, *names: str) -> list[Cell]:
 # --- the parts -------------------------------------------------------------------------------------------------------
 
 
+def _every_method(setup: GPUSetup, claim: str, check: Callable[[Cell], Line]) -> Iterator[Line]:
+    """Yield the line of each method; after an error, which fails its claim, the other methods are checked."""
+    for cell in setup.methods:
+        name = f"{cell.method.name}: {claim}"
+        try:
+            line = check(cell)
+            yield replace(line, what=f"{name} {line.what}".rstrip())
+        except Exception as error:
+            yield Line(name, False, {"error": f"{type(error).__name__}: {error}"})
+
+
 def captured(setup: GPUSetup) -> Iterator[Line]:
     """Captured steps give the bits of eager ones, for every method."""
-    for cell in setup.methods:
-        name = f"{cell.method.name}: captured steps equal eager ones"
-        try:
-            count = CountedCapture(capture_or_record(setup.where))
-            graph, eager = _train(setup, cell, count), _train(setup, cell)
-            apart = _apart(graph, eager)
-            ran = bool(count.replays) or not graph.method.captured
-            repeats = not apart or not _apart(eager, _train(setup, cell))
-            figures = {"apart": apart, "replays": count.replays, "refused": "; ".join(count.refusals[:1])}
-            if not repeats:  # then nothing is known
-                yield Line(f"{name} (eager steps do not repeat)", None, figures)
-            else:
-                yield Line(name, not apart and ran, figures)
-        except Exception as error:  # the other methods are checked
-            yield Line(name, False, {"error": f"{type(error).__name__}: {error}"})
+
+    def check(cell: Cell) -> Line:
+        count = CountedCapture(capture_or_record(setup.where))
+        graph, eager = _train(setup, cell, count), _train(setup, cell)
+        apart = _apart(graph, eager)
+        ran = bool(count.replays) or not graph.method.captured
+        repeats = not apart or not _apart(eager, _train(setup, cell))
+        figures = {"apart": apart, "replays": count.replays, "refused": "; ".join(count.refusals[:1])}
+        if not repeats:  # then nothing is known
+            return Line("(eager steps do not repeat)", None, figures)
+        return Line("", not apart and ran, figures)
+
+    yield from _every_method(setup, "captured steps equal eager ones", check)
 
 
 def refused(setup: GPUSetup) -> Iterator[Line]:
@@ -223,7 +234,8 @@ def captured_and_compiled(setup: GPUSetup) -> Iterator[Line]:
 
 def waits(setup: GPUSetup) -> Iterator[Line]:
     """Count the operations of eager steps that wait for the device."""
-    for cell in setup.methods:
+
+    def check(cell: Cell) -> Line:
         with tempfile.TemporaryDirectory() as folder:
             trainer, found, waiting = _trainer(setup, cell, folder), [], 0
             for epoch in range(EPOCHS):
@@ -237,9 +249,9 @@ def waits(setup: GPUSetup) -> Iterator[Line]:
                 found += messages
                 waiting += len(messages) if trainer.method.captured and trainer.method.captured_transform else 0
         known = not waiting if setup.on_gpu else None
-        yield Line(
-            f"{cell.method.name}: no step waits", known, {"waits": len(found), "first": found[0] if found else ""}
-        )
+        return Line("", known, {"waits": len(found), "first": found[0] if found else ""})
+
+    yield from _every_method(setup, "no step waits", check)
 
 
 def recapture(setup: GPUSetup) -> Iterator[Line]:

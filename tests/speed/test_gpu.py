@@ -75,6 +75,7 @@ def test_every_part_runs_and_no_claim_fails(setup, name):
     claims = [line["holds"] for line in lines.values() if line["holds"] is not None]
     assert claims == [True] * CLAIMS.get(name, 0), lines
     json.dumps(list(lines.values()), allow_nan=False)
+    assert name != "speed" or (setup.output / "profile.txt").read_text()
 
 
 def test_on_a_gpu_there_is_a_row_with_tf32(setup):
@@ -161,16 +162,37 @@ def test_all_methods_are_checked_but_those_that_need_teachers(load, setup):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "holds"), [("captured", True), ("waits", None)])
+def test_every_method_is_checked(load, setup, name, holds):
+    setup = replace(setup, methods=gpu.every_method(load(), setup.cell))
+    lines = gpu.run_part(name, setup)
+    assert [(line["what"].split(":")[0], line["holds"]) for line in lines] == [
+        (cell.method.name, holds) for cell in setup.methods
+    ]
+
+
+def test_a_method_that_raises_is_a_failed_claim_and_the_others_are_checked(setup):
+    (cell,) = setup.methods
+    no_method = cell.model_copy(update={"method": cell.method.model_copy(update={"name": "nothing"})})
+    first, last = gpu.run_part("waits", replace(setup, methods=(no_method, cell)))
+    assert (first["what"], first["holds"]) == ("nothing: no step waits", False)
+    assert "unknown method" in first["figures"]["error"]
+    assert (last["what"], last["holds"]) == ("pgd_at: no step waits", None)
+
+
+@pytest.mark.slow
 def test_the_command(load, tmp_path, monkeypatch):
     load({"batch_size: 64": "batch_size: 16"})
     monkeypatch.setattr(gpu, "every_method", lambda _loaded, cell: (cell,))
+    parts = {name: gpu_parts.PARTS[name] for name in ("environment", "refused", "tracking")}
+    monkeypatch.setattr(gpu, "PARTS", parts)  # of this process: each part runs in another, which has them all
     words = ["speed", str(tmp_path / "suite.yaml"), "--what", "gpu", "--device", "cpu", "--threads", "1"]
     done = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     lines = json.loads((tmp_path / "out" / "gpu.json").read_text())["content"]["lines"]
-    assert list(dict.fromkeys(line["part"] for line in lines)) == list(gpu_parts.PARTS)
-    assert "0 of " in done.stdout
-    assert (tmp_path / "out" / "profile.txt").read_text()
+    assert list(dict.fromkeys(line["part"] for line in lines)) == list(parts)
+    assert "0 of 5 claims failed" in done.stdout
+    assert {path.stem for path in (tmp_path / "out").glob("*.log")} == set(parts)
 
 
 def test_bad_input(load, tmp_path):
