@@ -6,7 +6,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -154,13 +154,12 @@ def _named(setup: GPUSetup, *names: str) -> list[Cell]:
 # --- the parts -------------------------------------------------------------------------------------------------------
 
 
-def _every_method(setup: GPUSetup, claim: str, check: Callable[[Cell], Line]) -> Iterator[Line]:
-    """Yield the line of each method; after an error, which fails its claim, the other methods are checked."""
+def _every_method(setup: GPUSetup, claim: str, check: Callable[[Cell, str], Line]) -> Iterator[Line]:
+    """Yield `check(cell, name of its claim)` of each method; an error fails its claim, and the others are checked."""
     for cell in setup.methods:
         name = f"{cell.method.name}: {claim}"
         try:
-            line = check(cell)
-            yield replace(line, what=f"{name} {line.what}".rstrip())
+            yield check(cell, name)
         except Exception as error:
             yield Line(name, False, {"error": f"{type(error).__name__}: {error}"})
 
@@ -168,7 +167,7 @@ def _every_method(setup: GPUSetup, claim: str, check: Callable[[Cell], Line]) ->
 def captured(setup: GPUSetup) -> Iterator[Line]:
     """Captured steps give the bits of eager ones, for every method."""
 
-    def check(cell: Cell) -> Line:
+    def check(cell: Cell, name: str) -> Line:
         count = CountedCapture(capture_or_record(setup.where))
         graph, eager = _train(setup, cell, count), _train(setup, cell)
         apart = _apart(graph, eager)
@@ -176,8 +175,8 @@ def captured(setup: GPUSetup) -> Iterator[Line]:
         repeats = not apart or not _apart(eager, _train(setup, cell))
         figures = {"apart": apart, "replays": count.replays, "refused": "; ".join(count.refusals[:1])}
         if not repeats:  # then nothing is known
-            return Line("(eager steps do not repeat)", None, figures)
-        return Line("", not apart and ran, figures)
+            return Line(f"{name} (eager steps do not repeat)", None, figures)
+        return Line(name, not apart and ran, figures)
 
     yield from _every_method(setup, "captured steps equal eager ones", check)
 
@@ -235,7 +234,7 @@ def captured_and_compiled(setup: GPUSetup) -> Iterator[Line]:
 def waits(setup: GPUSetup) -> Iterator[Line]:
     """Count the operations of eager steps that wait for the device."""
 
-    def check(cell: Cell) -> Line:
+    def check(cell: Cell, name: str) -> Line:
         with tempfile.TemporaryDirectory() as folder:
             trainer, found, waiting = _trainer(setup, cell, folder), [], 0
             for epoch in range(EPOCHS):
@@ -249,7 +248,7 @@ def waits(setup: GPUSetup) -> Iterator[Line]:
                 found += messages
                 waiting += len(messages) if trainer.method.captured and trainer.method.captured_transform else 0
         known = not waiting if setup.on_gpu else None
-        return Line("", known, {"waits": len(found), "first": found[0] if found else ""})
+        return Line(name, known, {"waits": len(found), "first": found[0] if found else ""})
 
     yield from _every_method(setup, "no step waits", check)
 
